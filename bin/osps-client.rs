@@ -1,0 +1,7 @@
+//! `osps-client`: the reference client.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    osps::cli::osps_client()
+}

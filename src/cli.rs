@@ -1,0 +1,263 @@
+//! The command lines of the binaries: arguments in, exit code out.
+
+use std::ffi::OsString;
+use std::io::{Read, Seek, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::{self, ClientError, Control};
+use crate::config::{Config, ConfigError};
+use crate::exit::{Code, Failure};
+use crate::os::rundir::Rundir;
+use crate::role;
+use crate::status;
+
+/// How often `osps stop` looks whether the watchdog has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "osps",
+    version,
+    about = "A process-supervised TCP server: watchdog, principal and secondaries",
+    long_about = "A process-supervised TCP server. Without a command it runs in the foreground: a watchdog \
+                  starts the principal, the principal starts the secondaries. Stop it with Ctrl-C or \"osps stop\".",
+    after_help = "Logs go to standard error; RUST_LOG sets their level (default info). \
+                  Exit codes: 0, 64 usage, 69 unavailable, 70 internal, 73 cannot create, \
+                  75 already running, 77 no permission, 78 configuration."
+)]
+struct Osps {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file [default: ./osps.toml if it is there, else built-in defaults]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of the shared files, over what the configuration says
+    #[arg(long, global = true, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Validate the configuration and print it as it would be in force; binds nothing
+    Check,
+    /// Show what each process is doing, from shared memory
+    Status {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop the running system gracefully and wait until it has ended; again: at once
+    Stop,
+    /// Exchange pings and pongs between a principal and one secondary in a private directory
+    Pingpong {
+        /// Number of exchanges
+        #[arg(long, default_value_t = 10_000, value_name = "N")]
+        count: u64,
+    },
+}
+
+/// Runs `osps`.
+#[must_use]
+pub fn osps() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    // Roles come first and plain: a server that is being replaced should start at once.
+    let text: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
+    let done = match text.as_slice() {
+        [_, "principal"] => role::principal::run(),
+        [_, "secondary", _] => role::secondary::run(),
+        [_, "pingpong-secondary", dir] => role::pingpong::run_secondary(Path::new(dir)),
+        _ => match parse::<Osps>(&arguments) {
+            Ok(osps) => run(osps),
+            Err(code) => return code,
+        },
+    };
+    done.unwrap_or_else(|failure| fail("osps", &failure))
+}
+
+fn run(osps: Osps) -> Result<ExitCode, Failure> {
+    let Common { config, runtime_dir } = osps.common;
+    let load = || Config::load(config.as_deref(), runtime_dir.as_deref()).map_err(config_failure);
+    match osps.command {
+        None => role::watchdog::run(load()?),
+        Some(Command::Check) => {
+            let toml = load()?.to_toml().map_err(|error| Failure::new(Code::Config, error))?;
+            print(&toml)
+        }
+        Some(Command::Status { json }) => {
+            let status = status::read(&rundir(&load()?))?;
+            if json {
+                let json = status.to_json().map_err(|error| Failure::internal("write JSON", &error))?;
+                print(&format!("{json}\n"))
+            } else {
+                print(&status.to_text())
+            }
+        }
+        Some(Command::Stop) => stop(&rundir(&load()?)),
+        Some(Command::Pingpong { count }) => role::pingpong::run(count),
+    }
+}
+
+fn rundir(config: &Config) -> Rundir {
+    Rundir::at(&config.runtime_dir)
+}
+
+fn config_failure(error: ConfigError) -> Failure {
+    Failure::new(Code::Config, error.to_string().trim_end())
+}
+
+/// Asks the watchdog to stop and waits until it has: then its lock is free.
+fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
+    if !rundir.is_locked() {
+        let message = format!("no osps is running in {}", rundir.path().display());
+        return Err(Failure::new(Code::Unavailable, message));
+    }
+    let path = rundir.control();
+    let ask = || {
+        let mut watchdog = UnixStream::connect(&path)?;
+        watchdog.write_all(b"stop\n")?;
+        // Ends when the watchdog does, after all others.
+        let mut said = String::new();
+        watchdog.read_to_string(&mut said)?;
+        Ok(said)
+    };
+    let said: String = ask().map_err(|error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            Failure::new(Code::NoPermission, format!("{}: {error}", path.display()))
+        }
+        _ => {
+            Failure::new(Code::Unavailable, format!("cannot ask the watchdog at {}: {error}", path.display()))
+        }
+    })?;
+    if let Some(error) = said.lines().find_map(|line| line.strip_prefix("error ")) {
+        return Err(Failure::new(Code::Unavailable, error));
+    }
+    while rundir.is_locked() {
+        pause(LOOK_EVERY);
+    }
+    if !said.lines().any(|line| line == "stopped") {
+        return Err(Failure::new(Code::Unavailable, "the watchdog ended before it had stopped the others"));
+    }
+    Ok(Code::Ok.into())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a tool that waits for another process, no server")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "osps-client",
+    version,
+    about = "Asks a principal for a type of work and talks to the secondary that it names",
+    after_help = "Exit codes: 0, 64 usage, 69 refused or unreachable, 78 configuration."
+)]
+struct ClientArguments {
+    #[command(flatten)]
+    common: Common,
+    /// Where the principal listens [default: as configured, 127.0.0.1:2222]
+    #[arg(long, value_name = "HOST:PORT")]
+    at: Option<String>,
+    /// The type of work
+    #[arg(value_name = "TYPE")]
+    kind: String,
+    /// What to send [default: standard input]
+    #[arg(long, value_name = "TEXT")]
+    data: Option<String>,
+    /// How often to ask and exchange, over one control connection
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    repeat: u64,
+    /// The longest silence before it is an error
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
+    timeout: Duration,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let time = humantime_serde::re::humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(time) }
+}
+
+/// Runs `osps-client`.
+#[must_use]
+pub fn osps_client() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match parse::<ClientArguments>(&arguments) {
+        Ok(arguments) => run_client(&arguments).unwrap_or_else(|failure| fail("osps-client", &failure)),
+        Err(code) => code,
+    }
+}
+
+fn run_client(arguments: &ClientArguments) -> Result<ExitCode, Failure> {
+    let unavailable = |error: ClientError| Failure::new(Code::Unavailable, error);
+    let at = match &arguments.at {
+        Some(at) => at.clone(),
+        None => configured_address(&arguments.common)?,
+    };
+    let mut control = Control::connect(&at, arguments.timeout).map_err(unavailable)?;
+    let mut stdout = std::io::stdout().lock();
+    let streams_stdin = arguments.data.is_none() && arguments.repeat == 1;
+    if streams_stdin {
+        let stream = control.open(&arguments.kind).map_err(unavailable)?;
+        client::exchange(stream, std::io::stdin(), &mut stdout, arguments.timeout).map_err(unavailable)?;
+        return Ok(Code::Ok.into());
+    }
+    let mut data =
+        input_file(arguments.data.as_deref()).map_err(|error| Failure::internal("keep the input", &error))?;
+    for _ in 0..arguments.repeat {
+        data.rewind().map_err(|error| Failure::internal("rewind the input", &error))?;
+        let stream = control.open(&arguments.kind).map_err(unavailable)?;
+        client::exchange(stream, &data, &mut stdout, arguments.timeout).map_err(unavailable)?;
+    }
+    Ok(Code::Ok.into())
+}
+
+/// The input as a file, so that it can be sent again and again.
+fn input_file(data: Option<&str>) -> std::io::Result<std::fs::File> {
+    let fd = crate::os::process::file_of("osps-client-data", data.unwrap_or_default().as_bytes())?;
+    let mut file = std::fs::File::from(fd);
+    if data.is_none() {
+        std::io::copy(&mut std::io::stdin().lock(), &mut file)?;
+    }
+    Ok(file)
+}
+
+fn configured_address(common: &Common) -> Result<String, Failure> {
+    let config =
+        Config::load(common.config.as_deref(), common.runtime_dir.as_deref()).map_err(config_failure)?;
+    let address = config.listen.addresses().first().copied();
+    let address = address.ok_or_else(|| Failure::new(Code::Config, "listen: no address"))?;
+    Ok(crate::os::listener::reachable(address).to_string())
+}
+
+/// Parses a command line; help and version are no errors, the rest is a usage error.
+fn parse<T: Parser>(arguments: &[OsString]) -> Result<T, ExitCode> {
+    T::try_parse_from(arguments).map_err(|error| {
+        let _ = error.print();
+        if error.use_stderr() { Code::Usage.into() } else { Code::Ok.into() }
+    })
+}
+
+fn print(text: &str) -> Result<ExitCode, Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => Ok(Code::Ok.into()),
+        // Whoever reads has seen enough (`osps status | head -1`).
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Code::Ok.into()),
+        Err(error) => Err(Failure::internal("write to standard output", &error)),
+    }
+}
+
+fn fail(program: &str, failure: &Failure) -> ExitCode {
+    crate::os::log::Lines::stderr().line(format!("{program}: {failure}\n").as_bytes());
+    failure.code.into()
+}

@@ -1,0 +1,496 @@
+//! The configuration: a TOML file over built-in defaults, checked as a whole.
+//!
+//! Every error names the key, the value, and what would be right.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use thiserror::Error;
+
+use crate::core::supervision::Settings;
+use crate::page::principal::{MAX_SLOTS, MAX_TYPES};
+use crate::wire::client::is_type_name;
+
+/// Read where no `--config` is given, if it is there.
+pub const DEFAULT_FILE: &str = "osps.toml";
+/// Ports given to clients are greater than this one.
+const LAST_LOW_PORT: u16 = 2222;
+const MAX_JOBS: u32 = 1 << 16;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no TOML, or has an unknown key or a value of the wrong type.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that cannot be.
+    #[error("{source_name}: {key} = {value}: {wanted}")]
+    Value {
+        /// The file, or the built-in defaults.
+        source_name: String,
+        /// The key, with its table.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        wanted: String,
+    },
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Addresses of the control listener.
+    pub listen: Listen,
+    /// Ports for (secondary, type) pairs.
+    pub data_ports: DataPorts,
+    /// Number of secondaries.
+    pub secondaries: u16,
+    /// Where the shared files stand.
+    pub runtime_dir: PathBuf,
+    /// Who is admitted to a data port.
+    pub admission: Admission,
+    /// How long a job waits to be claimed.
+    #[serde(with = "humantime_serde")]
+    pub claim_within: Duration,
+    /// Control connections at once; more wait in the backlog.
+    pub max_clients: usize,
+    /// Jobs claimed or waiting, per secondary.
+    pub max_jobs: u32,
+    /// How long a request waits while no secondary can take it.
+    #[serde(with = "humantime_serde")]
+    pub queue_within: Duration,
+    /// How long a client may be silent while nothing is owed to it.
+    #[serde(with = "humantime_serde")]
+    pub client_idle: Duration,
+    /// Supervision times.
+    pub watchdog: Watchdog,
+    /// The request types.
+    pub request: Vec<Request>,
+}
+
+/// `[watchdog]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Watchdog {
+    /// Each server is probed once in this time.
+    #[serde(with = "humantime_serde")]
+    pub period: Duration,
+    /// Silence that makes a server suspect.
+    #[serde(with = "humantime_serde")]
+    pub suspect_after: Duration,
+    /// Silence that condemns it.
+    #[serde(with = "humantime_serde")]
+    pub kill_after: Duration,
+    /// How long a start may take.
+    #[serde(with = "humantime_serde")]
+    pub start_within: Duration,
+    /// How long a draining server may finish.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+}
+
+/// `[[request]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// What clients ask for.
+    pub name: String,
+    /// Who serves it.
+    pub handler: Handler,
+    /// For `delay` and `block`: how long each message takes.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Duration>,
+}
+
+/// The built-in handlers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Handler {
+    /// Waits on a timer after each message, then answers one line.
+    Delay,
+    /// Sends back what it gets.
+    Echo,
+    /// Like `delay`, but blocks its process.
+    Block,
+}
+
+/// Who may claim a waiting job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Admission {
+    /// A connection from the address that asked for it.
+    Address,
+}
+
+/// One address, or a list of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "an address such as \"127.0.0.1:2222\"")]
+pub enum Listen {
+    /// `listen = "127.0.0.1:2222"`
+    One(SocketAddr),
+    /// `listen = ["127.0.0.1:2222"]`
+    Many(Vec<SocketAddr>),
+}
+
+impl Listen {
+    /// The addresses.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        match self {
+            Self::One(address) => std::slice::from_ref(address),
+            Self::Many(addresses) => addresses,
+        }
+    }
+}
+
+/// Where data ports come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataPorts {
+    /// `"2223-2999"`: the first free ones of a range.
+    Range(RangeInclusive<u16>),
+    /// `"0"`: whatever the kernel gives.
+    Kernel,
+}
+
+impl fmt::Display for DataPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range(range) => write!(f, "{}-{}", range.start(), range.end()),
+            Self::Kernel => f.write_str("0"),
+        }
+    }
+}
+
+impl Serialize for DataPorts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DataPorts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "0" {
+            return Ok(Self::Kernel);
+        }
+        let bounds = text.split_once('-').and_then(|(first, last)| {
+            Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))
+        });
+        match bounds {
+            Some((first, last)) if first > LAST_LOW_PORT && first <= last => Ok(Self::Range(first..=last)),
+            _ => Err(serde::de::Error::custom(format_args!(
+                "data_ports = \"{text}\": must be a range of ports above {LAST_LOW_PORT}, \
+                 lowest first, such as \"2223-2999\", or \"0\" to let the kernel choose"
+            ))),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let request = |name: &str, handler, delay: Option<u64>| Request {
+            name: name.to_owned(),
+            handler,
+            delay: delay.map(Duration::from_millis),
+        };
+        Self {
+            listen: Listen::One(SocketAddr::from(([127, 0, 0, 1], 2222))),
+            data_ports: DataPorts::Range(2223..=2999),
+            secondaries: default_secondaries(),
+            runtime_dir: default_runtime_dir(),
+            admission: Admission::Address,
+            claim_within: Duration::from_secs(5),
+            max_clients: 15_000,
+            max_jobs: 1024,
+            queue_within: Duration::from_secs(1),
+            client_idle: Duration::from_secs(60),
+            watchdog: Watchdog::default(),
+            request: vec![
+                request("requetetype1", Handler::Delay, Some(20)),
+                request("requetetype2", Handler::Delay, Some(50)),
+                request("echo", Handler::Echo, None),
+            ],
+        }
+    }
+}
+
+impl Default for Watchdog {
+    fn default() -> Self {
+        Self {
+            period: Duration::from_millis(250),
+            suspect_after: Duration::from_millis(500),
+            kill_after: Duration::from_secs(2),
+            start_within: Duration::from_secs(10),
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Twice the cores, at most 64.
+fn default_secondaries() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from((2 * cores).min(64)).unwrap_or(64)
+}
+
+/// `$XDG_RUNTIME_DIR/osps`, else `/run/osps` for root, else `/tmp/osps-<uid>`.
+fn default_runtime_dir() -> PathBuf {
+    let uid = rustix::process::geteuid();
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir).join("osps"),
+        None if uid.is_root() => PathBuf::from("/run/osps"),
+        None => PathBuf::from(format!("/tmp/osps-{}", uid.as_raw())),
+    }
+}
+
+impl Config {
+    /// Loads `file`, or `./osps.toml` if it is there, or the defaults; then sets
+    /// `runtime_dir` where given, and checks the whole.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(file: Option<&Path>, runtime_dir: Option<&Path>) -> Result<Self, ConfigError> {
+        let default = Path::new(DEFAULT_FILE);
+        let file = file.or_else(|| default.exists().then_some(default));
+        let mut config = match file {
+            Some(path) => Self::parse_file(path)?,
+            None => Self::default(),
+        };
+        if let Some(runtime_dir) = runtime_dir {
+            config.runtime_dir = runtime_dir.to_owned();
+        }
+        let name = file.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
+        config.check(&name)?;
+        Ok(config)
+    }
+
+    fn parse_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// The effective configuration as TOML.
+    ///
+    /// # Errors
+    /// Where a value cannot be written as TOML (a path that is no UTF-8).
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+
+    /// The times of supervision, for the core.
+    #[must_use]
+    pub fn supervision(&self) -> Settings {
+        Settings {
+            period: self.watchdog.period,
+            suspect_after: self.watchdog.suspect_after,
+            kill_after: self.watchdog.kill_after,
+            start_within: self.watchdog.start_within,
+            grace: self.watchdog.grace,
+        }
+    }
+
+    fn check(&self, source_name: &str) -> Result<(), ConfigError> {
+        let checks = [self.check_listen(), self.check_counts(), self.check_times(), self.check_requests()];
+        match checks.into_iter().find_map(Result::err) {
+            None => Ok(()),
+            Some(Wrong { key, value, wanted }) => {
+                Err(ConfigError::Value { source_name: source_name.to_owned(), key, value, wanted })
+            }
+        }
+    }
+
+    fn check_listen(&self) -> Result<(), Wrong> {
+        let [address] = self.listen.addresses() else {
+            let listed: Vec<String> = self.listen.addresses().iter().map(ToString::to_string).collect();
+            return wrong("listen", format!("{listed:?}"), "this version serves exactly one address");
+        };
+        if !address.is_ipv4() {
+            return wrong("listen", address, "this version serves IPv4 only, such as \"127.0.0.1:2222\"");
+        }
+        let DataPorts::Range(range) = &self.data_ports else {
+            return Ok(());
+        };
+        if range.contains(&address.port()) {
+            let wanted = format!(
+                "clashes with listen = \"{address}\": choose a range without port {}",
+                address.port()
+            );
+            return wrong("data_ports", quoted(&self.data_ports), wanted);
+        }
+        let (have, need) = (range.len(), usize::from(self.secondaries) * self.request.len());
+        if have < need {
+            let wanted = format!(
+                "too small: {} secondaries with {} request types each need {need} ports, the range has {have}",
+                self.secondaries,
+                self.request.len()
+            );
+            return wrong("data_ports", quoted(&self.data_ports), wanted);
+        }
+        Ok(())
+    }
+
+    fn check_counts(&self) -> Result<(), Wrong> {
+        between("secondaries", usize::from(self.secondaries), 1, MAX_SLOTS)?;
+        between("max_clients", self.max_clients, 1, 1 << 20)?;
+        between("max_jobs", self.max_jobs as usize, 1, MAX_JOBS as usize)
+    }
+
+    fn check_times(&self) -> Result<(), Wrong> {
+        let Watchdog { period, suspect_after, kill_after, start_within, grace } = self.watchdog;
+        for (key, time, least) in [
+            ("watchdog.period", period, 1),
+            ("watchdog.suspect_after", suspect_after, 1),
+            ("watchdog.kill_after", kill_after, 1),
+            ("watchdog.start_within", start_within, 1),
+            ("watchdog.grace", grace, 0),
+            ("claim_within", self.claim_within, 1),
+            ("client_idle", self.client_idle, 1),
+            ("queue_within", self.queue_within, 0),
+        ] {
+            let (least, most) = (Duration::from_millis(least), Duration::from_secs(365 * 24 * 3600));
+            if !(least..=most).contains(&time) {
+                let wanted = format!("must be from {least:?} to 365 days");
+                return wrong(key, quoted(&humantime_serde::re::humantime::format_duration(time)), wanted);
+            }
+        }
+        if suspect_after >= kill_after {
+            let wanted = format!("must be shorter than watchdog.kill_after = {kill_after:?}");
+            return wrong("watchdog.suspect_after", format!("{suspect_after:?}"), wanted);
+        }
+        Ok(())
+    }
+
+    fn check_requests(&self) -> Result<(), Wrong> {
+        between("the number of [[request]]", self.request.len(), 1, MAX_TYPES)?;
+        for (index, request) in self.request.iter().enumerate() {
+            let name = &request.name;
+            if !is_type_name(name) {
+                let wanted = "must be 1 to 64 of A-Z a-z 0-9 _ . - and no word of the protocol";
+                return wrong("request.name", quoted(name), wanted);
+            }
+            if self.request[..index].iter().any(|other| other.name == *name) {
+                return wrong("request.name", quoted(name), "is there twice: names must differ");
+            }
+            match (request.handler, request.delay) {
+                (Handler::Delay | Handler::Block, None) => {
+                    let wanted =
+                        format!("missing in request \"{name}\": its handler needs one, such as \"20ms\"");
+                    return wrong("request.delay", "(none)", wanted);
+                }
+                (Handler::Echo, Some(delay)) => {
+                    let wanted = format!("is of no use in request \"{name}\": echo does not wait");
+                    return wrong("request.delay", format!("{delay:?}"), wanted);
+                }
+                (Handler::Delay | Handler::Block, Some(_)) | (Handler::Echo, None) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A value that cannot be.
+struct Wrong {
+    key: String,
+    value: String,
+    wanted: String,
+}
+
+fn wrong(key: &str, value: impl fmt::Display, wanted: impl Into<String>) -> Result<(), Wrong> {
+    Err(Wrong { key: key.to_owned(), value: value.to_string(), wanted: wanted.into() })
+}
+
+fn quoted(value: &dyn fmt::Display) -> String {
+    format!("\"{value}\"")
+}
+
+fn between(key: &str, value: usize, least: usize, most: usize) -> Result<(), Wrong> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    wrong(key, value, format!("must be from {least} to {most}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("osps.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(Some(&path), None).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_defaults_are_right_and_survive_being_printed() {
+        let config = Config::default();
+        assert!(config.check("defaults").is_ok());
+        assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
+        assert_eq!(parse("").unwrap(), config);
+    }
+
+    #[test]
+    fn what_the_file_says_goes_over_the_defaults() {
+        let config = parse(
+            "listen = [\"0.0.0.0:4000\"]\ndata_ports = \"5000-5010\"\nsecondaries = 2\n\
+             [watchdog]\nkill_after = \"1s\"\n\
+             [[request]]\nname = \"block\"\nhandler = \"block\"\ndelay = \"20ms\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.listen.addresses(), ["0.0.0.0:4000".parse().unwrap()]);
+        assert_eq!(config.watchdog.kill_after, Duration::from_secs(1));
+        assert_eq!(config.watchdog.period, Duration::from_millis(250));
+        assert_eq!(config.request.len(), 1);
+    }
+
+    #[test]
+    fn each_error_names_the_key_the_value_and_what_would_be_right() {
+        for (text, wanted) in [
+            ("secundaries = 4", &["secundaries", "secondaries"][..]),
+            ("secondaries = \"four\"", &["secondaries", "four"]),
+            ("secondaries = 0", &["secondaries = 0", "from 1 to 1024"]),
+            ("claim_within = \"soon\"", &["claim_within", "soon"]),
+            ("claim_within = \"0s\"", &["claim_within", "0s", "from 1ms"]),
+            ("listen = \"localhost\"", &["listen", "localhost", "127.0.0.1:2222"]),
+            ("listen = \"[::1]:2222\"", &["listen", "[::1]:2222", "IPv4"]),
+            ("listen = [\"127.0.0.1:1\", \"127.0.0.1:2\"]", &["listen", "127.0.0.1:2", "exactly one"]),
+            ("listen = \"127.0.0.1:2300\"", &["data_ports", "2223-2999", "2300"]),
+            ("data_ports = \"100-200\"", &["data_ports", "100-200", "2223-2999"]),
+            ("data_ports = \"3000-3001\"\nsecondaries = 4", &["data_ports", "3000-3001", "12 ports"]),
+            ("[watchdog]\nsuspect_after = \"3s\"", &["suspect_after", "3s", "kill_after"]),
+            ("[watchdog]\nperiode = \"3s\"", &["periode", "period"]),
+            ("[[request]]\nname = \"a b\"\nhandler = \"echo\"", &["request.name", "a b"]),
+            ("[[request]]\nname = \"a\"\nhandler = \"exec\"", &["exec", "delay"]),
+            ("[[request]]\nname = \"a\"\nhandler = \"delay\"", &["request.delay", "\"a\"", "20ms"]),
+            ("admission = \"open\"", &["admission", "open", "address"]),
+            ("listen = ", &["line 1"]),
+        ] {
+            let error = parse(text).unwrap_err();
+            for part in wanted {
+                assert!(error.contains(part), "{text:?}: {error:?} does not name {part:?}");
+            }
+        }
+        let missing = Config::load(Some(Path::new("/nonexistent.toml")), None).unwrap_err();
+        assert!(missing.to_string().contains("/nonexistent.toml"));
+    }
+}

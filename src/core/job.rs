@@ -1,0 +1,169 @@
+//! The state word of a job: the one field in shared memory with several writers.
+//!
+//! ```text
+//!  63            20 19           4   3       2..0
+//! +----------------+--------------+---------+-------+
+//! | number (44)    | holder (16)  | tracked | state |
+//! +----------------+--------------+---------+-------+
+//! ```
+//!
+//! All of it changes in one compare-and-swap. Because the word carries the job's
+//! number and the incarnation that holds it, a swap by a process that was frozen
+//! while the slot went to another job cannot succeed.
+
+use std::fmt;
+
+/// How often a server was started in its seat: unique among the living.
+///
+/// It wraps after 65,535 restarts and skips zero, which means "nobody".
+pub type Incarnation = u16;
+
+/// Numbers jobs across all tables, from 1; 44 bits last 5 years at 100,000 a second.
+pub type JobNumber = u64;
+
+/// The highest job number that a state word can carry.
+pub const MAX_NUMBER: JobNumber = (1 << 44) - 1;
+
+/// Where a job stands. `Waiting` may become `Claimed` or `Expired`; `Claimed` may
+/// become `Done` or `Failed`; what has ended becomes `Free` once it is in the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nobody's: the principal may put a job here.
+    Free,
+    /// Given out, not yet claimed by a data connection.
+    Waiting,
+    /// A secondary serves it.
+    Claimed,
+    /// Served to its end.
+    Done,
+    /// Claimed, but its end was not a good one.
+    Failed,
+    /// Nobody came for it in time.
+    Expired,
+}
+
+/// The unpacked state word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// Where the job stands.
+    pub state: State,
+    /// The job's number; zero only in a word that was never used.
+    pub number: JobNumber,
+    /// The incarnation that claimed it, zero while nobody has.
+    pub holder: Incarnation,
+    /// Whether the client follows this job by a jeton.
+    pub tracked: bool,
+}
+
+/// A word that no version of this program writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Garbage(pub u64);
+
+impl fmt::Display for Garbage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x} is not a job's state word", self.0)
+    }
+}
+
+impl Word {
+    /// The word of an entry that holds no job.
+    pub const FREE: Self = Self { state: State::Free, number: 0, holder: 0, tracked: false };
+
+    /// The word of a job just given out.
+    #[must_use]
+    pub fn waiting(number: JobNumber) -> Self {
+        Self { state: State::Waiting, number, ..Self::FREE }
+    }
+
+    /// This job, claimed by an incarnation.
+    #[must_use]
+    pub fn claimed_by(self, holder: Incarnation) -> Self {
+        debug_assert_eq!(self.state, State::Waiting);
+        Self { state: State::Claimed, holder, ..self }
+    }
+
+    /// This job, in another state.
+    #[must_use]
+    pub fn in_state(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+
+    /// Whether the job has ended and waits to be entered in the books.
+    #[must_use]
+    pub fn has_ended(self) -> bool {
+        match self.state {
+            State::Done | State::Failed | State::Expired => true,
+            State::Free | State::Waiting | State::Claimed => false,
+        }
+    }
+
+    /// The word as it stands in memory.
+    #[must_use]
+    pub fn pack(self) -> u64 {
+        debug_assert!(self.number <= MAX_NUMBER);
+        let state = match self.state {
+            State::Free => 0,
+            State::Waiting => 1,
+            State::Claimed => 2,
+            State::Done => 3,
+            State::Failed => 4,
+            State::Expired => 5,
+        };
+        (self.number & MAX_NUMBER) << 20 | u64::from(self.holder) << 4 | u64::from(self.tracked) << 3 | state
+    }
+
+    /// Reads a word from memory.
+    ///
+    /// # Errors
+    /// [`Garbage`], where the bits name no state.
+    pub fn unpack(bits: u64) -> Result<Self, Garbage> {
+        let state = match bits & 0b111 {
+            0 => State::Free,
+            1 => State::Waiting,
+            2 => State::Claimed,
+            3 => State::Done,
+            4 => State::Failed,
+            5 => State::Expired,
+            _ => return Err(Garbage(bits)),
+        };
+        let [low, high, ..] = (bits >> 4).to_le_bytes();
+        Ok(Self {
+            state,
+            number: bits >> 20,
+            holder: u16::from_le_bytes([low, high]),
+            tracked: bits >> 3 & 1 == 1,
+        })
+    }
+}
+
+/// The incarnation after this one; skips zero.
+#[must_use]
+pub fn next_incarnation(incarnation: Incarnation) -> Incarnation {
+    incarnation.checked_add(1).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_untouched_page_is_a_table_of_free_entries() {
+        assert_eq!(Word::unpack(0), Ok(Word::FREE));
+    }
+
+    #[test]
+    fn incarnations_wrap_past_zero() {
+        assert_eq!(next_incarnation(u16::MAX), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bits_are_a_word_or_refused(bits: u64) {
+            match Word::unpack(bits) {
+                Ok(word) => prop_assert_eq!(word.pack(), bits),
+                Err(Garbage(same)) => prop_assert!(same == bits && bits & 7 > 5),
+            }
+        }
+    }
+}

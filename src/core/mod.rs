@@ -1,0 +1,18 @@
+//! Decisions, as plain state machines: no clock, no descriptor, no syscall.
+//!
+//! Each takes `now` and an input through `handle_*`, offers what to do through
+//! `poll_*`, and says when it wants to be called again. The shells in
+//! [`crate::role`] join them to the kernel; the simulator in `tests/` joins them to
+//! a made-up world.
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod conversation;
+pub mod dispatch;
+pub mod job;
+pub mod list;
+pub mod moment;
+pub mod restart;
+pub mod supervision;
+pub mod timers;
+pub mod tree;

@@ -1,0 +1,406 @@
+//! The life of one supervised process, as the watchdog sees it.
+//!
+//! ```text
+//!          Started          Ready            Due
+//!   Down ----------> Starting ----> Healthy <----> Probed
+//!    ^                  |              ^ Answered    | Due
+//!    |                  | Due          |             v
+//!    |                  v    Condemned +--------- Suspect
+//!    +-- Exited --- Killing <-----------------------+
+//! ```
+//!
+//! [`step`] is total: it says for every state what every input does, and the
+//! compiler checks that no pair was forgotten.
+
+use std::time::Duration;
+
+use crate::core::moment::Moment;
+
+/// A starved process is forgiven for at most this long.
+pub const LONGEST_FORGIVENESS: Duration = Duration::from_secs(60);
+
+/// The supervision times of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Each server is probed once in this time.
+    pub period: Duration,
+    /// Silence after a probe that makes a server suspect.
+    pub suspect_after: Duration,
+    /// Silence after a probe that condemns it.
+    pub kill_after: Duration,
+    /// How long a server may take until it is ready.
+    pub start_within: Duration,
+    /// How long a draining server may finish its exchanges.
+    pub grace: Duration,
+}
+
+/// What the watchdog believes of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// There is no process.
+    Down,
+    /// It runs, but has not declared itself ready; it must not be signalled yet.
+    Starting {
+        /// When it was started.
+        since: Moment,
+    },
+    /// It answered its last probe.
+    Healthy {
+        /// When the next probe is due.
+        probe_at: Moment,
+    },
+    /// A probe is under way.
+    Probed {
+        /// The number to be answered.
+        number: u64,
+        /// When the probe was sent.
+        sent_at: Moment,
+    },
+    /// Silent for `suspect_after`: it gets no more jobs.
+    Suspect {
+        /// The number to be answered.
+        number: u64,
+        /// When the probe was sent.
+        sent_at: Moment,
+        /// When to look at the evidence and judge.
+        judge_at: Moment,
+    },
+    /// SIGKILL was sent; its end is awaited.
+    Killing {
+        /// When it was sent.
+        since: Moment,
+    },
+}
+
+/// What happened to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// It was started.
+    Started,
+    /// It declared itself ready.
+    Ready,
+    /// Its record holds this number.
+    Answered(u64),
+    /// Time has passed: the state's deadline may be over.
+    Due,
+    /// The evidence speaks for the process: judge again at that moment.
+    Spared(Moment),
+    /// It must go, whatever state it is in.
+    Condemned(Reason),
+    /// It has ended.
+    Exited,
+}
+
+/// Why a process is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Not ready within `start_within`.
+    SlowStart,
+    /// No answer within `kill_after`.
+    NoAnswer,
+    /// No answer, and found stopped.
+    Stopped,
+    /// No answer, and found burning CPU.
+    Spinning,
+    /// Still not ended when its grace was over.
+    GraceOver,
+    /// Its principal died while it was not healthy.
+    Orphaned,
+    /// The whole system stops at once.
+    Stopping,
+}
+
+impl Reason {
+    /// The reason in words, for logs and obituaries.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SlowStart => "not ready within start_within",
+            Self::NoAnswer => "no answer within kill_after",
+            Self::Stopped => "stopped, no answer within kill_after",
+            Self::Spinning => "spinning, no answer within kill_after",
+            Self::GraceOver => "grace is over",
+            Self::Orphaned => "not healthy when its principal died",
+            Self::Stopping => "the system stops at once",
+        }
+    }
+}
+
+/// What the shell has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Write this number into the process's probe record, then send SIGUSR1.
+    Probe(u64),
+    /// Take it out of dispatch.
+    Suspect,
+    /// Put it back into dispatch.
+    Trust,
+    /// Look at `/proc` and report the evidence.
+    Examine,
+    /// Send SIGKILL.
+    Kill(Reason),
+}
+
+/// What a step may need to know besides the state.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'a> {
+    /// The time.
+    pub now: Moment,
+    /// When this process's next turn to be probed comes.
+    pub next_probe: Moment,
+    /// A probe number that was never used before.
+    pub fresh: u64,
+    /// The configured times.
+    pub settings: &'a Settings,
+}
+
+impl State {
+    /// When `Input::Due` will change something.
+    #[must_use]
+    pub fn deadline(self, settings: &Settings) -> Option<Moment> {
+        match self {
+            Self::Down | Self::Killing { .. } => None,
+            Self::Starting { since } => Some(since + settings.start_within),
+            Self::Healthy { probe_at } => Some(probe_at),
+            Self::Probed { sent_at, .. } => Some(sent_at + settings.suspect_after),
+            Self::Suspect { judge_at, .. } => Some(judge_at),
+        }
+    }
+
+    /// Whether the process answers, as far as is known.
+    #[must_use]
+    pub fn is_healthy(self) -> bool {
+        match self {
+            Self::Healthy { .. } | Self::Probed { .. } => true,
+            Self::Down | Self::Starting { .. } | Self::Suspect { .. } | Self::Killing { .. } => false,
+        }
+    }
+}
+
+/// The next state, and what has to be done to get there.
+#[must_use]
+pub fn step(state: State, input: Input, turn: Turn<'_>) -> (State, Option<Act>) {
+    let Turn { now, settings, .. } = turn;
+    let due = state.deadline(settings).is_some_and(|deadline| deadline <= now);
+    match (state, input) {
+        (State::Down, Input::Started) => (State::Starting { since: now }, None),
+        (
+            State::Down,
+            Input::Ready
+            | Input::Answered(_)
+            | Input::Due
+            | Input::Spared(_)
+            | Input::Condemned(_)
+            | Input::Exited,
+        ) => (State::Down, None),
+
+        (State::Starting { .. }, Input::Ready) => (State::Healthy { probe_at: turn.next_probe }, None),
+        (State::Starting { .. }, Input::Due) if due => kill(now, Reason::SlowStart),
+        (State::Starting { .. }, Input::Started | Input::Answered(_) | Input::Due | Input::Spared(_)) => {
+            (state, None)
+        }
+
+        (State::Healthy { .. }, Input::Due) if due => {
+            (State::Probed { number: turn.fresh, sent_at: now }, Some(Act::Probe(turn.fresh)))
+        }
+        (
+            State::Healthy { .. },
+            Input::Started | Input::Ready | Input::Answered(_) | Input::Due | Input::Spared(_),
+        ) => (state, None),
+
+        (State::Probed { number, .. }, Input::Answered(answer)) if answer == number => {
+            (State::Healthy { probe_at: turn.next_probe }, None)
+        }
+        (State::Probed { number, sent_at }, Input::Due) if due => {
+            let judge_at = sent_at + settings.kill_after;
+            (State::Suspect { number, sent_at, judge_at }, Some(Act::Suspect))
+        }
+        (
+            State::Probed { .. },
+            Input::Started | Input::Ready | Input::Answered(_) | Input::Due | Input::Spared(_),
+        ) => (state, None),
+
+        (State::Suspect { number, .. }, Input::Answered(answer)) if answer == number => {
+            (State::Healthy { probe_at: turn.next_probe }, Some(Act::Trust))
+        }
+        (State::Suspect { .. }, Input::Due) if due => (state, Some(Act::Examine)),
+        (State::Suspect { number, sent_at, .. }, Input::Spared(judge_at)) => {
+            (State::Suspect { number, sent_at, judge_at }, None)
+        }
+        (State::Suspect { .. }, Input::Started | Input::Ready | Input::Answered(_) | Input::Due) => {
+            (state, None)
+        }
+
+        (
+            State::Starting { .. } | State::Healthy { .. } | State::Probed { .. } | State::Suspect { .. },
+            Input::Condemned(reason),
+        ) => kill(now, reason),
+
+        (
+            State::Killing { .. },
+            Input::Started
+            | Input::Ready
+            | Input::Answered(_)
+            | Input::Due
+            | Input::Spared(_)
+            | Input::Condemned(_),
+        ) => (state, None),
+
+        (
+            State::Starting { .. }
+            | State::Healthy { .. }
+            | State::Probed { .. }
+            | State::Suspect { .. }
+            | State::Killing { .. },
+            Input::Exited,
+        ) => (State::Down, None),
+    }
+}
+
+fn kill(now: Moment, reason: Reason) -> (State, Option<Act>) {
+    (State::Killing { since: now }, Some(Act::Kill(reason)))
+}
+
+/// What a process does, by the state letter of `/proc/<pid>/stat` (proc_pid_stat(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// R: runs, or wants to.
+    Running,
+    /// S, D, I: waits for something.
+    Waiting,
+    /// T, t: stopped by a signal or a tracer.
+    Stopped,
+    /// Z, X, or no such process: it has ended.
+    Gone,
+}
+
+/// What `/proc` says of a silent process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// What it does now.
+    pub run_state: RunState,
+    /// CPU time it got since the probe was sent, where the kernel tells.
+    pub cpu_since_probe: Option<Duration>,
+}
+
+/// What the evidence says about a silent process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// It is proven to be stuck: it may be killed at once.
+    Proven(Reason),
+    /// It is silent, and nothing excuses it.
+    Unexcused,
+    /// It wants to run, but the machine gave it no CPU.
+    Starved,
+    /// It has ended already.
+    Gone,
+}
+
+/// Tells a stuck process from one that the machine starves.
+#[must_use]
+pub fn judge(evidence: Evidence, silent_for: Duration, settings: &Settings) -> Judgement {
+    let enough = settings.kill_after / 4;
+    match (evidence.run_state, evidence.cpu_since_probe) {
+        (RunState::Gone, _) => Judgement::Gone,
+        (RunState::Stopped, _) => Judgement::Proven(Reason::Stopped),
+        (RunState::Running, Some(cpu)) if cpu >= enough => Judgement::Proven(Reason::Spinning),
+        (RunState::Running, Some(_)) if silent_for < LONGEST_FORGIVENESS => Judgement::Starved,
+        (RunState::Running, Some(_) | None) | (RunState::Waiting, _) => Judgement::Unexcused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: Settings = Settings {
+        period: Duration::from_millis(250),
+        suspect_after: Duration::from_millis(500),
+        kill_after: Duration::from_secs(2),
+        start_within: Duration::from_secs(10),
+        grace: Duration::from_secs(10),
+    };
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_nanos(millis * 1_000_000)
+    }
+
+    fn turn(now: Moment) -> Turn<'static> {
+        Turn { now, next_probe: now + SETTINGS.period, fresh: 42, settings: &SETTINGS }
+    }
+
+    #[test]
+    fn a_silent_server_is_suspected_then_judged() {
+        let mut state = State::Down;
+        let mut acts = Vec::new();
+        let story = [
+            (0, Input::Started),
+            (3, Input::Ready),
+            (253, Input::Due),
+            (752, Input::Due),
+            (753, Input::Due),
+            (2252, Input::Due),
+            (2253, Input::Due),
+            (2253, Input::Condemned(Reason::NoAnswer)),
+            (2254, Input::Exited),
+        ];
+        for (millis, input) in story {
+            let (next, act) = step(state, input, turn(at(millis)));
+            state = next;
+            acts.extend(act.map(|act| (millis, act)));
+        }
+        assert_eq!(
+            acts,
+            [
+                (253, Act::Probe(42)),
+                (753, Act::Suspect),
+                (2253, Act::Examine),
+                (2253, Act::Kill(Reason::NoAnswer)),
+            ]
+        );
+        assert_eq!(state, State::Down);
+    }
+
+    #[test]
+    fn only_the_number_of_the_probe_is_an_answer() {
+        let probed = State::Probed { number: 7, sent_at: at(0) };
+        assert_eq!(step(probed, Input::Answered(6), turn(at(1))), (probed, None));
+        let (healthy, _) = step(probed, Input::Answered(7), turn(at(1)));
+        assert!(matches!(healthy, State::Healthy { .. }));
+    }
+
+    #[test]
+    fn a_late_answer_restores_trust() {
+        let suspect = State::Suspect { number: 7, sent_at: at(0), judge_at: at(2000) };
+        let (state, act) = step(suspect, Input::Answered(7), turn(at(1999)));
+        assert_eq!((state.is_healthy(), act), (true, Some(Act::Trust)));
+    }
+
+    #[test]
+    fn a_condemned_process_is_killed_once() {
+        let (killing, act) =
+            step(State::Starting { since: at(0) }, Input::Condemned(Reason::Stopping), turn(at(1)));
+        assert_eq!(act, Some(Act::Kill(Reason::Stopping)));
+        assert_eq!(step(killing, Input::Condemned(Reason::Stopping), turn(at(2))), (killing, None));
+    }
+
+    #[test]
+    fn evidence_tells_stuck_from_starved() {
+        let judged = |run_state, cpu: Option<u64>| {
+            let evidence = Evidence { run_state, cpu_since_probe: cpu.map(Duration::from_millis) };
+            judge(evidence, SETTINGS.kill_after, &SETTINGS)
+        };
+        assert_eq!(judged(RunState::Stopped, Some(0)), Judgement::Proven(Reason::Stopped));
+        assert_eq!(judged(RunState::Running, Some(500)), Judgement::Proven(Reason::Spinning));
+        assert_eq!(judged(RunState::Running, Some(499)), Judgement::Starved);
+        assert_eq!(judged(RunState::Running, None), Judgement::Unexcused);
+        assert_eq!(judged(RunState::Waiting, Some(0)), Judgement::Unexcused);
+        assert_eq!(judged(RunState::Gone, None), Judgement::Gone);
+    }
+
+    #[test]
+    fn forgiveness_ends_after_a_minute() {
+        let evidence = Evidence { run_state: RunState::Running, cpu_since_probe: Some(Duration::ZERO) };
+        assert_eq!(judge(evidence, LONGEST_FORGIVENESS, &SETTINGS), Judgement::Unexcused);
+    }
+}

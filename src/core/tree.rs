@@ -1,0 +1,554 @@
+//! The watchdog's judgement over the whole tree: one principal, its secondaries,
+//! and predecessors that still finish their exchanges.
+//!
+//! Pure: the shell reports what it sees through `handle_*`, then carries out what
+//! [`Tree::poll_action`] says, then sleeps until [`Tree::poll_timeout`].
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use crate::core::job::{Incarnation, next_incarnation};
+use crate::core::moment::{Moment, nanos};
+use crate::core::restart::{Death, Restart, Verdict};
+use crate::core::supervision::{Act, Evidence, Input, Judgement, Reason, Settings, State, Turn, judge, step};
+
+/// What a supervised process is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Gives jobs to secondaries.
+    Principal,
+    /// Serves jobs.
+    Secondary,
+}
+
+/// Names one process of the tree, for ever: no successor has the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// Principal or secondary.
+    pub role: Role,
+    /// 0 for the principal; secondaries count from 1.
+    pub slot: u16,
+    /// Which process in that slot.
+    pub incarnation: Incarnation,
+}
+
+impl Name {
+    /// The name of a principal.
+    #[must_use]
+    pub fn principal(incarnation: Incarnation) -> Self {
+        Self { role: Role::Principal, slot: 0, incarnation }
+    }
+
+    /// The name of a secondary; slots count from 1.
+    #[must_use]
+    pub fn secondary(slot: u16, incarnation: Incarnation) -> Self {
+        Self { role: Role::Secondary, slot, incarnation }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.role {
+            Role::Principal => write!(f, "principal.{}", self.incarnation),
+            Role::Secondary => write!(f, "secondary {}.{}", self.slot, self.incarnation),
+        }
+    }
+}
+
+/// What the shell has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Start a principal of this incarnation; report with [`Tree::handle_started`],
+    /// or [`Tree::handle_start_failed`].
+    StartPrincipal(Incarnation),
+    /// Do this to that process.
+    To(Name, Act),
+    /// Order a process to drain.
+    Drain(Name),
+    /// Order the principal to stop gracefully.
+    Stop(Name),
+    /// Order the principal to stop at once.
+    StopNow(Name),
+    /// Log that a process was forgiven because the machine starves it.
+    Forgiven(Name),
+    /// The principal said that it cannot start: it stays down.
+    GiveUp,
+    /// Everything has ended as asked: the watchdog may end.
+    Finished,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seat {
+    name: Name,
+    state: State,
+    ready_since: Option<Moment>,
+    /// When a draining process is killed; `None` for one that serves.
+    drain_until: Option<Moment>,
+}
+
+impl Seat {
+    fn empty(name: Name) -> Self {
+        Self { name, state: State::Down, ready_since: None, drain_until: None }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// Ends when the last process has; until then everything is killed at `kill_at`.
+    Stopping {
+        kill_at: Moment,
+        at_once: bool,
+    },
+    Finished,
+}
+
+/// The supervisor of one tree.
+#[derive(Debug)]
+pub struct Tree {
+    settings: Settings,
+    /// The longest time a graceful stop may take before everything is killed.
+    stop_within: Duration,
+    /// Index 0: the principal; index n: secondary n.
+    seats: Vec<Seat>,
+    predecessors: Vec<Seat>,
+    restart: Restart,
+    start_at: Option<Moment>,
+    last_unproven_kill: Option<Moment>,
+    last_number: u64,
+    phase: Phase,
+    actions: VecDeque<Action>,
+}
+
+/// How much longer than the principal's own patience the watchdog waits in a stop.
+const STOP_MARGIN: Duration = Duration::from_secs(1);
+/// How long a stop "at once" leaves to the servers' own clean-up.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+impl Tree {
+    /// A tree whose principal is to be started at `now`.
+    ///
+    /// `stop_within` is how long a graceful stop may take; `seed` decides jitter.
+    #[must_use]
+    pub fn new(now: Moment, secondaries: u16, settings: Settings, stop_within: Duration, seed: u64) -> Self {
+        let mut seats = vec![Seat::empty(Name::principal(0))];
+        seats.extend((1..=secondaries).map(|slot| Seat::empty(Name::secondary(slot, 0))));
+        Self {
+            settings,
+            stop_within,
+            seats,
+            predecessors: Vec::new(),
+            restart: Restart::new(seed),
+            start_at: Some(now),
+            last_unproven_kill: None,
+            last_number: 0,
+            phase: Phase::Running,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// A process was started. In an occupied slot it succeeds one that drains.
+    pub fn handle_started(&mut self, now: Moment, name: Name) {
+        let index = usize::from(name.slot);
+        if self.seats[index].state != State::Down {
+            self.retire(now, index);
+        }
+        self.seats[index] = Seat::empty(name);
+        self.input(now, name, Input::Started);
+        if self.phase != Phase::Running {
+            self.condemn_if_at_once(now, name);
+        }
+        self.check_invariants();
+    }
+
+    /// The shell could not start the principal.
+    pub fn handle_start_failed(&mut self, now: Moment) {
+        self.schedule_start(now, Death { ready_since: None, cannot_start: false });
+    }
+
+    /// A process declared itself ready.
+    pub fn handle_ready(&mut self, now: Moment, name: Name) {
+        if let Some(seat) = self.seat_mut(name)
+            && seat.ready_since.is_none()
+        {
+            seat.ready_since = Some(now);
+            self.input(now, name, Input::Ready);
+        }
+    }
+
+    /// A process's record holds this number.
+    pub fn handle_answer(&mut self, now: Moment, name: Name, number: u64) {
+        self.input(now, name, Input::Answered(number));
+    }
+
+    /// A secondary drains by itself (it was sent SIGTERM): its slot is free for a successor.
+    pub fn handle_draining(&mut self, now: Moment, name: Name) {
+        let index = usize::from(name.slot);
+        if name.role == Role::Secondary && self.seats[index].name == name {
+            self.retire(now, index);
+            self.seats[index] = Seat::empty(Name { incarnation: 0, ..name });
+        }
+        self.check_invariants();
+    }
+
+    /// What `/proc` says, as asked by [`Act::Examine`].
+    pub fn handle_evidence(&mut self, now: Moment, name: Name, evidence: Evidence) {
+        let Some(State::Suspect { sent_at, .. }) = self.state(name) else {
+            return;
+        };
+        let next_allowed = self.last_unproven_kill.map_or(now, |last| last + self.settings.period);
+        match judge(evidence, now.since(sent_at), &self.settings) {
+            Judgement::Proven(reason) => self.input(now, name, Input::Condemned(reason)),
+            Judgement::Unexcused if next_allowed > now => {
+                self.input(now, name, Input::Spared(next_allowed));
+            }
+            Judgement::Unexcused => {
+                self.last_unproven_kill = Some(now);
+                self.input(now, name, Input::Condemned(Reason::NoAnswer));
+            }
+            Judgement::Starved => {
+                self.actions.push_back(Action::Forgiven(name));
+                self.input(now, name, Input::Spared(now + self.settings.period));
+            }
+            Judgement::Gone => self.input(now, name, Input::Spared(now + self.settings.period)),
+        }
+    }
+
+    /// A process has ended. `cannot_start`: it said that starting it again is of no use.
+    pub fn handle_exited(&mut self, now: Moment, name: Name, cannot_start: bool) {
+        let Some(seat) = self.seat_mut(name).copied() else {
+            return;
+        };
+        if seat.state == State::Down {
+            return;
+        }
+        self.input(now, name, Input::Exited);
+        self.predecessors.retain(|seat| seat.name != name);
+        if name.role == Role::Principal {
+            self.orphan_secondaries(now);
+            self.schedule_start(now, Death { ready_since: seat.ready_since, cannot_start });
+        }
+        self.finish_if_empty();
+        self.check_invariants();
+    }
+
+    /// Asked to stop: gracefully, and at once where asked again.
+    pub fn handle_stop(&mut self, now: Moment) {
+        let at_once = match self.phase {
+            Phase::Running => false,
+            Phase::Stopping { .. } => true,
+            Phase::Finished => return,
+        };
+        let patience = if at_once { AT_ONCE } else { self.stop_within + STOP_MARGIN };
+        self.phase = Phase::Stopping { kill_at: now + patience, at_once };
+        self.start_at = None;
+        if self.seats[0].state != State::Down {
+            let principal = self.seats[0].name;
+            let order = if at_once { Action::StopNow(principal) } else { Action::Stop(principal) };
+            self.actions.push_back(order);
+        }
+        if at_once {
+            for index in 0..self.predecessors.len() {
+                let name = self.predecessors[index].name;
+                self.input(now, name, Input::Condemned(Reason::Stopping));
+            }
+        }
+        self.finish_if_empty();
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Moment) {
+        if self.start_at.is_some_and(|at| at <= now) {
+            self.start_at = None;
+            let incarnation = next_incarnation(self.seats[0].name.incarnation);
+            self.seats[0].name.incarnation = incarnation;
+            self.actions.push_back(Action::StartPrincipal(incarnation));
+        }
+        if let Phase::Stopping { kill_at, .. } = self.phase
+            && kill_at <= now
+        {
+            let names: Vec<Name> = self.processes().map(|seat| seat.name).collect();
+            for name in names {
+                self.input(now, name, Input::Condemned(Reason::Stopping));
+            }
+            self.phase = Phase::Stopping { kill_at: now + AT_ONCE, at_once: true };
+        }
+        let names: Vec<Name> = self
+            .processes()
+            .filter(|seat| self.deadline(seat).is_some_and(|deadline| deadline <= now))
+            .map(|seat| seat.name)
+            .collect();
+        for name in names {
+            let drain_over =
+                self.seat_mut(name).and_then(|seat| seat.drain_until).is_some_and(|until| until <= now);
+            let input = if drain_over { Input::Condemned(Reason::GraceOver) } else { Input::Due };
+            self.input(now, name, input);
+        }
+        self.check_invariants();
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Tree::handle_timeout`] must be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        let stop = match self.phase {
+            Phase::Stopping { kill_at, .. } => Some(kill_at),
+            Phase::Running | Phase::Finished => None,
+        };
+        self.processes().filter_map(|seat| self.deadline(seat)).chain(self.start_at).chain(stop).min()
+    }
+
+    /// What is believed of a process; `None` once it has ended.
+    #[must_use]
+    pub fn state(&self, name: Name) -> Option<State> {
+        self.processes().find(|seat| seat.name == name).map(|seat| seat.state)
+    }
+
+    /// Whether a process has declared itself ready.
+    #[must_use]
+    pub fn is_ready(&self, name: Name) -> bool {
+        self.processes().any(|seat| seat.name == name && seat.ready_since.is_some())
+    }
+
+    /// Whether a process was ordered to drain.
+    #[must_use]
+    pub fn is_draining(&self, name: Name) -> bool {
+        self.predecessors.iter().any(|seat| seat.name == name)
+    }
+
+    /// The processes that are not known to have ended.
+    pub fn living(&self) -> impl Iterator<Item = Name> {
+        self.processes().map(|seat| seat.name)
+    }
+
+    /// Whether a stop was asked for.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.phase != Phase::Running
+    }
+
+    fn processes(&self) -> impl Iterator<Item = &Seat> {
+        self.seats.iter().filter(|seat| seat.state != State::Down).chain(&self.predecessors)
+    }
+
+    fn seat_mut(&mut self, name: Name) -> Option<&mut Seat> {
+        self.seats
+            .iter_mut()
+            .filter(|seat| seat.state != State::Down || seat.name.incarnation != 0)
+            .chain(&mut self.predecessors)
+            .find(|seat| seat.name == name)
+    }
+
+    fn deadline(&self, seat: &Seat) -> Option<Moment> {
+        let drain = match seat.state {
+            State::Killing { .. } | State::Down => None,
+            State::Starting { .. } | State::Healthy { .. } | State::Probed { .. } | State::Suspect { .. } => {
+                seat.drain_until
+            }
+        };
+        seat.state.deadline(&self.settings).into_iter().chain(drain).min()
+    }
+
+    /// Feeds one input to one process and queues what comes out.
+    fn input(&mut self, now: Moment, name: Name, input: Input) {
+        let next_probe = self.next_probe(now, name.slot);
+        let (fresh, settings) = (self.last_number + 1, self.settings);
+        let Some(seat) = self.seat_mut(name) else {
+            return;
+        };
+        let (state, act) = step(seat.state, input, Turn { now, next_probe, fresh, settings: &settings });
+        seat.state = state;
+        if act == Some(Act::Probe(fresh)) {
+            self.last_number = fresh;
+        }
+        self.actions.extend(act.map(|act| Action::To(name, act)));
+    }
+
+    /// Each slot has its own phase of the period, so that probes are spread over it.
+    fn next_probe(&self, now: Moment, slot: u16) -> Moment {
+        let period = nanos(self.settings.period).max(1);
+        let seats = u64::try_from(self.seats.len()).unwrap_or(1);
+        let phase = period / seats * u64::from(slot);
+        let start = now.as_nanos() - now.as_nanos() % period;
+        let at = start + phase;
+        Moment::from_nanos(if at > now.as_nanos() { at } else { at + period })
+    }
+
+    /// Moves the process in a seat to the predecessors and has it drained, or killed if unhealthy.
+    fn retire(&mut self, now: Moment, index: usize) {
+        let mut seat = self.seats[index];
+        if seat.state == State::Down {
+            return;
+        }
+        let (name, healthy) = (seat.name, seat.state.is_healthy());
+        seat.drain_until = Some(now + self.settings.grace);
+        self.seats[index] = Seat::empty(Name { incarnation: 0, ..name });
+        self.predecessors.push(seat);
+        if healthy {
+            self.actions.push_back(Action::Drain(name));
+        } else {
+            self.input(now, name, Input::Condemned(Reason::Orphaned));
+        }
+    }
+
+    fn orphan_secondaries(&mut self, now: Moment) {
+        for index in 1..self.seats.len() {
+            self.retire(now, index);
+        }
+    }
+
+    fn schedule_start(&mut self, now: Moment, death: Death) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        match self.restart.after_death(now, death) {
+            Verdict::StartAt(at) => self.start_at = Some(at),
+            Verdict::GiveUp => self.actions.push_back(Action::GiveUp),
+        }
+    }
+
+    fn condemn_if_at_once(&mut self, now: Moment, name: Name) {
+        if let Phase::Stopping { at_once: true, .. } = self.phase {
+            self.input(now, name, Input::Condemned(Reason::Stopping));
+        }
+    }
+
+    fn finish_if_empty(&mut self) {
+        if matches!(self.phase, Phase::Stopping { .. }) && self.processes().next().is_none() {
+            self.phase = Phase::Finished;
+            self.actions.push_back(Action::Finished);
+        }
+    }
+
+    /// What must hold after each entry into the core.
+    fn check_invariants(&self) {
+        debug_assert!(self.predecessors.iter().all(|seat| seat.state != State::Down));
+        debug_assert!(self.predecessors.iter().all(|seat| seat.drain_until.is_some()));
+        debug_assert!(self.seats.iter().all(|seat| seat.drain_until.is_none()));
+        debug_assert!(
+            self.start_at.is_none() || self.seats[0].state == State::Down,
+            "a principal is to be started beside another"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::supervision::RunState;
+
+    const SETTINGS: Settings = Settings {
+        period: Duration::from_millis(100),
+        suspect_after: Duration::from_millis(200),
+        kill_after: Duration::from_millis(800),
+        start_within: Duration::from_secs(10),
+        grace: Duration::from_secs(5),
+    };
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_nanos(millis * 1_000_000)
+    }
+
+    fn actions(tree: &mut Tree) -> Vec<Action> {
+        std::iter::from_fn(|| tree.poll_action()).collect()
+    }
+
+    fn running(secondaries: u16) -> Tree {
+        let mut tree = Tree::new(at(0), secondaries, SETTINGS, SETTINGS.grace, 1);
+        tree.handle_timeout(at(0));
+        assert_eq!(actions(&mut tree), [Action::StartPrincipal(1)]);
+        tree.handle_started(at(0), Name::principal(1));
+        tree.handle_ready(at(1), Name::principal(1));
+        for slot in 1..=secondaries {
+            tree.handle_started(at(1), Name::secondary(slot, 1));
+            tree.handle_ready(at(2), Name::secondary(slot, 1));
+        }
+        tree
+    }
+
+    #[test]
+    fn a_dead_principal_is_replaced_and_its_healthy_secondaries_drain() {
+        let mut tree = running(2);
+        tree.handle_started(at(3), Name::secondary(2, 2));
+        actions(&mut tree);
+        tree.handle_exited(at(2000), Name::principal(1), false);
+        let said = actions(&mut tree);
+        assert!(said.contains(&Action::Drain(Name::secondary(1, 1))));
+        assert!(said.contains(&Action::To(Name::secondary(2, 2), Act::Kill(Reason::Orphaned))));
+        tree.handle_timeout(at(2000));
+        assert_eq!(actions(&mut tree)[0], Action::StartPrincipal(2));
+        assert!(tree.is_draining(Name::secondary(1, 1)));
+    }
+
+    #[test]
+    fn a_predecessor_is_killed_when_its_grace_is_over() {
+        let mut tree = running(1);
+        tree.handle_draining(at(10), Name::secondary(1, 1));
+        let mut killed = None;
+        for millis in (10..8000).step_by(10) {
+            tree.handle_timeout(at(millis));
+            for action in actions(&mut tree) {
+                if let Action::To(name, act) = action {
+                    match act {
+                        Act::Probe(number) => tree.handle_answer(at(millis), name, number),
+                        Act::Kill(reason) => killed = Some((millis, name, reason)),
+                        Act::Suspect | Act::Trust | Act::Examine => {}
+                    }
+                }
+            }
+        }
+        assert_eq!(killed, Some((5010, Name::secondary(1, 1), Reason::GraceOver)));
+    }
+
+    #[test]
+    fn one_unproven_kill_a_period() {
+        let mut tree = running(3);
+        let mut kills = Vec::new();
+        for millis in 2..3000 {
+            tree.handle_timeout(at(millis));
+            for action in actions(&mut tree) {
+                match action {
+                    Action::To(name, Act::Examine) => {
+                        let evidence = Evidence { run_state: RunState::Waiting, cpu_since_probe: None };
+                        tree.handle_evidence(at(millis), name, evidence);
+                    }
+                    Action::To(name, Act::Kill(_)) => kills.push((millis, name)),
+                    Action::To(name, Act::Probe(number)) if name.role == Role::Principal => {
+                        tree.handle_answer(at(millis), name, number);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(kills.len(), 3);
+        assert!(kills.windows(2).all(|pair| pair[1].0 - pair[0].0 >= 100), "{kills:?}");
+    }
+
+    #[test]
+    fn a_stop_ends_when_the_last_process_has_and_kills_on_the_second_asking() {
+        let mut tree = running(1);
+        tree.handle_stop(at(10));
+        assert_eq!(actions(&mut tree), [Action::Stop(Name::principal(1))]);
+        tree.handle_exited(at(20), Name::secondary(1, 1), false);
+        tree.handle_stop(at(30));
+        assert_eq!(actions(&mut tree), [Action::StopNow(Name::principal(1))]);
+        tree.handle_timeout(at(530));
+        assert_eq!(actions(&mut tree), [Action::To(Name::principal(1), Act::Kill(Reason::Stopping))]);
+        tree.handle_exited(at(531), Name::principal(1), false);
+        assert_eq!(actions(&mut tree), [Action::Finished]);
+        assert_eq!(tree.poll_timeout(), None);
+    }
+
+    #[test]
+    fn probes_are_spread_over_the_period() {
+        let tree = running(3);
+        let mut times: Vec<_> = (0..4).map(|slot| tree.next_probe(at(1000), slot)).collect();
+        times.sort();
+        assert!(times.windows(2).all(|pair| pair[1].since(pair[0]) == Duration::from_millis(25)));
+    }
+}

@@ -1,0 +1,155 @@
+//! Logs and announcements that can neither block nor end a server.
+//!
+//! A paused pager, a full pipe, a terminal that was closed: the line is dropped and
+//! counted, and the count is told when lines can be written again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use rustix::net::SendFlags;
+
+/// One write is atomic up to this length on a pipe (pipe(7)): longer lines are cut.
+const LONGEST_LINE: usize = 4096;
+
+/// Where lines go.
+enum Output {
+    /// A description of our own, opened non-blocking: the descriptor we inherited is
+    /// shared with other programs, whose writes must stay blocking.
+    Own(File),
+    /// A socket, which cannot be opened again but has a flag for each write.
+    Socket(BorrowedFd<'static>),
+    /// Neither: asked before each write whether it would block.
+    Shared(BorrowedFd<'static>),
+}
+
+/// Writes whole lines, or drops and counts them.
+pub struct Lines {
+    output: Output,
+    dropped: u64,
+    /// The rest of a line that a terminal took only in part.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// Lines to standard error.
+    #[must_use]
+    pub fn stderr() -> Self {
+        Self::on(rustix::stdio::stderr(), "/proc/self/fd/2")
+    }
+
+    /// Lines to standard output.
+    #[must_use]
+    pub fn stdout() -> Self {
+        Self::on(rustix::stdio::stdout(), "/proc/self/fd/1")
+    }
+
+    fn on(fd: BorrowedFd<'static>, path: &str) -> Self {
+        let is_socket = rustix::net::sockopt::socket_type(fd).is_ok();
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+        let reopened =
+            OpenOptions::new().append(true).custom_flags(i32::try_from(flags).unwrap_or(0)).open(path);
+        let output = match reopened {
+            _ if is_socket => Output::Socket(fd),
+            Ok(file) => Output::Own(file),
+            Err(_) => Output::Shared(fd),
+        };
+        Self { output, dropped: 0, rest: Vec::new() }
+    }
+
+    /// Writes one line, which ends with a newline, or drops it.
+    pub fn line(&mut self, line: &[u8]) {
+        if !self.write_rest() {
+            self.dropped += 1;
+            return;
+        }
+        if self.dropped > 0 {
+            let notice = format!("osps: {} lines could not be written and were dropped\n", self.dropped);
+            if !self.write(notice.as_bytes()) {
+                self.dropped += 1;
+                return;
+            }
+            self.dropped = 0;
+        }
+        let kept = if line.len() > LONGEST_LINE {
+            let mut cut = line[..LONGEST_LINE - 4].to_vec();
+            cut.extend_from_slice(b"...\n");
+            self.write(&cut)
+        } else {
+            self.write(line)
+        };
+        self.dropped += u64::from(!kept);
+    }
+
+    /// Whether the line before this one is out, or was given up.
+    fn write_rest(&mut self) -> bool {
+        if self.rest.is_empty() {
+            return true;
+        }
+        let rest = std::mem::take(&mut self.rest);
+        if self.write(&rest) {
+            return true;
+        }
+        self.rest = rest;
+        false
+    }
+
+    /// Whether at least a part was taken; what is left of it comes first next time.
+    fn write(&mut self, bytes: &[u8]) -> bool {
+        let written = match &mut self.output {
+            Output::Own(file) => file.write(bytes),
+            Output::Socket(fd) => {
+                rustix::net::send(*fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map_err(Into::into)
+            }
+            Output::Shared(fd) => write_if_ready(*fd, bytes),
+        };
+        match written {
+            Ok(0) | Err(_) => false,
+            Ok(length) => {
+                self.rest.extend_from_slice(&bytes[length.min(bytes.len())..]);
+                true
+            }
+        }
+    }
+}
+
+fn write_if_ready(fd: BorrowedFd<'static>, bytes: &[u8]) -> io::Result<usize> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::OUT)];
+    if poll(&mut fds, Some(&now))? == 0 {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    Ok(rustix::io::write(fd, bytes)?)
+}
+
+/// What env_logger writes to: it hands over one formatted record at a time.
+struct Records(Lines);
+
+impl Write for Records {
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        self.0.line(record);
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Installs the logger: `RUST_LOG` decides what is logged (default `info`), each line
+/// begins with the time and `who` speaks.
+pub fn init(who: &str) {
+    let who = format!("{who}[{}]", std::process::id());
+    let environment = env_logger::Env::default().default_filter_or("info");
+    let _ = env_logger::Builder::from_env(environment)
+        .target(env_logger::Target::Pipe(Box::new(Records(Lines::stderr()))))
+        .write_style(env_logger::WriteStyle::Never)
+        .format(move |buffer, record| {
+            let time = buffer.timestamp_millis();
+            writeln!(buffer, "{time} {:<5} {who}: {}", record.level(), record.args())
+        })
+        .try_init();
+}

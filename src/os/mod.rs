@@ -1,0 +1,15 @@
+//! The only code that talks to the kernel.
+//!
+//! `unsafe` stands in [`segment`] (mapped atomics) and [`process`] (child set-up,
+//! inherited descriptors, signal dispositions) and nowhere else.
+
+pub mod clock;
+pub mod fifo;
+pub mod listener;
+pub mod log;
+pub mod pidfd;
+pub mod proc;
+pub mod process;
+pub mod reactor;
+pub mod rundir;
+pub mod segment;

@@ -1,0 +1,99 @@
+//! What `/proc` tells of a process (proc_pid_stat(5)).
+
+use std::fs::{File, read_to_string};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use crate::core::supervision::RunState;
+
+/// Part of `/proc/<pid>/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Field 3, as a letter.
+    pub letter: char,
+    /// Field 4: the parent's pid.
+    pub parent: u32,
+    /// Field 22: when it started, in clock ticks after boot. With the pid it names a
+    /// process for ever.
+    pub start_time: u64,
+}
+
+/// Reads `/proc/<pid>/stat`.
+///
+/// # Errors
+/// `NotFound` where there is no such process; `InvalidData` where the file is not
+/// what its manual says.
+pub fn stat(pid: u32) -> io::Result<Stat> {
+    let text = read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_stat(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The second field is a name in parentheses, which may hold anything: fields count
+/// from the last closing one.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let letter = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let start_time = fields.nth(22 - 5)?.parse().ok()?;
+    Some(Stat { letter, parent, start_time })
+}
+
+impl Stat {
+    /// The letter, understood.
+    #[must_use]
+    pub fn run_state(self) -> RunState {
+        match self.letter {
+            'R' => RunState::Running,
+            'T' | 't' => RunState::Stopped,
+            'Z' | 'X' | 'x' => RunState::Gone,
+            _ => RunState::Waiting,
+        }
+    }
+}
+
+/// The CPU clock of a process, `/proc/<pid>/schedstat`, kept open.
+#[derive(Debug)]
+pub struct CpuClock {
+    file: Option<File>,
+}
+
+impl CpuClock {
+    /// Opens it; where the kernel has none (`CONFIG_SCHED_INFO`), nothing will be told.
+    #[must_use]
+    pub fn open(pid: u32) -> Self {
+        Self { file: File::open(format!("/proc/{pid}/schedstat")).ok() }
+    }
+
+    /// CPU time used so far: the first field, nanoseconds.
+    #[must_use]
+    pub fn read(&self) -> Option<Duration> {
+        let mut buffer = [0; 64];
+        let length = self.file.as_ref()?.read_at(&mut buffer, 0).ok()?;
+        let text = std::str::from_utf8(&buffer[..length]).ok()?;
+        let nanos = text.split_ascii_whitespace().next()?.parse().ok()?;
+        Some(Duration::from_nanos(nanos))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_confuses_nobody() {
+        let fields: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
+        let text = format!("17 (a) R (b) S {}\n", fields.join(" "));
+        assert_eq!(parse_stat(&text), Some(Stat { letter: 'S', parent: 4, start_time: 22 }));
+        assert_eq!(parse_stat("17 (a"), None);
+    }
+
+    #[test]
+    fn this_process_is_running_and_has_used_some_cpu() {
+        let stat = stat(std::process::id()).unwrap();
+        assert!(stat.start_time > 0);
+        assert!(matches!(stat.run_state(), RunState::Running | RunState::Waiting));
+        assert!(CpuClock::open(std::process::id()).read() > Some(Duration::ZERO));
+    }
+}

@@ -1,0 +1,390 @@
+//! The runtime directory: who may be in it, what stands in it, under which names.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use thiserror::Error;
+
+use crate::core::job::Incarnation;
+
+/// Why a runtime directory cannot be used.
+#[derive(Debug, Error)]
+pub enum RundirError {
+    /// It could not be created, or something in it.
+    #[error("cannot create {path}: {source}")]
+    Create {
+        /// What could not be created.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It belongs to somebody else, or must not be entered.
+    #[error("no permission to use the runtime directory {path}: {why}")]
+    Permission {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A watchdog runs there already.
+    #[error("osps is already running in {path}, as pid {pid}")]
+    AlreadyRunning {
+        /// The directory.
+        path: PathBuf,
+        /// Its watchdog, as far as it told.
+        pid: String,
+    },
+}
+
+/// A runtime directory, by path.
+#[derive(Clone, Debug)]
+pub struct Rundir {
+    path: PathBuf,
+}
+
+/// Held by the running watchdog: an open-file-description lock (fcntl(2)), which ends
+/// with the process and can be asked about without being taken.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// The files of one secondary that are new for every incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PerIncarnation {
+    Page,
+    ToSecondary,
+    FromSecondary,
+    Orders,
+}
+
+const PER_INCARNATION: [PerIncarnation; 4] = [
+    PerIncarnation::Page,
+    PerIncarnation::ToSecondary,
+    PerIncarnation::FromSecondary,
+    PerIncarnation::Orders,
+];
+
+impl Rundir {
+    /// The directory under that path, which need not exist yet.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// Creates the directory where needed (mode 0700) and makes sure that it is ours.
+    ///
+    /// # Errors
+    /// [`RundirError::Create`] or [`RundirError::Permission`].
+    pub fn prepare(path: &Path) -> Result<Self, RundirError> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(path).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => permission(path, &source),
+            _ => RundirError::Create { path: path.to_owned(), source },
+        })?;
+        // A path that others may have planted (as under /tmp) must be a directory of ours.
+        let found = fs::symlink_metadata(path).map_err(|error| permission(path, &error))?;
+        let user = rustix::process::geteuid().as_raw();
+        if found.is_symlink() && found.uid() != user {
+            return Err(permission(path, &"a symbolic link of another user"));
+        }
+        let target = fs::metadata(path).map_err(|error| permission(path, &error))?;
+        if target.uid() != user {
+            return Err(permission(path, &format!("it belongs to uid {}, not {user}", target.uid())));
+        }
+        let absolute = fs::canonicalize(path).map_err(|error| permission(path, &error))?;
+        let mode = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&absolute, mode).map_err(|error| permission(path, &error))?;
+        Ok(Self { path: absolute })
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the lock that makes this process the only watchdog here.
+    ///
+    /// # Errors
+    /// [`RundirError::AlreadyRunning`], [`RundirError::Create`].
+    pub fn lock(&self) -> Result<Lock, RundirError> {
+        let path = self.file("lock");
+        let create = |source| RundirError::Create { path: path.clone(), source };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(create)?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            Ok(_) => Ok(Lock { _file: file }),
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+                let pid = self.watchdog_pid().unwrap_or_else(|| "(not yet written)".to_owned());
+                Err(RundirError::AlreadyRunning { path: self.path.clone(), pid })
+            }
+            Err(error) => Err(create(error.into())),
+        }
+    }
+
+    /// Whether a watchdog holds the lock. Asks only: a start at the same moment is not disturbed.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(self.file("lock")) else {
+            return false;
+        };
+        let mut lock = whole_file(libc::F_WRLCK);
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+    }
+
+    /// The pid in `watchdog.pid`, as text.
+    #[must_use]
+    pub fn watchdog_pid(&self) -> Option<String> {
+        let text = fs::read_to_string(self.watchdog_pid_file()).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    /// `watchdog.pid`: the watchdog's pid in decimal and a newline.
+    #[must_use]
+    pub fn watchdog_pid_file(&self) -> PathBuf {
+        self.file("watchdog.pid")
+    }
+
+    /// `control`: the Unix socket of `osps stop`.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.file("control")
+    }
+
+    /// `watchdog.page`.
+    #[must_use]
+    pub fn watchdog_page(&self) -> PathBuf {
+        self.file("watchdog.page")
+    }
+
+    /// `principal.page`.
+    #[must_use]
+    pub fn principal_page(&self) -> PathBuf {
+        self.file("principal.page")
+    }
+
+    /// `orders.principal`.
+    #[must_use]
+    pub fn principal_orders(&self) -> PathBuf {
+        self.file("orders.principal")
+    }
+
+    /// `secondary<n>.jobs`: the job table, which belongs to the slot.
+    #[must_use]
+    pub fn jobs(&self, slot: u16) -> PathBuf {
+        self.file(&format!("secondary{slot}.jobs"))
+    }
+
+    /// `secondary<n>.page`.
+    #[must_use]
+    pub fn secondary_page(&self, slot: u16) -> PathBuf {
+        self.secondary_file(slot, PerIncarnation::Page, None)
+    }
+
+    /// `dwtube<n>`: from the principal to secondary n.
+    #[must_use]
+    pub fn to_secondary(&self, slot: u16) -> PathBuf {
+        self.secondary_file(slot, PerIncarnation::ToSecondary, None)
+    }
+
+    /// `wdtube<n>`: from secondary n to the principal.
+    #[must_use]
+    pub fn from_secondary(&self, slot: u16) -> PathBuf {
+        self.secondary_file(slot, PerIncarnation::FromSecondary, None)
+    }
+
+    /// `orders.<n>`: from the watchdog to secondary n.
+    #[must_use]
+    pub fn secondary_orders(&self, slot: u16) -> PathBuf {
+        self.secondary_file(slot, PerIncarnation::Orders, None)
+    }
+
+    /// `wdtube<n>.<incarnation>`: the same, of a predecessor that still finishes.
+    #[must_use]
+    pub fn from_predecessor(&self, slot: u16, incarnation: Incarnation) -> PathBuf {
+        self.secondary_file(slot, PerIncarnation::FromSecondary, Some(incarnation))
+    }
+
+    /// `secondary<n>.<incarnation>.page`.
+    #[must_use]
+    pub fn predecessor_page(&self, slot: u16, incarnation: Incarnation) -> PathBuf {
+        self.secondary_file(slot, PerIncarnation::Page, Some(incarnation))
+    }
+
+    /// Gives the files of a secondary that drains the name of its incarnation, so that
+    /// its successor can have theirs. What is not there is passed over.
+    ///
+    /// # Errors
+    /// What `rename(2)` says.
+    pub fn retire_secondary(&self, slot: u16, incarnation: Incarnation) -> io::Result<()> {
+        for kind in PER_INCARNATION {
+            let from = self.secondary_file(slot, kind, None);
+            let to = self.secondary_file(slot, kind, Some(incarnation));
+            unless_missing(fs::rename(from, to))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the files of a secondary that has ended; `None` means those under the
+    /// plain names.
+    ///
+    /// # Errors
+    /// What `unlink(2)` says.
+    pub fn remove_secondary(&self, slot: u16, incarnation: Option<Incarnation>) -> io::Result<()> {
+        for kind in PER_INCARNATION {
+            remove(&self.secondary_file(slot, kind, incarnation))?;
+        }
+        Ok(())
+    }
+
+    /// Removes whatever a run leaves, the lock and strangers' files apart.
+    ///
+    /// # Errors
+    /// What `readdir(3)` or `unlink(2)` say.
+    pub fn clean(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(is_of_a_run) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The paths of all pages that stand here, to find out who is left of a crashed run.
+    ///
+    /// # Errors
+    /// What `readdir(3)` says.
+    pub fn pages(&self) -> io::Result<Vec<PathBuf>> {
+        let mut pages = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "page") {
+                pages.push(path);
+            }
+        }
+        Ok(pages)
+    }
+
+    fn secondary_file(&self, slot: u16, kind: PerIncarnation, of: Option<Incarnation>) -> PathBuf {
+        let incarnation = of.map(|incarnation| format!(".{incarnation}")).unwrap_or_default();
+        self.file(&match kind {
+            PerIncarnation::Page => format!("secondary{slot}{incarnation}.page"),
+            PerIncarnation::ToSecondary => format!("dwtube{slot}{incarnation}"),
+            PerIncarnation::FromSecondary => format!("wdtube{slot}{incarnation}"),
+            PerIncarnation::Orders => format!("orders.{slot}{incarnation}"),
+        })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+/// Removes a file that may not be there.
+///
+/// # Errors
+/// What `unlink(2)` says, `ENOENT` apart.
+pub fn remove(path: &Path) -> io::Result<()> {
+    unless_missing(fs::remove_file(path))
+}
+
+fn unless_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether a run of osps makes files of that name (the lock apart, which stays).
+fn is_of_a_run(name: &str) -> bool {
+    let numbered = |prefix: &str, suffix: &str| {
+        name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix)).is_some_and(|middle| {
+            !middle.is_empty() && middle.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+        })
+    };
+    ["watchdog.pid", "control", "watchdog.page", "principal.page", "orders.principal"].contains(&name)
+        || numbered("secondary", ".page")
+        || numbered("secondary", ".jobs")
+        || numbered("dwtube", "")
+        || numbered("wdtube", "")
+        || numbered("orders.", "")
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+fn permission(path: &Path, why: &dyn ToString) -> RundirError {
+    RundirError::Permission { path: path.to_owned(), why: why.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_excludes_a_second_watchdog_and_can_be_asked_about() {
+        let dir = tempfile::tempdir().unwrap();
+        let rundir = Rundir::prepare(&dir.path().join("deep/run")).unwrap();
+        assert!(!rundir.is_locked());
+        let lock = rundir.lock().unwrap();
+        assert!(rundir.is_locked());
+        fs::write(rundir.watchdog_pid_file(), "4711\n").unwrap();
+        let error = rundir.lock().unwrap_err().to_string();
+        assert!(error.contains("4711"), "{error}");
+        drop(lock);
+        assert!(!rundir.is_locked());
+    }
+
+    #[test]
+    fn cleaning_removes_what_a_run_makes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let rundir = Rundir::prepare(dir.path()).unwrap();
+        let ours = [
+            "control",
+            "watchdog.pid",
+            "watchdog.page",
+            "principal.page",
+            "orders.principal",
+            "orders.1",
+            "orders.1.7",
+            "secondary1.page",
+            "secondary1.7.page",
+            "secondary12.jobs",
+            "dwtube1",
+            "wdtube1.7",
+        ];
+        let others = ["lock", "notes.txt", "dwtube", "secondary.page", "secondaryx.page", "osps.toml"];
+        for name in ours.iter().chain(&others) {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        rundir.clean().unwrap();
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let mut expected = others.map(str::to_owned);
+        expected.sort();
+        assert_eq!(left, expected);
+    }
+}

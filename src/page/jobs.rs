@@ -1,0 +1,207 @@
+//! `secondary<n>.jobs`: the job table of a slot.
+//!
+//! It belongs to the slot, not to the process in it: a job that was given but not yet
+//! claimed outlives the secondary and is served by its replacement.
+//!
+//! | words | writer | meaning |
+//! |---|---|---|
+//! | 3 | creator | capacity: entries in the table |
+//! | 4 | principal | jobs published so far, to tell whether a doorbell is still under way |
+//! | 8.. | | entries of eight words (one cache line) each |
+//!
+//! An entry:
+//!
+//! | word | writer | meaning |
+//! |---|---|---|
+//! | 0 | both, by compare-and-swap | the state word ([`crate::core::job`]) |
+//! | 1 | principal | request type (low half); high half: the process group that serves it (secondary; room for `exec`) |
+//! | 2, 3 | principal | the client's address, as 16 bytes of IPv6 (IPv4 mapped) |
+//! | 4 | principal | when it was given (monotonic ns) |
+//! | 5, 6 | principal | room for the jeton of a tracked job |
+//! | 7 | secondary | when it was claimed (monotonic ns) |
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use crate::core::job::{Garbage, JobNumber, Word};
+use crate::core::moment::Moment;
+use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError};
+use crate::wire::client::TypeIndex;
+
+/// More entries than any configuration may ask for.
+pub const MAX_CAPACITY: usize = 1 << 20;
+const ENTRY_WORDS: usize = 8;
+const PUBLISHED: usize = 4;
+
+/// What the principal writes of a job before it publishes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// The request type.
+    pub kind: TypeIndex,
+    /// Who asked for it.
+    pub client: IpAddr,
+    /// When.
+    pub given_at: Moment,
+}
+
+/// The job table of one slot.
+#[derive(Debug)]
+pub struct JobTable {
+    page: Page,
+    capacity: usize,
+}
+
+impl JobTable {
+    /// Creates an empty table.
+    ///
+    /// # Errors
+    /// [`PageError::Io`].
+    pub fn create(path: &Path, capacity: usize) -> Result<Self, PageError> {
+        let words = HEADER_WORDS + capacity * ENTRY_WORDS;
+        let page = Page::create(path, Kind::Jobs, words, &[capacity as u64])?;
+        Ok(Self { page, capacity })
+    }
+
+    /// Maps an existing table.
+    ///
+    /// # Errors
+    /// [`PageError`].
+    pub fn attach(path: &Path, access: Access) -> Result<Self, PageError> {
+        let page = Page::attach(path, Kind::Jobs, access, |page| {
+            Some(HEADER_WORDS + page.dimension(0, MAX_CAPACITY)? * ENTRY_WORDS)
+        })?;
+        let capacity = page.dimension(0, MAX_CAPACITY).unwrap_or(0);
+        Ok(Self { page, capacity })
+    }
+
+    /// How many jobs it can hold.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        u32::try_from(self.capacity).unwrap_or(u32::MAX)
+    }
+
+    /// The indices of its entries.
+    pub fn indices(&self) -> std::ops::Range<u32> {
+        0..self.capacity()
+    }
+
+    /// The state word of an entry.
+    ///
+    /// # Errors
+    /// [`Garbage`], where somebody wrote nonsense there or the index is out of bounds.
+    pub fn state(&self, index: u32) -> Result<Word, Garbage> {
+        let at = self.entry(index).ok_or(Garbage(u64::MAX))?;
+        Word::unpack(self.page.get(at))
+    }
+
+    /// Writes a job into a free entry and publishes it as waiting. For the principal only.
+    pub fn publish(&self, index: u32, number: JobNumber, job: Job) {
+        let Some(at) = self.entry(index) else {
+            return;
+        };
+        let bits = match job.client {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        }
+        .to_bits();
+        self.page.set(at + 1, job.kind as u64);
+        self.page.set(at + 2, u64::try_from(bits >> 64).unwrap_or(0));
+        self.page.set(at + 3, u64::try_from(bits & u128::from(u64::MAX)).unwrap_or(0));
+        self.page.set(at + 4, job.given_at.as_nanos());
+        self.page.set(at, Word::waiting(number).pack());
+        self.page.add(PUBLISHED, 1);
+    }
+
+    /// What was written of the job at that index.
+    #[must_use]
+    pub fn job(&self, index: u32) -> Option<Job> {
+        let at = self.entry(index)?;
+        let high = u128::from(self.page.get(at + 2)) << 64;
+        let address = Ipv6Addr::from_bits(high | u128::from(self.page.get(at + 3)));
+        Some(Job {
+            kind: usize::try_from(self.page.get(at + 1) & 0xffff_ffff).ok()?,
+            client: IpAddr::V6(address).to_canonical(),
+            given_at: Moment::from_nanos(self.page.get(at + 4)),
+        })
+    }
+
+    /// Jobs published so far.
+    #[must_use]
+    pub fn published(&self) -> u64 {
+        self.page.get(PUBLISHED)
+    }
+
+    /// Changes a state word if it still is what it was. Returns whether it was.
+    #[must_use]
+    pub fn swap(&self, index: u32, from: Word, to: Word) -> bool {
+        let Some(at) = self.entry(index) else {
+            return false;
+        };
+        let (from, to) = (from.pack(), to.pack());
+        self.page.word(at).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Notes when a job was claimed. For the secondary only.
+    pub fn note_claim(&self, index: u32, now: Moment) {
+        if let Some(at) = self.entry(index) {
+            self.page.set(at + 7, now.as_nanos());
+        }
+    }
+
+    /// Overwrites an entry that holds nonsense. For the principal only.
+    pub fn reset(&self, index: u32) {
+        if let Some(at) = self.entry(index) {
+            self.page.set(at, Word::FREE.pack());
+        }
+    }
+
+    fn entry(&self, index: u32) -> Option<usize> {
+        let index = index as usize;
+        (index < self.capacity).then_some(HEADER_WORDS + index * ENTRY_WORDS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::job::State;
+
+    #[test]
+    fn what_is_published_is_read_by_the_other_side() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("jobs");
+        let principal = JobTable::create(&path, 4).unwrap();
+        let secondary = JobTable::attach(&path, Access::ReadWrite).unwrap();
+        let job = Job { kind: 3, client: "192.0.2.7".parse().unwrap(), given_at: Moment::from_nanos(99) };
+        principal.publish(2, 17, job);
+        assert_eq!(secondary.job(2), Some(job));
+        let waiting = secondary.state(2).unwrap();
+        assert_eq!(waiting, Word::waiting(17));
+        assert!(secondary.swap(2, waiting, waiting.claimed_by(5)));
+        assert!(!secondary.swap(2, waiting, waiting.claimed_by(6)), "it is claimed already");
+        assert_eq!(principal.state(2).map(|word| (word.state, word.holder)), Ok((State::Claimed, 5)));
+        assert_eq!(principal.published(), 1);
+    }
+
+    #[test]
+    fn an_index_out_of_bounds_is_garbage_not_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = JobTable::create(&dir.path().join("jobs"), 4).unwrap();
+        assert!(table.state(4).is_err());
+        assert_eq!(table.job(u32::MAX), None);
+        assert!(!table.swap(4, Word::FREE, Word::waiting(1)));
+    }
+
+    #[test]
+    fn a_page_of_another_kind_or_a_lying_header_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("page");
+        Page::create(&path, Kind::Jobs, 100, &[2]).unwrap();
+        let error = JobTable::attach(&path, Access::ReadOnly).unwrap_err().to_string();
+        assert!(error.contains("100 words"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        Page::create(&path, Kind::Secondary, 24, &[1]).unwrap();
+        assert!(JobTable::attach(&path, Access::ReadOnly).unwrap_err().to_string().contains("kind 3"));
+    }
+}

@@ -1,0 +1,198 @@
+//! What the words of the shared segments mean.
+//!
+//! | file | writer | holds |
+//! |---|---|---|
+//! | `watchdog.page` | watchdog | probe numbers, verdicts, names and ports ([`watchdog`]) |
+//! | `principal.page` | principal | its liveness record, the ledger, the slots ([`principal`]) |
+//! | `secondary<n>.page` | secondary n | its liveness record and counters ([`secondary`]) |
+//! | `secondary<n>.jobs` | both | the job table ([`jobs`]) |
+//!
+//! Each field has a single writer, the job's state word apart (see
+//! [`crate::core::job`]). All pages begin with the same eight words:
+//!
+//! | word | meaning |
+//! |---|---|
+//! | 0 | magic: the bytes `OSPSpage` |
+//! | 1 | kind (high half) and layout version (low half) |
+//! | 2 | length of the segment in words |
+//! | 3.. | dimensions, told by each kind |
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use thiserror::Error;
+
+use crate::core::moment::Moment;
+use crate::os::segment::Segment;
+
+pub mod jobs;
+pub mod principal;
+pub mod record;
+pub mod secondary;
+pub mod watchdog;
+
+/// Changes with every change of what a word means. A binary refuses pages of another version.
+pub const LAYOUT_VERSION: u32 = 1;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"OSPSpage");
+/// Words that every page begins with.
+pub const HEADER_WORDS: usize = 8;
+
+/// What a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `watchdog.page`
+    Watchdog = 1,
+    /// `principal.page`
+    Principal = 2,
+    /// `secondary<n>.page`
+    Secondary = 3,
+    /// `secondary<n>.jobs`
+    Jobs = 4,
+}
+
+/// Why a page cannot be used.
+#[derive(Debug, Error)]
+pub enum PageError {
+    /// It could not be created, opened or mapped.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// `create`, `map`.
+        what: &'static str,
+        /// The page.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not a page of this program.
+    #[error("{path} is not what it should be: {what}")]
+    Mismatch {
+        /// The page.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
+}
+
+/// How a page is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To load and store.
+    ReadWrite,
+    /// To load only.
+    ReadOnly,
+}
+
+/// A mapped page whose header was checked.
+#[derive(Debug)]
+pub struct Page {
+    words: Segment,
+}
+
+impl Page {
+    /// Creates a page: `dimensions` go to word 3 and following.
+    ///
+    /// # Errors
+    /// [`PageError::Io`].
+    pub fn create(path: &Path, kind: Kind, words: usize, dimensions: &[u64]) -> Result<Self, PageError> {
+        let segment = Segment::create(path, words).map_err(|source| PageError::Io {
+            what: "create",
+            path: path.to_owned(),
+            source,
+        })?;
+        let page = Self { words: segment };
+        for (index, &dimension) in dimensions.iter().enumerate() {
+            page.set(3 + index, dimension);
+        }
+        page.set(2, words as u64);
+        page.set(1, kind_and_version(kind));
+        // The magic comes last: who finds it finds a whole header.
+        page.set(0, MAGIC);
+        Ok(page)
+    }
+
+    /// Maps an existing page and checks its header and that its dimensions explain its length.
+    ///
+    /// # Errors
+    /// [`PageError::Io`], [`PageError::Mismatch`].
+    pub fn attach(
+        path: &Path,
+        kind: Kind,
+        access: Access,
+        expected_words: impl FnOnce(&Self) -> Option<usize>,
+    ) -> Result<Self, PageError> {
+        let segment = match access {
+            Access::ReadWrite => Segment::open(path),
+            Access::ReadOnly => Segment::open_read_only(path),
+        };
+        let words = segment.map_err(|source| PageError::Io { what: "map", path: path.to_owned(), source })?;
+        let page = Self { words };
+        match page.mismatch(kind, expected_words) {
+            None => Ok(page),
+            Some(what) => Err(PageError::Mismatch { path: path.to_owned(), what }),
+        }
+    }
+
+    fn mismatch(&self, kind: Kind, expected: impl FnOnce(&Self) -> Option<usize>) -> Option<String> {
+        if self.words.len() < HEADER_WORDS || self.get(0) != MAGIC {
+            return Some("no page of osps".to_owned());
+        }
+        if self.get(1) != kind_and_version(kind) {
+            let (found, version) = (self.get(1) >> 32, self.get(1) & 0xffff_ffff);
+            return Some(format!(
+                "kind {found}, layout {version}; this program wants kind {}, layout {LAYOUT_VERSION}",
+                kind as u32
+            ));
+        }
+        let words = self.words.len();
+        if self.get(2) != words as u64 || expected(self) != Some(words) {
+            return Some(format!("{words} words long, which its header does not explain"));
+        }
+        None
+    }
+
+    /// Loads a word that another process may have stored.
+    #[must_use]
+    pub fn get(&self, index: usize) -> u64 {
+        // A relaxed load and a fence are an acquire, and are sound on a read-only mapping.
+        let value = self.words[index].load(Ordering::Relaxed);
+        std::sync::atomic::fence(Ordering::Acquire);
+        value
+    }
+
+    /// Stores a word after all that was stored before.
+    pub fn set(&self, index: usize, value: u64) {
+        self.words[index].store(value, Ordering::Release);
+    }
+
+    /// Adds to a word that only this process stores into.
+    pub fn add(&self, index: usize, amount: u64) {
+        self.set(index, self.get(index).wrapping_add(amount));
+    }
+
+    /// The word itself, for a compare-and-swap.
+    #[must_use]
+    pub fn word(&self, index: usize) -> &AtomicU64 {
+        &self.words[index]
+    }
+
+    /// A dimension from the header (word 3 and following), if it is at most `most`.
+    #[must_use]
+    pub fn dimension(&self, index: usize, most: usize) -> Option<usize> {
+        usize::try_from(self.get(3 + index)).ok().filter(|&dimension| dimension <= most)
+    }
+
+    /// A word that holds a moment; zero means never.
+    #[must_use]
+    pub fn moment(&self, index: usize) -> Option<Moment> {
+        match self.get(index) {
+            0 => None,
+            nanos => Some(Moment::from_nanos(nanos)),
+        }
+    }
+}
+
+fn kind_and_version(kind: Kind) -> u64 {
+    u64::from(kind as u32) << 32 | u64::from(LAYOUT_VERSION)
+}

@@ -1,0 +1,279 @@
+//! `principal.page`: the principal's liveness record, the ledger, and the slots.
+//!
+//! The file outlives the principal: its successor takes over the books.
+//!
+//! | words | meaning |
+//! |---|---|
+//! | 3, 4 | slots, request types |
+//! | 8..16 | liveness record ([`super::record`]) |
+//! | 16 | jobs accepted: ports given out |
+//! | 17 | requests refused: answered -1 |
+//! | 18 | the last job number given |
+//! | 19 | changes: grows whenever the table of slots changes |
+//! | 20..24 | spare |
+//! | 24..32 | room for the intent of the exact ledger |
+//! | 32.. | per request type: done, failed, expired, spare |
+//! | then | per slot, eight words: see [`Slot`] |
+//!
+//! A slot: incarnation, pid, start time, condition, restarts, done, failed, open.
+
+use std::path::Path;
+
+use crate::core::job::{Incarnation, JobNumber, MAX_NUMBER, State};
+use crate::core::moment::Moment;
+use crate::page::record::{AFTER_RECORD, Record};
+use crate::page::{Access, Kind, Page, PageError, record};
+use crate::wire::client::TypeIndex;
+
+/// The most secondaries a tree may have.
+pub const MAX_SLOTS: usize = 1024;
+/// The most request types.
+pub const MAX_TYPES: usize = 4096;
+
+const ACCEPTED: usize = AFTER_RECORD;
+const REFUSED: usize = AFTER_RECORD + 1;
+const LAST_NUMBER: usize = AFTER_RECORD + 2;
+const CHANGES: usize = AFTER_RECORD + 3;
+const TYPES_AT: usize = 32;
+const TYPE_WORDS: usize = 4;
+const SLOT_WORDS: usize = 8;
+
+/// What a slot is doing, as the principal knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occupied {
+    /// No process; it will be started when its back-off is over.
+    Down,
+    /// A process was started.
+    Starting,
+    /// Its loop runs.
+    Ready,
+    /// It said that it cannot start, and is left down.
+    GivenUp,
+}
+
+/// One row of the table of slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The incarnation in it (or that was last in it).
+    pub incarnation: Incarnation,
+    /// Its pid, zero where there is no process.
+    pub pid: u32,
+    /// Its start time.
+    pub start_time: u64,
+    /// What the slot is doing.
+    pub occupied: Occupied,
+    /// How often a successor was started.
+    pub restarts: u64,
+    /// Jobs done here.
+    pub done: u64,
+    /// Jobs failed here.
+    pub failed: u64,
+    /// Jobs open here.
+    pub open: u64,
+}
+
+/// Jobs that ended, by how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// Served to their end.
+    pub done: u64,
+    /// Ended badly.
+    pub failed: u64,
+    /// Never claimed.
+    pub expired: u64,
+}
+
+/// The page of the principal.
+#[derive(Debug)]
+pub struct PrincipalPage {
+    page: Page,
+    slots: usize,
+    types: usize,
+}
+
+impl PrincipalPage {
+    /// Creates the page with empty books.
+    ///
+    /// # Errors
+    /// [`PageError::Io`].
+    pub fn create(path: &Path, slots: usize, types: usize) -> Result<Self, PageError> {
+        let page = Page::create(path, Kind::Principal, words(slots, types), &[slots as u64, types as u64])?;
+        Ok(Self { page, slots, types })
+    }
+
+    /// Maps an existing page.
+    ///
+    /// # Errors
+    /// [`PageError`].
+    pub fn attach(path: &Path, access: Access) -> Result<Self, PageError> {
+        let page = Page::attach(path, Kind::Principal, access, |page| {
+            Some(words(page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_TYPES)?))
+        })?;
+        let slots = page.dimension(0, MAX_SLOTS).unwrap_or(0);
+        let types = page.dimension(1, MAX_TYPES).unwrap_or(0);
+        Ok(Self { page, slots, types })
+    }
+
+    /// The page itself, for its record.
+    #[must_use]
+    pub fn page(&self) -> &Page {
+        &self.page
+    }
+
+    /// The liveness record.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        record::load(&self.page)
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn slots(&self) -> u16 {
+        u16::try_from(self.slots).unwrap_or(u16::MAX)
+    }
+
+    /// How many request types there are.
+    #[must_use]
+    pub fn types(&self) -> usize {
+        self.types
+    }
+
+    /// Ports given out so far.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.page.get(ACCEPTED)
+    }
+
+    /// Requests answered -1 so far.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.page.get(REFUSED)
+    }
+
+    /// Counts requests answered -1.
+    pub fn count_refused(&self, requests: u64) {
+        self.page.add(REFUSED, requests);
+    }
+
+    /// Counts a job as accepted and gives it its number.
+    #[must_use]
+    pub fn accept(&self) -> JobNumber {
+        let number = self.page.get(LAST_NUMBER).wrapping_add(1) & MAX_NUMBER;
+        self.page.set(LAST_NUMBER, number);
+        self.page.add(ACCEPTED, 1);
+        number
+    }
+
+    /// Enters the end of a job in the books. A state that is no end is not counted.
+    pub fn count_end(&self, slot: u16, kind: TypeIndex, end: State) {
+        let (of_type, of_slot) = match end {
+            State::Done => (0, Some(5)),
+            State::Failed => (1, Some(6)),
+            State::Expired => (2, None),
+            State::Free | State::Waiting | State::Claimed => return,
+        };
+        self.page.add(self.type_at(kind) + of_type, 1);
+        if let Some(field) = of_slot {
+            self.page.add(self.slot_at(slot) + field, 1);
+        }
+    }
+
+    /// How jobs of a type ended so far.
+    #[must_use]
+    pub fn ends(&self, kind: TypeIndex) -> Ends {
+        let at = self.type_at(kind);
+        Ends { done: self.page.get(at), failed: self.page.get(at + 1), expired: self.page.get(at + 2) }
+    }
+
+    /// Grows whenever the table of slots changes, so that a look at it can be spared.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.page.get(CHANGES)
+    }
+
+    /// A row of the table of slots; slots count from 1.
+    #[must_use]
+    pub fn slot(&self, slot: u16) -> Slot {
+        let at = self.slot_at(slot);
+        let word = |index| self.page.get(at + index);
+        Slot {
+            incarnation: u16::try_from(word(0)).unwrap_or(0),
+            pid: u32::try_from(word(1)).unwrap_or(0),
+            start_time: word(2),
+            occupied: match word(3) {
+                1 => Occupied::Starting,
+                2 => Occupied::Ready,
+                3 => Occupied::GivenUp,
+                _ => Occupied::Down,
+            },
+            restarts: word(4),
+            done: word(5),
+            failed: word(6),
+            open: word(7),
+        }
+    }
+
+    /// Uses up an incarnation before its process is started: should this process die in
+    /// between, its successor will not give the same name to another.
+    pub fn reserve(&self, slot: u16, incarnation: Incarnation) {
+        self.set_occupied(slot, Occupied::Down);
+        self.page.set(self.slot_at(slot), u64::from(incarnation));
+    }
+
+    /// Tells that a process was started in a slot.
+    pub fn occupy(&self, slot: u16, incarnation: Incarnation, pid: u32, start_time: u64) {
+        let at = self.slot_at(slot);
+        self.page.set(at + 3, 0);
+        self.page.set(at, u64::from(incarnation));
+        self.page.set(at + 1, u64::from(pid));
+        self.page.set(at + 2, start_time);
+        self.set_occupied(slot, Occupied::Starting);
+    }
+
+    /// Tells what a slot is doing now.
+    pub fn set_occupied(&self, slot: u16, occupied: Occupied) {
+        let word = match occupied {
+            Occupied::Down => 0,
+            Occupied::Starting => 1,
+            Occupied::Ready => 2,
+            Occupied::GivenUp => 3,
+        };
+        let at = self.slot_at(slot);
+        if matches!(occupied, Occupied::Down | Occupied::GivenUp) {
+            self.page.set(at + 1, 0);
+        }
+        self.page.set(at + 3, word);
+        self.page.add(CHANGES, 1);
+    }
+
+    /// Counts a restart in a slot.
+    pub fn count_restart(&self, slot: u16) {
+        self.page.add(self.slot_at(slot) + 4, 1);
+    }
+
+    /// Tells how many jobs are open in a slot.
+    pub fn set_open(&self, slot: u16, open: u32) {
+        self.page.set(self.slot_at(slot) + 7, u64::from(open));
+    }
+
+    /// When the page's owner became ready.
+    #[must_use]
+    pub fn ready_at(&self) -> Option<Moment> {
+        self.record().ready_at
+    }
+
+    fn type_at(&self, kind: TypeIndex) -> usize {
+        assert!(kind < self.types, "request type {kind} of {}", self.types);
+        TYPES_AT + kind * TYPE_WORDS
+    }
+
+    fn slot_at(&self, slot: u16) -> usize {
+        let slot = usize::from(slot);
+        assert!((1..=self.slots).contains(&slot), "slot {slot} of {}", self.slots);
+        TYPES_AT + self.types * TYPE_WORDS + (slot - 1) * SLOT_WORDS
+    }
+}
+
+fn words(slots: usize, types: usize) -> usize {
+    TYPES_AT + types * TYPE_WORDS + slots * SLOT_WORDS
+}

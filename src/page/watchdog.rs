@@ -1,0 +1,326 @@
+//! `watchdog.page`: probe numbers and verdicts, and the directory of names and ports.
+//!
+//! | words | meaning |
+//! |---|---|
+//! | 3, 4, 5 | slots, records, words of the directory |
+//! | 8 | the watchdog's pid |
+//! | 9 | its start time |
+//! | 10 | when it started (monotonic ns) |
+//! | 11 | how often the principal was started again |
+//! | 12 | 1 once a stop was asked for |
+//! | 13..16 | spare |
+//! | 16.. | kills by slot: word 0 the principal, word n secondary n |
+//! | then | records of eight words, one for each supervised process |
+//! | then | the directory: its length in bytes, then UTF-8 JSON ([`Directory`]) |
+//!
+//! A record: name (role, slot, incarnation; 0: unused), pid, start time, probe number,
+//! when it was sent, verdict, round trip of the last answer in ns, spare.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::job::Incarnation;
+use crate::core::moment::Moment;
+use crate::core::tree::{Name, Role};
+use crate::page::principal::MAX_SLOTS;
+use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError};
+
+const SELF_AT: usize = HEADER_WORDS;
+const KILLS_AT: usize = 16;
+const RECORD_WORDS: usize = 8;
+const MAX_RECORDS: usize = 8 * (MAX_SLOTS + 1);
+const MAX_DIRECTORY_WORDS: usize = 1 << 21;
+
+/// What a reader must know that is no number: written once, before anybody else runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directory {
+    /// The version of the running binary.
+    pub version: String,
+    /// The addresses of the control listener.
+    pub listen: Vec<SocketAddr>,
+    /// Request types in the order of their index.
+    pub requests: Vec<String>,
+    /// Ports: first index slot minus 1, second the request type.
+    pub ports: Vec<Vec<u16>>,
+}
+
+/// What the watchdog thinks of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not ready yet.
+    Starting,
+    /// It answers.
+    Healthy,
+    /// It does not answer: no jobs for it.
+    Suspect,
+    /// It was ordered to finish and end.
+    Draining,
+}
+
+/// What the watchdog writes of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// Which process.
+    pub name: Name,
+    /// Its pid.
+    pub pid: u32,
+    /// Its start time.
+    pub start_time: u64,
+    /// The number it should copy back.
+    pub probe: u64,
+    /// What is thought of it.
+    pub verdict: Verdict,
+    /// How long its last answer took, in ns.
+    pub round_trip_ns: u64,
+}
+
+/// Names a record of the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordIndex(usize);
+
+/// The page of the watchdog.
+#[derive(Debug)]
+pub struct WatchdogPage {
+    page: Page,
+    slots: usize,
+    records: usize,
+}
+
+impl WatchdogPage {
+    /// Creates the page.
+    ///
+    /// # Errors
+    /// [`PageError::Io`].
+    pub fn create(path: &Path, slots: usize, directory: &Directory) -> Result<Self, PageError> {
+        // Room for each slot's process, and for predecessors that still drain.
+        let records = 4 * (slots + 1);
+        let json = serde_json::to_vec(directory)
+            .map_err(|error| PageError::Mismatch { path: path.to_owned(), what: error.to_string() })?;
+        let directory_words = 1 + json.len().div_ceil(8);
+        let words = words(slots, records, directory_words);
+        let dimensions = [slots as u64, records as u64, directory_words as u64];
+        let page = Page::create(path, Kind::Watchdog, words, &dimensions)?;
+        let at = words - directory_words;
+        for (index, chunk) in json.chunks(8).enumerate() {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            page.set(at + 1 + index, u64::from_le_bytes(bytes));
+        }
+        page.set(at, json.len() as u64);
+        Ok(Self { page, slots, records })
+    }
+
+    /// Maps an existing page.
+    ///
+    /// # Errors
+    /// [`PageError`].
+    pub fn attach(path: &Path, access: Access) -> Result<Self, PageError> {
+        let page = Page::attach(path, Kind::Watchdog, access, |page| {
+            let directory_words = page.dimension(2, MAX_DIRECTORY_WORDS).filter(|&words| words > 0)?;
+            Some(words(page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_RECORDS)?, directory_words))
+        })?;
+        let slots = page.dimension(0, MAX_SLOTS).unwrap_or(0);
+        let records = page.dimension(1, MAX_RECORDS).unwrap_or(0);
+        Ok(Self { page, slots, records })
+    }
+
+    /// Introduces the watchdog itself.
+    pub fn introduce(&self, pid: u32, start_time: u64, now: Moment) {
+        self.page.set(SELF_AT + 1, start_time);
+        self.page.set(SELF_AT + 2, now.as_nanos());
+        self.page.set(SELF_AT, u64::from(pid));
+    }
+
+    /// The watchdog's pid and start time.
+    #[must_use]
+    pub fn watchdog(&self) -> (u32, u64) {
+        (u32::try_from(self.page.get(SELF_AT)).unwrap_or(0), self.page.get(SELF_AT + 1))
+    }
+
+    /// When the watchdog started.
+    #[must_use]
+    pub fn started_at(&self) -> Moment {
+        Moment::from_nanos(self.page.get(SELF_AT + 2))
+    }
+
+    /// How often the principal was started again.
+    #[must_use]
+    pub fn principal_restarts(&self) -> u64 {
+        self.page.get(SELF_AT + 3)
+    }
+
+    /// Counts a restart of the principal.
+    pub fn count_principal_restart(&self) {
+        self.page.add(SELF_AT + 3, 1);
+    }
+
+    /// Whether a stop was asked for.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.page.get(SELF_AT + 4) != 0
+    }
+
+    /// Tells everybody that a stop was asked for.
+    pub fn set_stopping(&self) {
+        self.page.set(SELF_AT + 4, 1);
+    }
+
+    /// Kills in a slot; 0 is the principal's.
+    #[must_use]
+    pub fn kills(&self, slot: u16) -> u64 {
+        self.page.get(KILLS_AT + usize::from(slot).min(self.slots))
+    }
+
+    /// Counts a kill in a slot.
+    pub fn count_kill(&self, slot: u16) {
+        self.page.add(KILLS_AT + usize::from(slot).min(self.slots), 1);
+    }
+
+    /// Begins to watch a process; `None` where all records are taken.
+    #[must_use]
+    pub fn watch(&self, name: Name, pid: u32, start_time: u64) -> Option<RecordIndex> {
+        let index = (0..self.records).find(|&index| self.page.get(self.record_at(index)) == 0)?;
+        let at = self.record_at(index);
+        self.page.set(at + 1, u64::from(pid));
+        self.page.set(at + 2, start_time);
+        for word in 3..RECORD_WORDS {
+            self.page.set(at + word, 0);
+        }
+        self.page.set(at, pack(name));
+        Some(RecordIndex(index))
+    }
+
+    /// Ends watching a process.
+    pub fn forget(&self, RecordIndex(index): RecordIndex) {
+        self.page.set(self.record_at(index), 0);
+    }
+
+    /// Writes the number of a probe.
+    pub fn set_probe(&self, RecordIndex(index): RecordIndex, number: u64, now: Moment) {
+        let at = self.record_at(index);
+        self.page.set(at + 4, now.as_nanos());
+        self.page.set(at + 3, number);
+    }
+
+    /// When the last probe was sent.
+    #[must_use]
+    pub fn probe_sent_at(&self, RecordIndex(index): RecordIndex) -> Moment {
+        Moment::from_nanos(self.page.get(self.record_at(index) + 4))
+    }
+
+    /// Writes what is thought of a process.
+    pub fn set_verdict(&self, RecordIndex(index): RecordIndex, verdict: Verdict) {
+        let word = match verdict {
+            Verdict::Starting => 0,
+            Verdict::Healthy => 1,
+            Verdict::Suspect => 2,
+            Verdict::Draining => 3,
+        };
+        self.page.set(self.record_at(index) + 5, word);
+    }
+
+    /// Writes how long an answer took.
+    pub fn set_round_trip(&self, RecordIndex(index): RecordIndex, nanos: u64) {
+        self.page.set(self.record_at(index) + 6, nanos);
+    }
+
+    /// The record of a process, to remember.
+    #[must_use]
+    pub fn find(&self, name: Name) -> Option<RecordIndex> {
+        (0..self.records).find(|&index| self.page.get(self.record_at(index)) == pack(name)).map(RecordIndex)
+    }
+
+    /// Loads a record.
+    #[must_use]
+    pub fn load(&self, RecordIndex(index): RecordIndex) -> Option<Watched> {
+        let at = self.record_at(index);
+        let word = |field| self.page.get(at + field);
+        Some(Watched {
+            name: unpack(word(0))?,
+            pid: u32::try_from(word(1)).unwrap_or(0),
+            start_time: word(2),
+            probe: word(3),
+            verdict: match word(5) {
+                1 => Verdict::Healthy,
+                2 => Verdict::Suspect,
+                3 => Verdict::Draining,
+                _ => Verdict::Starting,
+            },
+            round_trip_ns: word(6),
+        })
+    }
+
+    /// All processes that are watched.
+    pub fn watched(&self) -> impl Iterator<Item = Watched> + '_ {
+        (0..self.records).filter_map(|index| self.load(RecordIndex(index)))
+    }
+
+    /// The names and ports.
+    #[must_use]
+    pub fn directory(&self) -> Option<Directory> {
+        let at = words(self.slots, self.records, 0);
+        let directory_words = self.page.dimension(2, MAX_DIRECTORY_WORDS)?;
+        let length = usize::try_from(self.page.get(at)).ok()?;
+        let mut json: Vec<u8> =
+            (1..directory_words).flat_map(|index| self.page.get(at + index).to_le_bytes()).collect();
+        json.truncate(length);
+        serde_json::from_slice(&json).ok()
+    }
+
+    fn record_at(&self, index: usize) -> usize {
+        KILLS_AT + self.slots + 1 + index * RECORD_WORDS
+    }
+}
+
+fn words(slots: usize, records: usize, directory_words: usize) -> usize {
+    KILLS_AT + slots + 1 + records * RECORD_WORDS + directory_words
+}
+
+fn pack(name: Name) -> u64 {
+    let role: u64 = match name.role {
+        Role::Principal => 1,
+        Role::Secondary => 2,
+    };
+    role << 32 | u64::from(name.slot) << 16 | u64::from(name.incarnation)
+}
+
+fn unpack(word: u64) -> Option<Name> {
+    let [a, b, c, d, ..] = word.to_le_bytes();
+    let incarnation: Incarnation = u16::from_le_bytes([a, b]);
+    let slot = u16::from_le_bytes([c, d]);
+    match word >> 32 {
+        1 => Some(Name::principal(incarnation)),
+        2 => Some(Name::secondary(slot, incarnation)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_survives_the_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("watchdog.page");
+        let directory = Directory {
+            version: "1".into(),
+            listen: vec!["127.0.0.1:2222".parse().unwrap()],
+            requests: vec!["é".into(), "echo".into()],
+            ports: vec![vec![2223, 2224]],
+        };
+        let page = WatchdogPage::create(&path, 1, &directory).unwrap();
+        let name = Name::secondary(1, 65535);
+        let record = page.watch(name, 7, 8).unwrap();
+        page.set_probe(record, 99, Moment::from_nanos(1));
+        page.set_verdict(record, Verdict::Suspect);
+        let reader = WatchdogPage::attach(&path, Access::ReadOnly).unwrap();
+        assert_eq!(reader.directory(), Some(directory));
+        let watched = reader.load(reader.find(name).unwrap()).unwrap();
+        assert_eq!((watched.name, watched.probe, watched.verdict), (name, 99, Verdict::Suspect));
+        page.forget(record);
+        assert_eq!(reader.watched().count(), 0);
+    }
+}

@@ -1,0 +1,126 @@
+//! What principal and secondaries owe the watchdog: a record, answers, obedience.
+
+use mio::Interest;
+use rustix::process::Signal;
+
+use crate::core::moment::Moment;
+use crate::core::tree::Name;
+use crate::exit::Failure;
+use crate::os::fifo::Reader;
+use crate::os::pidfd::Pidfd;
+use crate::os::reactor::{Handle, Progress};
+use crate::os::{proc, process};
+use crate::page::watchdog::{RecordIndex, Verdict, WatchdogPage};
+use crate::page::{Access, Page, record};
+use crate::wire::order::Order;
+
+/// A server's side of its supervision.
+#[derive(Debug)]
+pub struct Liveness {
+    name: Name,
+    watchdog: Pidfd,
+    watchdog_page: WatchdogPage,
+    orders: Reader,
+    /// Where the watchdog writes this server's probe numbers; looked up at the first probe.
+    record: Option<RecordIndex>,
+}
+
+impl Liveness {
+    /// Introduces this process in its page and opens the way of the watchdog's orders.
+    ///
+    /// # Errors
+    /// A [`Failure`] that names what could not be opened.
+    pub fn begin(
+        name: Name,
+        watchdog: Pidfd,
+        watchdog_page: &std::path::Path,
+        orders: &std::path::Path,
+        page: &Page,
+    ) -> Result<Self, Failure> {
+        let pid = std::process::id();
+        let stat = proc::stat(pid).map_err(|error| Failure::internal("read /proc/self/stat", &error))?;
+        record::introduce(page, name.incarnation, pid, stat.start_time);
+        let watchdog_page = WatchdogPage::attach(watchdog_page, Access::ReadOnly)
+            .map_err(|error| Failure::internal("attach", &error))?;
+        let orders = Reader::open(orders)
+            .map_err(|error| Failure::internal(&format!("open {}", orders.display()), &error))?;
+        Ok(Self { name, watchdog, watchdog_page, orders, record: None })
+    }
+
+    /// Watches the orders and the watchdog itself under these keys, then declares the
+    /// server ready and lets signals in.
+    ///
+    /// # Errors
+    /// A [`Failure`] where the kernel refuses.
+    pub fn declare_ready<K: Copy>(
+        &self,
+        reactor: &mut Handle<K>,
+        page: &Page,
+        orders: K,
+        watchdog: K,
+    ) -> Result<(), Failure> {
+        let interest = Interest::READABLE;
+        self.orders
+            .with_source(|source| reactor.register(source, orders, interest))
+            .map_err(|error| Failure::internal("watch the orders", &error))?;
+        self.watchdog
+            .with_source(|source| reactor.register(source, watchdog, interest))
+            .map_err(|error| Failure::internal("watch the watchdog", &error))?;
+        record::declare_ready(page, reactor.now());
+        process::release_signals().map_err(|error| Failure::internal("release signals", &error))?;
+        self.ring();
+        Ok(())
+    }
+
+    /// Answers a probe: copies the number back, then rings. Called from the loop, never
+    /// from the signal handler, so that an answer proves that the loop turns.
+    pub fn answer_probe(&mut self, page: &Page, now: Moment) {
+        let current = |index: &RecordIndex| {
+            self.watchdog_page.load(*index).is_some_and(|watched| watched.name == self.name)
+        };
+        self.record = self.record.filter(current).or_else(|| self.watchdog_page.find(self.name));
+        // A SIGUSR1 that is not the watchdog's finds no new number, and changes nothing.
+        if let Some(watched) = self.record.and_then(|index| self.watchdog_page.load(index)) {
+            record::answer(page, watched.probe, now);
+            self.ring();
+        }
+    }
+
+    /// Sends SIGUSR2: "look at the shared memory".
+    pub fn ring(&self) {
+        if let Err(error) = self.watchdog.signal(Signal::USR2) {
+            log::warn!("cannot signal the watchdog: {error}");
+        }
+    }
+
+    /// Reads orders; hands on those that can be understood.
+    pub fn read_orders(&mut self, mut obey: impl FnMut(Order)) -> Progress {
+        let read = self.orders.read(|line| match Order::parse(line) {
+            Ok(order) => obey(order),
+            Err(_) => log::warn!("not an order: \"{}\"", line.escape_ascii()),
+        });
+        read.unwrap_or_else(|error| {
+            log::warn!("cannot read orders: {error}");
+            Progress::Drained
+        })
+    }
+
+    /// What the watchdog thinks of a process; `None` where it does not watch it.
+    #[must_use]
+    pub fn verdict(&self, name: Name) -> Option<Verdict> {
+        let index = self.watchdog_page.find(name)?;
+        self.watchdog_page.load(index).map(|watched| watched.verdict)
+    }
+
+    /// The watchdog's page.
+    #[must_use]
+    pub fn watchdog_page(&self) -> &WatchdogPage {
+        &self.watchdog_page
+    }
+
+    /// The watchdog.
+    #[must_use]
+    pub fn watchdog(&self) -> &Pidfd {
+        &self.watchdog
+    }
+}

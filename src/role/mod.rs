@@ -1,0 +1,8 @@
+//! The servers: shells that join the pure core to the kernel.
+
+pub mod launch;
+pub mod liveness;
+pub mod pingpong;
+pub mod principal;
+pub mod secondary;
+pub mod watchdog;

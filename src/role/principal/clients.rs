@@ -1,0 +1,321 @@
+//! Control connections.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use mio::Interest;
+use mio::net::TcpStream;
+
+use crate::core::conversation::Conversation;
+use crate::core::dispatch::NoSlot;
+use crate::core::moment::Moment;
+use crate::core::timers::TimerId;
+use crate::os::reactor::{Handle, Progress, Ready, SourceId};
+use crate::role::principal::{Key, Principal, Timer};
+use crate::wire::client::{Refusal, TypeIndex};
+
+/// Connections accepted in one turn.
+pub const ACCEPTS_PER_TURN: usize = 64;
+/// How long accepting pauses when descriptors run out.
+pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
+/// Bytes read from one client in one turn.
+const READ_BYTES: usize = 4096;
+
+/// One control connection.
+pub struct Client {
+    stream: TcpStream,
+    id: Option<SourceId>,
+    address: IpAddr,
+    conversation: Conversation,
+    /// The kernel may hold input that was not read, because none was wanted.
+    unread: Ready,
+    timer: Option<(TimerId, Moment)>,
+    dirty: bool,
+    /// The request that waits for a secondary, and until when.
+    waits: Option<(TypeIndex, Moment)>,
+}
+
+/// Clients that wait for a secondary, in the order in which they came. Who has gone or
+/// was answered meanwhile is passed over.
+#[derive(Default)]
+pub struct Waiting {
+    clients: VecDeque<(usize, Moment)>,
+    timer: Option<TimerId>,
+}
+
+impl Waiting {
+    /// Takes out everybody.
+    pub fn drain(&mut self) -> impl Iterator<Item = usize> + '_ {
+        self.clients.drain(..).map(|(key, _)| key)
+    }
+}
+
+impl Client {
+    /// Reads once. Returns whether the connection is broken.
+    fn read(&mut self, now: Moment) -> io::Result<()> {
+        let mut buffer = [0; READ_BYTES];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => {
+                self.unread = Ready::default();
+                self.conversation.handle_end_of_input();
+                Ok(())
+            }
+            Ok(length) => {
+                self.unread.readable = length == buffer.len() || self.unread.read_closed;
+                self.conversation.handle_input(now, &buffer[..length]);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.unread = Ready::default();
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends what the conversation says. Returns whether all of it is out.
+    fn write(&mut self) -> io::Result<bool> {
+        let output = self.conversation.output();
+        while !output.is_empty() {
+            match self.stream.write(output) {
+                Ok(length) => {
+                    output.drain(..length);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Principal {
+    pub(super) fn open_client(&mut self, reactor: &mut Handle<Key>, stream: TcpStream, address: IpAddr) {
+        self.descriptors_ran_out = false;
+        let key = self.clients.insert(Client {
+            stream,
+            id: None,
+            address,
+            conversation: Conversation::new(reactor.now()),
+            unread: Ready::default(),
+            timer: None,
+            dirty: false,
+            waits: None,
+        });
+        let client = &mut self.clients[key];
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        match reactor.register(&mut client.stream, Key::Client(key), interest) {
+            Ok(id) => {
+                client.id = Some(id);
+                self.arm(key);
+            }
+            Err(error) => {
+                log::warn!("cannot watch a control connection: {error}");
+                self.close_client(reactor, key);
+            }
+        }
+    }
+
+    pub(super) fn on_client(&mut self, reactor: &mut Handle<Key>, key: usize, ready: Ready) -> Progress {
+        let Some(client) = self.clients.get_mut(key) else {
+            return Progress::Drained;
+        };
+        client.unread.readable |= ready.readable;
+        client.unread.read_closed |= ready.read_closed;
+        if client.unread.readable && client.conversation.wants_input() && client.read(reactor.now()).is_err()
+        {
+            self.close_client(reactor, key);
+            return Progress::Drained;
+        }
+        if ready.writable {
+            self.touch(key);
+        }
+        self.converse(reactor, key);
+        let more = self
+            .clients
+            .get(key)
+            .is_some_and(|client| client.unread.readable && client.conversation.wants_input());
+        if more { Progress::Again } else { Progress::Drained }
+    }
+
+    pub(super) fn on_client_timer(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        client.timer = None;
+        client.conversation.handle_timeout(reactor.now(), self.config.client_idle);
+        self.touch(key);
+        self.converse(reactor, key);
+    }
+
+    /// Understands what has come and answers what can be answered.
+    fn converse(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let now = reactor.now();
+        while let Some(client) = self.clients.get_mut(key)
+            && let Some(kind) = client.conversation.poll_request(now, &self.types)
+        {
+            if !self.answer(reactor, key, kind) {
+                self.wait(reactor, key, kind);
+            }
+        }
+        self.touch(key);
+        self.arm(key);
+    }
+
+    /// Gives the job or refuses it; false where the request may wait for a secondary.
+    fn answer(&mut self, reactor: &mut Handle<Key>, key: usize, kind: TypeIndex) -> bool {
+        let now = reactor.now();
+        if self.is_stopping() {
+            self.clients[key].conversation.refuse(now, Refusal::Stopping);
+            return true;
+        }
+        let address = self.clients[key].address;
+        match self.give(reactor, kind, address) {
+            Ok(port) => {
+                self.clients[key].conversation.answer_port(now, port);
+                true
+            }
+            Err(NoSlot::NoneReady | NoSlot::AllFull) => false,
+        }
+    }
+
+    fn wait(&mut self, reactor: &mut Handle<Key>, key: usize, kind: TypeIndex) {
+        let until = reactor.now() + self.config.queue_within;
+        self.clients[key].waits = Some((kind, until));
+        self.waiting.clients.push_back((key, until));
+        if self.waiting.timer.is_none() {
+            self.waiting.timer = Some(self.timers.arm(until, Timer::Waiting));
+        }
+    }
+
+    /// Answers those who wait, as far as secondaries can take their jobs.
+    pub(super) fn serve_waiting(&mut self, reactor: &mut Handle<Key>) {
+        while let Some(&(key, until)) = self.waiting.clients.front() {
+            if let Some(kind) = self.waits(key, until) {
+                self.clients[key].waits = None;
+                if !self.answer(reactor, key, kind) {
+                    self.clients[key].waits = Some((kind, until));
+                    return;
+                }
+                self.resume(reactor, key);
+            }
+            self.waiting.clients.pop_front();
+        }
+    }
+
+    /// Refuses those who have waited for `queue_within`.
+    pub(super) fn refuse_the_tired(&mut self, reactor: &mut Handle<Key>) {
+        self.waiting.timer = None;
+        self.serve_waiting(reactor);
+        while let Some(&(key, until)) = self.waiting.clients.front() {
+            if until > reactor.now() {
+                self.waiting.timer = Some(self.timers.arm(until, Timer::Waiting));
+                return;
+            }
+            self.waiting.clients.pop_front();
+            if self.waits(key, until).is_some() {
+                let why = match self.dispatch.choose() {
+                    Err(NoSlot::NoneReady) => Refusal::NoneReady,
+                    Ok(_) | Err(NoSlot::AllFull) => Refusal::AllFull,
+                };
+                self.refuse_waiting(reactor, key, why);
+            }
+        }
+    }
+
+    /// What a client waits for, if it still is the one that was put in line.
+    fn waits(&self, key: usize, until: Moment) -> Option<TypeIndex> {
+        let (kind, its_until) = self.clients.get(key)?.waits?;
+        (its_until == until).then_some(kind)
+    }
+
+    pub(super) fn refuse_waiting(&mut self, reactor: &mut Handle<Key>, key: usize, refusal: Refusal<'_>) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        if client.waits.take().is_some() {
+            client.conversation.refuse(reactor.now(), refusal);
+            self.resume(reactor, key);
+        }
+    }
+
+    /// A client that had waited was answered: sends that, and goes on with what it said since.
+    fn resume(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        self.touch(key);
+        if let Some(id) = self.clients.get(key).and_then(|client| client.id) {
+            reactor.again(id, Ready::default());
+        }
+    }
+
+    fn touch(&mut self, key: usize) {
+        if let Some(client) = self.clients.get_mut(key)
+            && !std::mem::replace(&mut client.dirty, true)
+        {
+            self.dirty.push(key);
+        }
+    }
+
+    /// The end of a turn: sends the answers. The secondaries were told before.
+    pub(super) fn answer_clients(&mut self, reactor: &mut Handle<Key>) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
+            let Some(client) = self.clients.get_mut(key).filter(|client| client.dirty) else {
+                continue;
+            };
+            client.dirty = false;
+            self.page.count_refused(client.conversation.take_refused());
+            let had_output = !client.conversation.output().is_empty();
+            match client.write() {
+                Err(_) => self.close_client(reactor, key),
+                Ok(true) if client.conversation.is_over() => self.close_client(reactor, key),
+                Ok(true) if had_output => {
+                    // There is room again for what may have been held back.
+                    let held_back = client.unread.readable || client.conversation.has_input();
+                    if held_back && let Some(id) = client.id {
+                        reactor.again(id, Ready::default());
+                    }
+                    self.arm(key);
+                }
+                Ok(_) => {}
+            }
+        }
+        self.dirty = dirty;
+    }
+
+    fn close_client(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let mut client = self.clients.remove(key);
+        if let Some((timer, _)) = client.timer {
+            self.timers.cancel(timer);
+        }
+        if let Some(id) = client.id {
+            reactor.deregister(&mut client.stream, id);
+        }
+        self.page.count_refused(client.conversation.take_refused());
+        if self.accept_paused {
+            self.accept_again(reactor);
+        }
+    }
+
+    /// The timer is moved only when it must come earlier; one that comes too early is
+    /// armed again. So a busy connection does not move it at each request.
+    fn arm(&mut self, key: usize) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        let Some(at) = client.conversation.poll_timeout(&self.types, self.config.client_idle) else {
+            return;
+        };
+        match client.timer {
+            Some((_, armed)) if armed <= at => {}
+            Some((timer, _)) => {
+                self.timers.move_to(timer, at);
+                client.timer = Some((timer, at));
+            }
+            None => client.timer = Some((self.timers.arm(at, Timer::Client(key)), at)),
+        }
+    }
+}

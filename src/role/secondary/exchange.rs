@@ -1,0 +1,258 @@
+//! One data connection: moves bytes between the client and its session.
+
+use std::io::{self, Read, Write};
+
+use mio::Interest;
+use mio::net::TcpStream;
+
+use crate::core::job::State;
+use crate::core::moment::Moment;
+use crate::core::timers::TimerId;
+use crate::handler::{BuiltIn, Session, Turn};
+use crate::os::reactor::{Handle, Progress, Ready, SourceId};
+use crate::role::secondary::{Key, READ_BYTES, Secondary, Timer};
+use crate::wire::tube::{Command, JobRef};
+
+/// With this much unsent output nothing more is read from a client.
+const OUTPUT_LIMIT: usize = 64 * 1024;
+
+/// An exchange under way.
+pub struct Exchange {
+    stream: TcpStream,
+    id: Option<SourceId>,
+    job: JobRef,
+    session: BuiltIn,
+    /// What the client has not taken yet.
+    unsent: Vec<u8>,
+    /// The kernel may hold input that was not read, because the session wanted none.
+    unread: Ready,
+    input_ended: bool,
+    wake_at: Option<Moment>,
+    quiet_since: Moment,
+    timer: Option<(TimerId, Moment)>,
+}
+
+/// What reading or writing came to.
+enum Io {
+    /// Go on; whether there may be more to read right away.
+    Open { more: bool },
+    /// Every answer was given and the client has ended its input.
+    Finished,
+    /// The connection broke.
+    Broken,
+}
+
+impl Exchange {
+    /// An exchange that has just been admitted.
+    pub fn new(stream: TcpStream, job: JobRef, session: BuiltIn, now: Moment) -> Self {
+        Self {
+            stream,
+            id: None,
+            job,
+            session,
+            unsent: Vec::new(),
+            unread: Ready::default(),
+            input_ended: false,
+            wake_at: None,
+            quiet_since: now,
+            timer: None,
+        }
+    }
+
+    fn wants_input(&self) -> bool {
+        !self.input_ended && self.session.wants_input() && self.unsent.len() < OUTPUT_LIMIT
+    }
+
+    fn owes_nothing(&self) -> bool {
+        self.unsent.is_empty() && !self.session.owes_answer()
+    }
+
+    /// Reads once, if there is something and the session wants it.
+    fn read(&mut self, now: Moment, buffer: &mut [u8], output: &mut Vec<u8>) -> io::Result<()> {
+        if !self.unread.readable || !self.wants_input() {
+            return Ok(());
+        }
+        match self.stream.read(buffer) {
+            Ok(0) => {
+                self.input_ended = true;
+                self.unread = Ready::default();
+                Ok(())
+            }
+            Ok(length) => {
+                self.quiet_since = now;
+                // A short read has emptied the socket, unless its end is there already.
+                self.unread.readable = length == buffer.len() || self.unread.read_closed;
+                let mut turn = Turn { now, output, wake_at: &mut self.wake_at };
+                self.session.on_input(&buffer[..length], &mut turn);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.unread = Ready::default();
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends what was left over, then `output`; keeps what the client does not take.
+    fn write(&mut self, output: &mut Vec<u8>) -> io::Result<()> {
+        if !self.unsent.is_empty() {
+            self.unsent.append(output);
+            let sent = send_some(&mut self.stream, &self.unsent)?;
+            self.unsent.drain(..sent);
+            return Ok(());
+        }
+        let sent = send_some(&mut self.stream, output)?;
+        self.unsent.extend_from_slice(&output[sent..]);
+        output.clear();
+        Ok(())
+    }
+
+    fn turn(&mut self, now: Moment, buffer: &mut [u8], output: &mut Vec<u8>) -> Io {
+        output.clear();
+        if self.read(now, buffer, output).is_err() {
+            return Io::Broken;
+        }
+        self.send(now, output)
+    }
+
+    fn send(&mut self, now: Moment, output: &mut Vec<u8>) -> Io {
+        if !output.is_empty() {
+            self.quiet_since = now;
+        }
+        if self.write(output).is_err() {
+            return Io::Broken;
+        }
+        if self.input_ended && self.owes_nothing() {
+            return Io::Finished;
+        }
+        Io::Open { more: self.unread.readable && self.wants_input() }
+    }
+}
+
+/// Sends as much as the socket takes.
+fn send_some(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match stream.write(&bytes[sent..]) {
+            Ok(length) => sent += length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sent)
+}
+
+impl Secondary {
+    pub(super) fn open_exchange(&mut self, reactor: &mut Handle<Key>, exchange: Exchange) {
+        let key = self.exchanges.insert(exchange);
+        let exchange = &mut self.exchanges[key];
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        match reactor.register(&mut exchange.stream, Key::Exchange(key), interest) {
+            Ok(id) => {
+                exchange.id = Some(id);
+                self.arm(key);
+            }
+            Err(error) => {
+                log::warn!("cannot watch a data connection: {error}");
+                self.close_exchange(reactor, key, State::Failed);
+            }
+        }
+    }
+
+    pub(super) fn on_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, ready: Ready) -> Progress {
+        let Some(exchange) = self.exchanges.get_mut(key) else {
+            return Progress::Drained;
+        };
+        exchange.unread.readable |= ready.readable;
+        exchange.unread.read_closed |= ready.read_closed;
+        let io = exchange.turn(reactor.now(), &mut self.buffer[..], &mut self.scratch);
+        self.conclude(reactor, key, io)
+    }
+
+    /// The session wants to be woken, or the client has been silent for too long.
+    pub(super) fn on_exchange_timer(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let now = reactor.now();
+        let Some(exchange) = self.exchanges.get_mut(key) else {
+            return;
+        };
+        exchange.timer = None;
+        self.scratch.clear();
+        if exchange.wake_at.is_some_and(|wake_at| wake_at <= now) {
+            exchange.wake_at = None;
+            let mut turn = Turn { now, output: &mut self.scratch, wake_at: &mut exchange.wake_at };
+            exchange.session.on_timer(&mut turn);
+        } else if exchange.owes_nothing() && exchange.quiet_since + self.config.client_idle <= now {
+            self.close_exchange(reactor, key, State::Done);
+            return;
+        }
+        let io = exchange.send(now, &mut self.scratch);
+        if self.conclude(reactor, key, io) == Progress::Again
+            && let Some(id) = self.exchanges.get(key).and_then(|exchange| exchange.id)
+        {
+            reactor.again(id, Ready::default());
+        }
+    }
+
+    fn conclude(&mut self, reactor: &mut Handle<Key>, key: usize, io: Io) -> Progress {
+        match io {
+            Io::Open { more } => {
+                self.arm(key);
+                if more { Progress::Again } else { Progress::Drained }
+            }
+            Io::Finished => {
+                self.close_exchange(reactor, key, State::Done);
+                Progress::Drained
+            }
+            Io::Broken => {
+                self.close_exchange(reactor, key, State::Failed);
+                Progress::Drained
+            }
+        }
+    }
+
+    /// Closes the connection and tells how its job ended.
+    pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: State) {
+        let mut exchange = self.exchanges.remove(key);
+        if let Some((timer, _)) = exchange.timer {
+            self.timers.cancel(timer);
+        }
+        if let Some(id) = exchange.id {
+            reactor.deregister(&mut exchange.stream, id);
+        }
+        if self.jobs.end(exchange.job, end) {
+            let command = match end {
+                State::Done => Command::Fin(exchange.job),
+                State::Free | State::Waiting | State::Claimed | State::Failed | State::Expired => {
+                    Command::Err(exchange.job)
+                }
+            };
+            self.to_principal.push(command);
+        }
+    }
+
+    /// One timer serves both: the session's wish and the client's silence. It is moved
+    /// only when it must come earlier; one that comes too early is armed again.
+    fn arm(&mut self, key: usize) {
+        let Some(exchange) = self.exchanges.get_mut(key) else {
+            return;
+        };
+        let idle = exchange.owes_nothing().then_some(exchange.quiet_since + self.config.client_idle);
+        let Some(at) = exchange.wake_at.into_iter().chain(idle).min() else {
+            return;
+        };
+        match exchange.timer {
+            Some((_, armed)) if armed <= at => {}
+            Some((timer, _)) => {
+                self.timers.move_to(timer, at);
+                exchange.timer = Some((timer, at));
+            }
+            None => exchange.timer = Some((self.timers.arm(at, Timer::Exchange(key)), at)),
+        }
+    }
+}
+
+// A full buffer of input, echoed, must fit below the limit at which reading stops.
+const _: () = assert!(READ_BYTES <= OUTPUT_LIMIT);

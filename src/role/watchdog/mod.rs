@@ -1,0 +1,154 @@
+//! The watchdog: owns every listening socket, starts the principal, probes all
+//! servers, kills the frozen, reaps orphans, stops the whole. It never reads a byte
+//! from the network.
+
+mod control;
+mod processes;
+mod start;
+
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use mio::net::UnixListener;
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use slab::Slab;
+
+use crate::config::Config;
+use crate::core::moment::Moment;
+use crate::core::tree::{Name, Tree};
+use crate::exit::{Code, Failure};
+use crate::os::log::Lines;
+use crate::os::pidfd::{self, Pidfd};
+use crate::os::process;
+use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
+use crate::os::rundir::{Lock, Rundir};
+use crate::page::principal::PrincipalPage;
+use crate::page::watchdog::WatchdogPage;
+
+use control::ControlClient;
+use processes::Process;
+
+/// What the reactor gives back with an event.
+#[derive(Clone, Copy, Debug)]
+enum Key {
+    /// A supervised process has ended.
+    Ended(Name),
+    /// The Unix socket `control`.
+    Control,
+    /// A connection to it, by its place in the slab.
+    ControlClient(usize),
+}
+
+struct Watchdog {
+    config: Config,
+    rundir: Rundir,
+    _lock: Lock,
+    page: WatchdogPage,
+    principal_page: PrincipalPage,
+    /// The control listener, then those of each slot, one per request type.
+    listeners: Vec<TcpListener>,
+    /// Ports: first index slot minus 1, second the request type.
+    ports: Vec<Vec<u16>>,
+    tree: Tree,
+    processes: Vec<Process>,
+    /// A pidfd of this very process, for children to watch.
+    me: Pidfd,
+    /// Our end of the descriptor channel to the principal; new for each of them.
+    channel: Option<OwnedFd>,
+    /// The state of the principal's table of slots when it was last looked through.
+    seen_changes: Option<u64>,
+    control: UnixListener,
+    control_clients: Slab<ControlClient>,
+    announcements: Lines,
+    exit: Code,
+}
+
+/// Runs the whole system until it is stopped.
+///
+/// # Errors
+/// A [`Failure`] where it cannot start.
+pub fn run(config: Config) -> Result<ExitCode, Failure> {
+    crate::os::log::init("watchdog");
+    process::set_name(c"osps-watchdog");
+    let mut reactor = Reactor::new(&[SIGUSR2, SIGCHLD, SIGTERM, SIGINT, SIGHUP])
+        .map_err(|error| Failure::internal("create the event loop", &error))?;
+    process::ignore(SIGUSR1)
+        .and_then(|()| process::release_signals())
+        .and_then(|()| process::become_subreaper())
+        .map_err(|error| Failure::internal("set up signals", &error))?;
+    let mut watchdog = Watchdog::start(config, reactor.handle())?;
+    reactor.run(&mut watchdog).map_err(|error| Failure::internal("run the event loop", &error))?;
+    watchdog.finish();
+    Ok(watchdog.exit.into())
+}
+
+impl Watchdog {
+    /// Reaps every child that has ended: servers, and whatever orphans came to us.
+    fn reap_children(&mut self, reactor: &mut Handle<Key>) {
+        while let Some((pid, exit)) = pidfd::reap_any_child() {
+            let name = self.processes.iter().find(|process| process.pid() == pid).map(Process::name);
+            match name {
+                Some(name) => self.bury(reactor, name, exit),
+                None => log::debug!("reaped an orphan, pid {pid}: {exit}"),
+            }
+        }
+    }
+
+    fn ask_to_stop(&mut self, reactor: &mut Handle<Key>, who: &str) {
+        let how = if self.tree.is_stopping() { "at once" } else { "gracefully" };
+        log::info!("stopping {how}: {who}");
+        self.page.set_stopping();
+        self.tree.handle_stop(reactor.now());
+    }
+
+    /// Nothing is left but us: removes the files, tells whoever waits for it.
+    fn finish(&mut self) {
+        if let Err(error) = self.rundir.clean() {
+            log::warn!("cannot clean {}: {error}", self.rundir.path().display());
+        }
+        self.tell_control_clients("stopped\n");
+    }
+}
+
+impl Role for Watchdog {
+    type Key = Key;
+
+    fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: i32) {
+        match signal {
+            SIGUSR2 => self.look(reactor),
+            SIGCHLD => self.reap_children(reactor),
+            SIGTERM => self.ask_to_stop(reactor, "SIGTERM"),
+            SIGINT => self.ask_to_stop(reactor, "SIGINT"),
+            SIGHUP => log::warn!("SIGHUP: this version cannot reload; nothing was changed"),
+            _ => {}
+        }
+    }
+
+    fn on_ready(&mut self, reactor: &mut Handle<Key>, _: SourceId, key: Key, _: Ready) -> Progress {
+        match key {
+            Key::Ended(name) => {
+                self.on_ended(reactor, name);
+                Progress::Drained
+            }
+            Key::Control => self.accept_control(reactor),
+            Key::ControlClient(key) => self.on_control_client(reactor, key),
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        self.tree.poll_timeout()
+    }
+
+    fn on_deadline(&mut self, reactor: &mut Handle<Key>) {
+        // Memory is the truth: an answer whose signal is late is an answer.
+        self.look(reactor);
+        self.tree.handle_timeout(reactor.now());
+    }
+
+    fn settle(&mut self, reactor: &mut Handle<Key>) {
+        while let Some(action) = self.tree.poll_action() {
+            self.carry_out(reactor, action);
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! The supervised processes: what the tree decides about them is done here.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use mio::Interest;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Signal;
+
+use crate::core::moment::{Moment, nanos};
+use crate::core::supervision::{Act, Evidence, Reason, RunState};
+use crate::core::tree::{Action, Name, Role};
+use crate::exit::Code;
+use crate::os::fifo;
+use crate::os::pidfd::{Exit, Pidfd};
+use crate::os::proc::{self, CpuClock};
+use crate::os::reactor::{Handle, SourceId};
+use crate::os::rundir;
+use crate::page::principal::{Occupied, Slot};
+use crate::page::record::{Condition, Record};
+use crate::page::secondary::SecondaryPage;
+use crate::page::watchdog::{RecordIndex, Verdict};
+use crate::page::{Access, PageError};
+use crate::role::launch::{self, Sheet};
+use crate::role::watchdog::{Key, Watchdog};
+use crate::wire::order::Order;
+
+/// A process under supervision.
+pub struct Process {
+    name: Name,
+    pidfd: Pidfd,
+    pidfd_id: Option<SourceId>,
+    /// Its record in our page; `None` where all were taken: then it is not probed.
+    record: Option<RecordIndex>,
+    /// Its own page; `None` for the principal, whose page we map for ever.
+    page: Option<SecondaryPage>,
+    orders: Option<std::fs::File>,
+    cpu: CpuClock,
+    cpu_at_probe: Option<Duration>,
+    answered: u64,
+    answered_at: Option<Moment>,
+    killed_for: Option<Reason>,
+}
+
+impl Process {
+    /// Its name.
+    pub fn name(&self) -> Name {
+        self.name
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.pidfd.pid()
+    }
+}
+
+impl Watchdog {
+    /// Looks at the shared memory: who is new, who is ready, who has answered.
+    pub(super) fn look(&mut self, reactor: &mut Handle<Key>) {
+        let changes = self.principal_page.changes();
+        if self.seen_changes != Some(changes) {
+            let all_seen = self.look_at_slots(reactor);
+            self.seen_changes = all_seen.then_some(changes);
+        }
+        let now = reactor.now();
+        for index in 0..self.processes.len() {
+            self.look_at(index, now);
+        }
+    }
+
+    fn look_at(&mut self, index: usize, now: Moment) {
+        let process = &self.processes[index];
+        let name = process.name;
+        let record = match &process.page {
+            Some(page) => page.record(),
+            None => self.principal_page.record(),
+        };
+        // Until a process has introduced itself, its page may still speak of another.
+        if record.incarnation == name.incarnation && record.pid == process.pid() {
+            self.look_at_record(index, name, record, now);
+        }
+    }
+
+    fn look_at_record(&mut self, index: usize, name: Name, record: Record, now: Moment) {
+        let was_ready = self.tree.is_ready(name);
+        if !was_ready && matches!(record.condition, Condition::Ready | Condition::Draining) {
+            self.tree.handle_ready(now, name);
+            self.set_verdict(index, Verdict::Healthy);
+            self.announce_ready(index);
+        }
+        if record.condition == Condition::Draining && !self.tree.is_draining(name) {
+            self.tree.handle_draining(now, name);
+            self.set_verdict(index, Verdict::Draining);
+        }
+        let process = &mut self.processes[index];
+        if record.answered != process.answered {
+            process.answered = record.answered;
+            process.answered_at = record.answered_at;
+            if let Some(known) = process.record {
+                let sent_at = self.page.probe_sent_at(known);
+                self.page.set_round_trip(known, nanos(now.since(sent_at)));
+            }
+            self.tree.handle_answer(now, name, record.answered);
+        }
+    }
+
+    /// Looks through the principal's table for processes that are new to us. Returns
+    /// whether all that it lists could be taken under supervision or are gone.
+    fn look_at_slots(&mut self, reactor: &mut Handle<Key>) -> bool {
+        let mut all_seen = true;
+        for number in 1..=self.config.secondaries {
+            let slot = self.principal_page.slot(number);
+            if !matches!(slot.occupied, Occupied::Starting | Occupied::Ready) {
+                continue;
+            }
+            let name = Name::secondary(number, slot.incarnation);
+            if !self.processes.iter().any(|process| process.name == name) {
+                all_seen &= self.meet_secondary(reactor, name, slot);
+            }
+        }
+        all_seen
+    }
+
+    fn meet_secondary(&mut self, reactor: &mut Handle<Key>, name: Name, slot: Slot) -> bool {
+        // Its predecessor may have ended without our having heard of it yet.
+        let ended: Vec<Name> = self
+            .processes
+            .iter()
+            .filter(|process| process.name.role == Role::Secondary && process.name.slot == name.slot)
+            .filter(|process| process.pidfd.has_ended())
+            .map(Process::name)
+            .collect();
+        for ended in ended {
+            self.on_ended(reactor, ended);
+        }
+        let Ok(pidfd) = Pidfd::of_process(slot.pid, slot.start_time) else {
+            // It has ended already, and its principal will tell of the next.
+            return true;
+        };
+        let page = SecondaryPage::attach(&self.rundir.secondary_page(name.slot), Access::ReadOnly);
+        let orders = fifo::open_end(&self.rundir.secondary_orders(name.slot));
+        match (page, orders) {
+            (Ok(page), Ok(orders)) => {
+                self.supervise(reactor, name, pidfd, slot.start_time, Some(page), Some(orders));
+                true
+            }
+            (page, orders) => {
+                let page = page.err().map(|error: PageError| error.to_string());
+                let orders = orders.err().map(|error| format!("its orders: {error}"));
+                log::warn!("cannot supervise {name} yet: {}", page.or(orders).unwrap_or_default());
+                false
+            }
+        }
+    }
+
+    fn supervise(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        name: Name,
+        pidfd: Pidfd,
+        start_time: u64,
+        page: Option<SecondaryPage>,
+        orders: Option<std::fs::File>,
+    ) {
+        let record = self.page.watch(name, pidfd.pid(), start_time);
+        if record.is_none() {
+            log::error!("no record is free for {name}: it cannot be probed");
+        }
+        let pidfd_id = pidfd
+            .with_source(|source| reactor.register(source, Key::Ended(name), Interest::READABLE))
+            .inspect_err(|error| log::error!("cannot watch {name}: {error}"))
+            .ok();
+        self.processes.push(Process {
+            name,
+            pidfd_id,
+            record,
+            page,
+            orders,
+            cpu: CpuClock::open(pidfd.pid()),
+            cpu_at_probe: None,
+            answered: 0,
+            answered_at: None,
+            killed_for: None,
+            pidfd,
+        });
+        self.tree.handle_started(reactor.now(), name);
+    }
+
+    /// Does what the tree says.
+    pub(super) fn carry_out(&mut self, reactor: &mut Handle<Key>, action: Action) {
+        match action {
+            Action::StartPrincipal(incarnation) => {
+                self.start_principal(reactor, Name::principal(incarnation))
+            }
+            Action::To(name, act) => {
+                if let Some(index) = self.position(name) {
+                    self.act(reactor, index, name, act);
+                }
+            }
+            Action::Drain(name) => {
+                if let Some(index) = self.position(name) {
+                    self.set_verdict(index, Verdict::Draining);
+                    self.order(index, Order::Drain);
+                }
+            }
+            Action::Stop(name) => self.order_by_name(name, Order::Stop),
+            Action::StopNow(name) => self.order_by_name(name, Order::StopNow),
+            Action::Forgiven(name) => log::warn!("{name} is silent but starved of CPU: forgiven"),
+            Action::GiveUp => {
+                log::error!("the principal says that it cannot start: stopping");
+                self.exit = Code::Config;
+                self.tree.handle_stop(reactor.now());
+            }
+            Action::Finished => reactor.stop(),
+        }
+    }
+
+    fn act(&mut self, reactor: &mut Handle<Key>, index: usize, name: Name, act: Act) {
+        match act {
+            Act::Probe(number) => self.probe(index, number, reactor.now()),
+            Act::Suspect => {
+                log::warn!("{name} does not answer: suspect");
+                self.set_verdict(index, Verdict::Suspect);
+                self.tell_principal_to_look();
+            }
+            Act::Trust => {
+                log::info!("{name} answers again");
+                let draining = self.tree.is_draining(name);
+                self.set_verdict(index, if draining { Verdict::Draining } else { Verdict::Healthy });
+                self.tell_principal_to_look();
+            }
+            Act::Examine => {
+                let evidence = self.examine(index);
+                self.tree.handle_evidence(reactor.now(), name, evidence);
+            }
+            Act::Kill(reason) => self.kill(index, reason),
+        }
+    }
+
+    fn start_principal(&mut self, reactor: &mut Handle<Key>, name: Name) {
+        match self.spawn_principal(name) {
+            Ok((pidfd, orders)) => {
+                let start_time = proc::stat(pidfd.pid()).map_or(0, |stat| stat.start_time);
+                if name.incarnation > 1 {
+                    self.page.count_principal_restart();
+                }
+                self.supervise(reactor, name, pidfd, start_time, None, Some(orders));
+            }
+            Err(error) => {
+                log::error!("cannot start {name}: {error}");
+                self.tree.handle_start_failed(reactor.now());
+            }
+        }
+    }
+
+    fn spawn_principal(&mut self, name: Name) -> std::io::Result<(Pidfd, std::fs::File)> {
+        let path = self.rundir.principal_orders();
+        rundir::remove(&path)?;
+        fifo::create(&path)?;
+        let orders = fifo::open_end(&path)?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let sheet = Sheet {
+            slot: 0,
+            incarnation: name.incarnation,
+            config: self.config.clone(),
+            rundir: self.rundir.path().to_owned(),
+            watchdog: std::process::id(),
+            parent: std::process::id(),
+            ports: self.ports.clone(),
+        };
+        let pidfd = launch::spawn(&sheet, &self.me, Some(&theirs), self.listeners.iter())?;
+        self.channel = Some(ours);
+        Ok((pidfd, orders))
+    }
+
+    /// Writes the number, then rings: who is woken finds it.
+    fn probe(&mut self, index: usize, number: u64, now: Moment) {
+        let process = &mut self.processes[index];
+        process.cpu_at_probe = process.cpu.read();
+        let Some(record) = process.record else {
+            return;
+        };
+        self.page.set_probe(record, number, now);
+        if let Err(error) = process.pidfd.signal(Signal::USR1) {
+            log::warn!("cannot probe {}: {error}", process.name);
+        }
+    }
+
+    fn examine(&self, index: usize) -> Evidence {
+        let process = &self.processes[index];
+        let run_state = proc::stat(process.pid()).map_or(RunState::Gone, |stat| stat.run_state());
+        let cpu_since_probe = match (process.cpu.read(), process.cpu_at_probe) {
+            (Some(now), Some(then)) => Some(now.saturating_sub(then)),
+            (Some(_) | None, None) | (None, Some(_)) => None,
+        };
+        Evidence { run_state, cpu_since_probe }
+    }
+
+    fn kill(&mut self, index: usize, reason: Reason) {
+        let process = &mut self.processes[index];
+        let letter = proc::stat(process.pid()).map_or('?', |stat| stat.letter);
+        log::warn!("killing {} (pid {}, state {letter}): {}", process.name, process.pid(), reason.as_str());
+        process.killed_for = Some(reason);
+        if let Err(error) = process.pidfd.signal(Signal::KILL) {
+            log::error!("cannot kill {}: {error}", process.name);
+        }
+        self.page.count_kill(process.name.slot);
+    }
+
+    /// The kernel says that a process has ended.
+    pub(super) fn on_ended(&mut self, reactor: &mut Handle<Key>, name: Name) {
+        let Some(index) = self.position(name) else {
+            return;
+        };
+        match self.processes[index].pidfd.reap() {
+            Ok(Some(exit)) => self.bury(reactor, name, exit),
+            // Not yet: the event was for something else.
+            Ok(None) => {}
+            Err(error) => {
+                log::warn!("cannot reap {name}: {error}");
+                self.bury(reactor, name, Exit::Unknown);
+            }
+        }
+    }
+
+    /// Forgets a process that has ended, and tells the tree.
+    pub(super) fn bury(&mut self, reactor: &mut Handle<Key>, name: Name, exit: Exit) {
+        let Some(index) = self.position(name) else {
+            return;
+        };
+        // Its last words count: it may have become ready, or answered, before it died.
+        self.look_at(index, reactor.now());
+        let process = self.processes.swap_remove(index);
+        if let Some(id) = process.pidfd_id {
+            process.pidfd.with_source(|source| reactor.deregister(source, id));
+        }
+        if let Some(record) = process.record {
+            self.page.forget(record);
+        }
+        self.write_obituary(&process, exit, reactor.now());
+        if self.tree.is_draining(name)
+            && let Err(error) = self.rundir.remove_secondary(name.slot, Some(name.incarnation))
+        {
+            log::warn!("cannot remove the files of {name}: {error}");
+        }
+        let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
+        self.tree.handle_exited(reactor.now(), name, cannot_start);
+    }
+
+    fn write_obituary(&self, process: &Process, exit: Exit, now: Moment) {
+        let mut line = format!("{} (pid {}) has ended: {exit}", process.name, process.pid());
+        if let Some(reason) = process.killed_for {
+            let _ = write!(line, ", killed: {}", reason.as_str());
+        }
+        match process.answered_at {
+            Some(at) => {
+                let _ = write!(line, ", last answer {} ms ago", now.since(at).as_millis());
+            }
+            None => line.push_str(", never answered"),
+        }
+        if process.name.role == Role::Secondary {
+            let _ =
+                write!(line, ", {} jobs open in its slot", self.principal_page.slot(process.name.slot).open);
+        }
+        let expected = self.tree.is_stopping() || self.tree.is_draining(process.name);
+        let level = if expected && matches!(exit, Exit::Code(0) | Exit::Unknown) {
+            log::Level::Info
+        } else {
+            log::Level::Warn
+        };
+        log::log!(level, "{line}");
+    }
+
+    fn announce_ready(&mut self, index: usize) {
+        let process = &self.processes[index];
+        let (name, pid) = (process.name, process.pid());
+        let line = match name.role {
+            Role::Principal => {
+                let listen: Vec<String> = self
+                    .listeners
+                    .iter()
+                    .take(self.config.listen.addresses().len())
+                    .filter_map(|listener| listener.local_addr().ok())
+                    .map(|address| address.to_string())
+                    .collect();
+                format!("principal pid {pid}: ready, listening on {}", listen.join(", "))
+            }
+            Role::Secondary => {
+                let ports = &self.ports[usize::from(name.slot) - 1];
+                let requests = self.config.request.iter().zip(ports);
+                let ports: Vec<String> =
+                    requests.map(|(request, port)| format!("{} {port}", request.name)).collect();
+                format!("secondary {} pid {pid}: ready, {}", name.slot, ports.join(", "))
+            }
+        };
+        self.announce(&line);
+    }
+
+    fn set_verdict(&self, index: usize, verdict: Verdict) {
+        if let Some(record) = self.processes[index].record {
+            self.page.set_verdict(record, verdict);
+        }
+    }
+
+    fn tell_principal_to_look(&mut self) {
+        let principals = self.processes.iter().position(|process| process.name.role == Role::Principal);
+        if let Some(index) = principals {
+            self.order(index, Order::Look);
+        }
+    }
+
+    fn order_by_name(&mut self, name: Name, order: Order) {
+        if let Some(index) = self.position(name) {
+            self.order(index, order);
+        }
+    }
+
+    /// Writes an order. A FIFO that is full belongs to a server that does not read: it will
+    /// be killed for that soon enough, and its successor learns all from the pages.
+    fn order(&mut self, index: usize, order: Order) {
+        let process = &mut self.processes[index];
+        let Some(orders) = process.orders.as_mut() else {
+            return;
+        };
+        if let Err(error) = std::io::Write::write_all(orders, order.as_line().as_bytes()) {
+            log::warn!("cannot order {} to {order:?}: {error}", process.name);
+        }
+    }
+
+    fn position(&self, name: Name) -> Option<usize> {
+        self.processes.iter().position(|process| process.name == name)
+    }
+}

@@ -1,0 +1,306 @@
+//! Before the loop runs: lock, clean up after a crashed run, bind, create the pages.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use mio::Interest;
+use mio::net::UnixListener;
+use rustix::process::Signal;
+use slab::Slab;
+
+use crate::config::{Config, DataPorts};
+use crate::core::moment::Moment;
+use crate::core::tree::Tree;
+use crate::exit::{Code, Failure};
+use crate::os::listener::{self, bind_listener};
+use crate::os::log::Lines;
+use crate::os::pidfd::Pidfd;
+use crate::os::reactor::Handle;
+use crate::os::rundir::{Lock, Rundir, RundirError};
+use crate::os::{clock, proc, process};
+use crate::page::jobs::JobTable;
+use crate::page::principal::PrincipalPage;
+use crate::page::secondary::SecondaryPage;
+use crate::page::watchdog::{Directory, WatchdogPage};
+use crate::page::{Access, PageError};
+use crate::role::watchdog::{Key, Watchdog};
+
+/// How long survivors of a crashed run get to die of SIGKILL.
+const SURVIVORS_END_WITHIN: Duration = Duration::from_secs(5);
+/// How long binding is tried again after a crashed run: a survivor that was just being
+/// started may hold a listener for a moment.
+const BIND_WITHIN: Duration = Duration::from_secs(2);
+/// Descriptors that a principal needs besides one for each client, and for each slot.
+const SPARE_DESCRIPTORS: u64 = 64;
+const DESCRIPTORS_PER_SLOT: u64 = 8;
+
+impl Watchdog {
+    /// Everything up to the first start of the principal, which the tree asks for.
+    pub(super) fn start(mut config: Config, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
+        let rundir = Rundir::prepare(&config.runtime_dir).map_err(rundir_failure)?;
+        let lock = rundir.lock().map_err(rundir_failure)?;
+        fit_descriptor_limit(&mut config);
+        let after_crash = clean_up(&rundir)?;
+        let bound = Self::bind(&config, after_crash)
+            .and_then(|listeners| Self::set_up(config, &rundir, lock, listeners, reactor));
+        bound.inspect_err(|_| {
+            // What was created so far is of no use to anybody.
+            let _ = rundir.clean();
+        })
+    }
+
+    fn set_up(
+        config: Config,
+        rundir: &Rundir,
+        lock: Lock,
+        (listeners, ports): (Vec<TcpListener>, Vec<Vec<u16>>),
+        reactor: &mut Handle<Key>,
+    ) -> Result<Self, Failure> {
+        let now = reactor.now();
+        let pid = std::process::id();
+        let stat = proc::stat(pid).map_err(|error| Failure::internal("read /proc/self/stat", &error))?;
+        create_file(rundir, &rundir.watchdog_pid_file(), format!("{pid}\n").as_bytes())?;
+        let (page, principal_page) = create_pages(&config, rundir, &listeners, &ports)
+            .map_err(|error| Failure::new(Code::CannotCreate, error))?;
+        page.introduce(pid, stat.start_time, now);
+        let control = listen_for_tools(rundir, reactor)?;
+        let me = Pidfd::of_child(pid).map_err(|error| Failure::internal("open a pidfd of itself", &error))?;
+        let stop_within = config.watchdog.grace + config.claim_within;
+        let tree = Tree::new(now, config.secondaries, config.supervision(), stop_within, seed(now, pid));
+        let mut watchdog = Self {
+            rundir: rundir.clone(),
+            _lock: lock,
+            page,
+            principal_page,
+            listeners,
+            ports,
+            tree,
+            processes: Vec::new(),
+            me,
+            channel: None,
+            seen_changes: None,
+            control,
+            control_clients: Slab::new(),
+            announcements: Lines::stdout(),
+            exit: Code::Ok,
+            config,
+        };
+        let version = env!("CARGO_PKG_VERSION");
+        let directory = watchdog.rundir.path().display().to_string();
+        watchdog.announce(&format!("osps {version}: watchdog pid {pid}, runtime directory {directory}"));
+        Ok(watchdog)
+    }
+
+    /// Binds the control listener and a data port for every (secondary, type) pair.
+    fn bind(config: &Config, after_crash: bool) -> Result<(Vec<TcpListener>, Vec<Vec<u16>>), Failure> {
+        let patience = if after_crash { BIND_WITHIN } else { Duration::ZERO };
+        let mut listeners = Vec::new();
+        for &address in config.listen.addresses() {
+            listeners.push(bind_patiently(address, patience).map_err(|error| bind_failure(address, &error))?);
+        }
+        let host = config.listen.addresses().first().map(SocketAddr::ip);
+        let host = host.ok_or_else(|| Failure::new(Code::Config, "listen: no address"))?;
+        let mut candidates: Box<dyn Iterator<Item = u16>> = match &config.data_ports {
+            DataPorts::Range(range) => Box::new(range.clone()),
+            DataPorts::Kernel => Box::new(std::iter::repeat(0)),
+        };
+        let mut ports = Vec::new();
+        for _ in 0..config.secondaries {
+            let mut of_slot = Vec::new();
+            for _ in &config.request {
+                let data = bind_next(host, &mut candidates, config)?;
+                of_slot.push(
+                    listener::port(&data).map_err(|error| Failure::internal("ask for a port", &error))?,
+                );
+                listeners.push(data);
+            }
+            ports.push(of_slot);
+        }
+        Ok((listeners, ports))
+    }
+
+    /// Says something to whoever started us, on standard output.
+    pub(super) fn announce(&mut self, line: &str) {
+        self.announcements.line(format!("{line}\n").as_bytes());
+    }
+}
+
+/// Binds to the next candidate that nobody else has.
+fn bind_next(
+    host: std::net::IpAddr,
+    candidates: &mut dyn Iterator<Item = u16>,
+    config: &Config,
+) -> Result<TcpListener, Failure> {
+    for port in candidates {
+        let address = SocketAddr::new(host, port);
+        match bind_listener(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                log::info!("data port {address} is taken by another program: passed over");
+            }
+            Err(error) => return Err(bind_failure(address, &error)),
+        }
+    }
+    let message = format!(
+        "data_ports = \"{}\": not enough free ports on {host} for {} secondaries with {} request types each",
+        config.data_ports,
+        config.secondaries,
+        config.request.len()
+    );
+    Err(Failure::new(Code::Unavailable, message))
+}
+
+fn bind_patiently(address: SocketAddr, patience: Duration) -> io::Result<TcpListener> {
+    let give_up_at = clock::now() + patience;
+    loop {
+        match bind_listener(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && clock::now() < give_up_at => {
+                pause(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "before the loop runs there is nobody to keep waiting")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+fn bind_failure(address: SocketAddr, error: &io::Error) -> Failure {
+    let (code, hint) = match error.kind() {
+        io::ErrorKind::AddrInUse => (Code::Unavailable, "another program has this port"),
+        io::ErrorKind::AddrNotAvailable => (Code::Unavailable, "this machine does not have that address"),
+        io::ErrorKind::PermissionDenied => (Code::NoPermission, "ports below 1024 are for root"),
+        _ => (Code::Unavailable, "see listen and data_ports"),
+    };
+    Failure::new(code, format!("cannot listen on {address}: {error} ({hint})"))
+}
+
+fn rundir_failure(error: RundirError) -> Failure {
+    let code = match &error {
+        RundirError::Create { .. } => Code::CannotCreate,
+        RundirError::Permission { .. } => Code::NoPermission,
+        RundirError::AlreadyRunning { .. } => Code::AlreadyRunning,
+    };
+    Failure::new(code, error)
+}
+
+/// Ends what survives of a crashed run and removes what it left. Returns whether there
+/// was anything.
+fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
+    let failure = |error: io::Error| {
+        Failure::new(Code::CannotCreate, format!("cannot clean up {}: {error}", rundir.path().display()))
+    };
+    let mut processes: Vec<(u32, u64)> = Vec::new();
+    let pages = rundir.pages().map_err(failure)?;
+    for path in &pages {
+        if let Ok(page) = WatchdogPage::attach(path, Access::ReadOnly) {
+            processes.extend(page.watched().map(|watched| (watched.pid, watched.start_time)));
+        }
+        if let Ok(page) = PrincipalPage::attach(path, Access::ReadOnly) {
+            let record = page.record();
+            processes.push((record.pid, record.start_time));
+            let slots = (1..=page.slots()).map(|slot| page.slot(slot));
+            processes.extend(slots.map(|slot| (slot.pid, slot.start_time)));
+        }
+        if let Ok(page) = SecondaryPage::attach(path, Access::ReadOnly) {
+            let record = page.record();
+            processes.push((record.pid, record.start_time));
+        }
+    }
+    processes.sort_unstable();
+    processes.dedup();
+    let me = std::process::id();
+    let survivors: Vec<Pidfd> = processes
+        .into_iter()
+        .filter(|&(pid, _)| pid != me)
+        .filter_map(|(pid, start_time)| Pidfd::of_process(pid, start_time).ok())
+        .filter(|pidfd| !pidfd.has_ended())
+        .collect();
+    for survivor in &survivors {
+        log::warn!("pid {} survives of a run that crashed: killed", survivor.pid());
+        if let Err(error) = survivor.signal(Signal::KILL) {
+            log::warn!("cannot kill pid {}: {error}", survivor.pid());
+        }
+    }
+    for survivor in &survivors {
+        if !survivor.ends_within(SURVIVORS_END_WITHIN) {
+            log::warn!("pid {} does not end", survivor.pid());
+        }
+    }
+    rundir.clean().map_err(failure)?;
+    Ok(!pages.is_empty())
+}
+
+fn create_file(rundir: &Rundir, path: &std::path::Path, contents: &[u8]) -> Result<(), Failure> {
+    let write = || {
+        fs::write(path, contents)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+    };
+    write().map_err(|source| {
+        let _ = rundir;
+        Failure::new(Code::CannotCreate, RundirError::Create { path: path.to_owned(), source })
+    })
+}
+
+fn create_pages(
+    config: &Config,
+    rundir: &Rundir,
+    listeners: &[TcpListener],
+    ports: &[Vec<u16>],
+) -> Result<(WatchdogPage, PrincipalPage), PageError> {
+    let listen = listeners
+        .iter()
+        .take(config.listen.addresses().len())
+        .filter_map(|listener| listener.local_addr().ok())
+        .collect();
+    let directory = Directory {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        listen,
+        requests: config.request.iter().map(|request| request.name.clone()).collect(),
+        ports: ports.to_vec(),
+    };
+    let slots = usize::from(config.secondaries);
+    let page = WatchdogPage::create(&rundir.watchdog_page(), slots, &directory)?;
+    let principal = PrincipalPage::create(&rundir.principal_page(), slots, config.request.len())?;
+    for slot in 1..=config.secondaries {
+        JobTable::create(&rundir.jobs(slot), config.max_jobs as usize)?;
+    }
+    Ok((page, principal))
+}
+
+fn listen_for_tools(rundir: &Rundir, reactor: &mut Handle<Key>) -> Result<UnixListener, Failure> {
+    let path = rundir.control();
+    let mut listen = || {
+        let mut listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        reactor.register(&mut listener, Key::Control, Interest::READABLE)?;
+        Ok(listener)
+    };
+    listen().map_err(|source| {
+        Failure::new(Code::CannotCreate, RundirError::Create { path: path.clone(), source })
+    })
+}
+
+/// Raises the descriptor limit, and lowers `max_clients` where it does not suffice.
+fn fit_descriptor_limit(config: &mut Config) {
+    let limit = process::raise_descriptor_limit();
+    let listeners = u64::from(config.secondaries) * config.request.len() as u64;
+    let slots = u64::from(config.secondaries) * DESCRIPTORS_PER_SLOT;
+    let room = limit.saturating_sub(SPARE_DESCRIPTORS + listeners + slots).max(1);
+    if (config.max_clients as u64) > room {
+        log::warn!(
+            "max_clients = {} is lowered to {room}: the limit of open descriptors is {limit}",
+            config.max_clients
+        );
+        config.max_clients = usize::try_from(room).unwrap_or(usize::MAX);
+    }
+}
+
+fn seed(now: Moment, pid: u32) -> u64 {
+    now.as_nanos() ^ u64::from(pid) << 32
+}

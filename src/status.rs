@@ -1,0 +1,338 @@
+//! `osps status`: what each process is doing, read from shared memory alone. It
+//! asks nobody, so it works while servers hang.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use crate::core::job::{Incarnation, State};
+use crate::core::moment::Moment;
+use crate::core::tree::{Name, Role};
+use crate::exit::{Code, Failure};
+use crate::os::clock;
+use crate::os::rundir::Rundir;
+use crate::page::jobs::JobTable;
+use crate::page::principal::{Ends, Occupied, PrincipalPage};
+use crate::page::record::Record;
+use crate::page::secondary::SecondaryPage;
+use crate::page::watchdog::{Directory, Verdict, WatchdogPage, Watched};
+use crate::page::{Access, PageError};
+
+/// The whole status; its JSON form is a contract.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    version: String,
+    pid: u32,
+    uptime_ms: u64,
+    listen: Vec<SocketAddr>,
+    requests: BTreeMap<String, EndsOf>,
+    ledger: Ledger,
+    servers: Vec<Server>,
+}
+
+#[derive(Debug, Serialize)]
+struct EndsOf {
+    done: u64,
+    failed: u64,
+    expired: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Ledger {
+    accepted: u64,
+    done: u64,
+    failed: u64,
+    expired: u64,
+    open: u64,
+    refused: u64,
+    rejected: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum ServerState {
+    Starting,
+    Ready,
+    Suspect,
+    Draining,
+    Down,
+}
+
+#[derive(Debug, Serialize)]
+struct Server {
+    role: &'static str,
+    slot: u16,
+    incarnation: Incarnation,
+    pid: Option<u32>,
+    state: ServerState,
+    restarts: u64,
+    kills: u64,
+    rtt_us: Option<u64>,
+    answered_ms_ago: Option<u64>,
+    ports: BTreeMap<String, u16>,
+    open: u64,
+    done: u64,
+    failed: u64,
+    /// Why a slot is down for good; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+/// The pages of a running system, mapped for reading.
+struct Pages<'a> {
+    rundir: &'a Rundir,
+    watchdog: WatchdogPage,
+    principal: PrincipalPage,
+    directory: Directory,
+    now: Moment,
+}
+
+/// Reads the status of the system that runs in that directory.
+///
+/// # Errors
+/// [`Code::Unavailable`] where none runs there.
+pub fn read(rundir: &Rundir) -> Result<Status, Failure> {
+    if !rundir.is_locked() {
+        let message = format!("no osps is running in {}", rundir.path().display());
+        return Err(Failure::new(Code::Unavailable, message));
+    }
+    let starting = |error: PageError| {
+        Failure::new(Code::Unavailable, format!("osps is starting or cannot be read: {error}"))
+    };
+    let watchdog = WatchdogPage::attach(&rundir.watchdog_page(), Access::ReadOnly).map_err(starting)?;
+    let principal = PrincipalPage::attach(&rundir.principal_page(), Access::ReadOnly).map_err(starting)?;
+    let directory = watchdog
+        .directory()
+        .ok_or_else(|| Failure::new(Code::Unavailable, "the directory in watchdog.page cannot be read"))?;
+    let pages = Pages { rundir, watchdog, principal, directory, now: clock::now() };
+    Ok(pages.status())
+}
+
+impl Pages<'_> {
+    fn status(&self) -> Status {
+        let mut requests = BTreeMap::new();
+        let mut ledger = Ledger {
+            accepted: self.principal.accepted(),
+            refused: self.principal.refused(),
+            ..Ledger::default()
+        };
+        for (kind, name) in self.directory.requests.iter().enumerate().take(self.principal.types()) {
+            let Ends { done, failed, expired } = self.principal.ends(kind);
+            ledger.done += done;
+            ledger.failed += failed;
+            ledger.expired += expired;
+            requests.insert(name.clone(), EndsOf { done, failed, expired });
+        }
+        let tables: Vec<Option<JobTable>> = (1..=self.principal.slots())
+            .map(|slot| JobTable::attach(&self.rundir.jobs(slot), Access::ReadOnly).ok())
+            .collect();
+        ledger.open = tables.iter().flatten().map(|table| count(table, |_, _| true)).sum();
+        ledger.rejected = (1..=self.principal.slots())
+            .filter_map(|slot| self.secondary_page(slot))
+            .map(|page| page.counts().rejected)
+            .sum();
+        let mut servers = vec![self.principal_server(&ledger)];
+        servers.extend((1..=self.principal.slots()).map(|slot| self.secondary_server(slot)));
+        servers.extend(
+            self.watchdog
+                .watched()
+                .filter(|watched| watched.verdict == Verdict::Draining)
+                .map(|watched| self.predecessor_server(&watched, &tables)),
+        );
+        Status {
+            version: self.directory.version.clone(),
+            pid: self.watchdog.watchdog().0,
+            uptime_ms: millis(self.now, self.watchdog.started_at()),
+            listen: self.directory.listen.clone(),
+            requests,
+            ledger,
+            servers,
+        }
+    }
+
+    fn secondary_page(&self, slot: u16) -> Option<SecondaryPage> {
+        SecondaryPage::attach(&self.rundir.secondary_page(slot), Access::ReadOnly).ok()
+    }
+
+    fn principal_server(&self, ledger: &Ledger) -> Server {
+        let watched = self.watchdog.watched().find(|watched| watched.name.role == Role::Principal);
+        let state = match watched.map(|watched| watched.verdict) {
+            None => ServerState::Down,
+            Some(Verdict::Starting) => ServerState::Starting,
+            Some(Verdict::Healthy) => ServerState::Ready,
+            Some(Verdict::Suspect) => ServerState::Suspect,
+            Some(Verdict::Draining) => ServerState::Draining,
+        };
+        let record = self.principal.record();
+        Server {
+            role: "principal",
+            slot: 0,
+            incarnation: watched.map_or(record.incarnation, |watched| watched.name.incarnation),
+            pid: watched.map(|watched| watched.pid),
+            state,
+            restarts: self.watchdog.principal_restarts(),
+            kills: self.watchdog.kills(0),
+            rtt_us: round_trip(watched),
+            answered_ms_ago: self.answered_ago(watched, Some(record)),
+            ports: BTreeMap::new(),
+            open: ledger.open,
+            done: ledger.done,
+            failed: ledger.failed,
+            reason: None,
+        }
+    }
+
+    fn secondary_server(&self, number: u16) -> Server {
+        let slot = self.principal.slot(number);
+        let name = Name::secondary(number, slot.incarnation);
+        let watched = self.watchdog.find(name).and_then(|index| self.watchdog.load(index));
+        let state = match (slot.occupied, watched.map(|watched| watched.verdict)) {
+            (Occupied::Down | Occupied::GivenUp, _) | (_, Some(Verdict::Draining)) => ServerState::Down,
+            (_, Some(Verdict::Suspect)) => ServerState::Suspect,
+            (Occupied::Starting, _) => ServerState::Starting,
+            (Occupied::Ready, _) => ServerState::Ready,
+        };
+        let is_down = matches!(state, ServerState::Down);
+        let record = self.secondary_page(number).map(|page| page.record());
+        let gave_up = slot.occupied == Occupied::GivenUp;
+        Server {
+            role: "secondary",
+            slot: number,
+            incarnation: slot.incarnation,
+            pid: (!is_down && slot.pid != 0).then_some(slot.pid),
+            state,
+            restarts: slot.restarts,
+            kills: self.watchdog.kills(number),
+            rtt_us: if is_down { None } else { round_trip(watched) },
+            answered_ms_ago: if is_down { None } else { self.answered_ago(watched, record) },
+            ports: self.ports(number),
+            open: slot.open,
+            done: slot.done,
+            failed: slot.failed,
+            reason: gave_up.then_some("it says that it cannot start: see the log"),
+        }
+    }
+
+    fn predecessor_server(&self, watched: &Watched, tables: &[Option<JobTable>]) -> Server {
+        let Name { slot, incarnation, .. } = watched.name;
+        let path = self.rundir.predecessor_page(slot, incarnation);
+        let record = SecondaryPage::attach(&path, Access::ReadOnly).ok().map(|page| page.record());
+        let table = usize::from(slot).checked_sub(1).and_then(|index| tables.get(index)?.as_ref());
+        let held = table.map_or(0, |table| {
+            count(table, |state, holder| state == State::Claimed && holder == incarnation)
+        });
+        Server {
+            role: "secondary",
+            slot,
+            incarnation,
+            pid: Some(watched.pid),
+            state: ServerState::Draining,
+            restarts: 0,
+            kills: 0,
+            rtt_us: round_trip(Some(*watched)),
+            answered_ms_ago: self.answered_ago(Some(*watched), record),
+            ports: BTreeMap::new(),
+            open: held,
+            done: 0,
+            failed: 0,
+            reason: None,
+        }
+    }
+
+    fn ports(&self, slot: u16) -> BTreeMap<String, u16> {
+        let ports = self.directory.ports.get(usize::from(slot) - 1);
+        let ports = ports.into_iter().flatten().copied();
+        self.directory.requests.iter().cloned().zip(ports).collect()
+    }
+
+    fn answered_ago(&self, watched: Option<Watched>, record: Option<Record>) -> Option<u64> {
+        let record = record.filter(|record| watched.is_some_and(|watched| watched.pid == record.pid))?;
+        Some(millis(self.now, record.answered_at?))
+    }
+}
+
+/// Counts the entries of a table that hold a job.
+fn count(table: &JobTable, which: impl Fn(State, Incarnation) -> bool) -> u64 {
+    let entries = table.indices().filter_map(|index| table.state(index).ok());
+    let held = entries.filter(|word| word.state != State::Free && which(word.state, word.holder));
+    held.count() as u64
+}
+
+fn round_trip(watched: Option<Watched>) -> Option<u64> {
+    watched.map(|watched| watched.round_trip_ns / 1000).filter(|&micros| micros > 0)
+}
+
+fn millis(now: Moment, then: Moment) -> u64 {
+    u64::try_from(now.since(then).as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Status {
+    /// One JSON object.
+    ///
+    /// # Errors
+    /// Never in practice: all of it can be written as JSON.
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self)
+    }
+
+    /// A table for people.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let listen: Vec<String> = self.listen.iter().map(ToString::to_string).collect();
+        let seconds = self.uptime_ms / 1000;
+        let _ = writeln!(
+            text,
+            "osps {}, watchdog pid {}, up {seconds} s, listening on {}",
+            self.version,
+            self.pid,
+            listen.join(", ")
+        );
+        let Ledger { accepted, done, failed, expired, open, refused, rejected } = self.ledger;
+        let _ = writeln!(
+            text,
+            "jobs: {accepted} accepted = {done} done + {failed} failed + {expired} expired + {open} open"
+        );
+        let _ = writeln!(text, "refused requests: {refused}, rejected data connections: {rejected}");
+        let _ = writeln!(
+            text,
+            "\n{:<12} {:>7} {:<9} {:>8} {:>6} {:>8} {:>9} {:>6} {:>9} {:>7}",
+            "SERVER", "PID", "STATE", "RESTARTS", "KILLS", "RTT us", "ANSWERED", "OPEN", "DONE", "FAILED"
+        );
+        for server in &self.servers {
+            let name = match server.slot {
+                0 => server.role.to_owned(),
+                slot => format!("{} {slot}", server.role),
+            };
+            let state = format!("{:?}", server.state).to_lowercase();
+            let or_dash =
+                |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+            let answered = server.answered_ms_ago.map_or_else(|| "-".to_owned(), |ago| format!("{ago} ms"));
+            let _ = writeln!(
+                text,
+                "{name:<12} {:>7} {state:<9} {:>8} {:>6} {:>8} {answered:>9} {:>6} {:>9} {:>7}{}",
+                or_dash(server.pid.map(u64::from)),
+                server.restarts,
+                server.kills,
+                or_dash(server.rtt_us),
+                server.open,
+                server.done,
+                server.failed,
+                server.reason.map(|reason| format!("  {reason}")).unwrap_or_default()
+            );
+        }
+        let _ = writeln!(text, "\n{:<20} {:>9} {:>9} {:>9}  PORTS", "REQUEST", "DONE", "FAILED", "EXPIRED");
+        for (name, EndsOf { done, failed, expired }) in &self.requests {
+            let ports: Vec<String> = self
+                .servers
+                .iter()
+                .filter_map(|server| server.ports.get(name))
+                .map(ToString::to_string)
+                .collect();
+            let _ = writeln!(text, "{name:<20} {done:>9} {failed:>9} {expired:>9}  {}", ports.join(" "));
+        }
+        text
+    }
+}

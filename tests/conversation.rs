@@ -1,0 +1,243 @@
+//! The control connection's state machine, by transcripts: bytes and pauses in, bytes out.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use osps::core::conversation::Conversation;
+use osps::core::moment::Moment;
+use osps::wire::client::Types;
+use proptest::prelude::*;
+
+const IDLE: Duration = Duration::from_secs(60);
+
+/// What a client does.
+#[derive(Clone, Debug)]
+enum Do {
+    Send(Vec<u8>),
+    Pause(Duration),
+    End,
+}
+
+/// A client against a server whose every known type has port 3000 + its index.
+struct Server {
+    types: Types,
+    conversation: Conversation,
+    now: Moment,
+}
+
+impl Server {
+    fn new() -> Self {
+        let now = Moment::from_nanos(1_000_000_000);
+        Self {
+            types: Types::new(["requetetype1", "requetetype2", "sum", "sumall"]),
+            conversation: Conversation::new(now),
+            now,
+        }
+    }
+
+    fn serve(&mut self) {
+        while let Some(index) = self.conversation.poll_request(self.now, &self.types) {
+            let port = 3000 + u16::try_from(index).unwrap();
+            self.conversation.answer_port(self.now, port);
+        }
+    }
+
+    /// Lets time pass, waking the conversation at its own deadlines.
+    fn pause(&mut self, pause: Duration) {
+        let until = self.now + pause;
+        loop {
+            let deadline = self.conversation.poll_timeout(&self.types, IDLE).filter(|at| *at <= until);
+            let Some(deadline) = deadline else {
+                break;
+            };
+            self.now = self.now.max(deadline);
+            self.conversation.handle_timeout(self.now, IDLE);
+            self.serve();
+            assert_ne!(
+                self.conversation.poll_timeout(&self.types, IDLE),
+                Some(deadline),
+                "a deadline that has passed comes back: the loop would spin"
+            );
+        }
+        self.now = until;
+    }
+
+    fn run(&mut self, story: &[Do]) -> String {
+        for step in story {
+            match step {
+                Do::Send(bytes) if self.conversation.wants_input() => {
+                    self.conversation.handle_input(self.now, bytes);
+                }
+                Do::Send(_) => {}
+                Do::Pause(pause) => self.pause(*pause),
+                Do::End => self.conversation.handle_end_of_input(),
+            }
+            self.serve();
+        }
+        String::from_utf8(std::mem::take(self.conversation.output())).unwrap()
+    }
+}
+
+fn answer(story: &[Do]) -> String {
+    Server::new().run(story)
+}
+
+fn send(text: &str) -> Do {
+    Do::Send(text.as_bytes().to_vec())
+}
+
+fn millis(millis: u64) -> Do {
+    Do::Pause(Duration::from_millis(millis))
+}
+
+#[test]
+fn a_bare_request_gets_exactly_the_digits() {
+    assert_eq!(answer(&[send("requetetype1")]), "3000");
+    assert_eq!(answer(&[send("requetetype1"), send("requetetype2")]), "30003001");
+}
+
+#[test]
+fn a_line_request_gets_a_line() {
+    assert_eq!(answer(&[send("requetetype1\n")]), "3000\n");
+    assert_eq!(answer(&[send("requetetype1\r\nrequetetype2\n")]), "3000\n3001\n");
+    assert_eq!(answer(&[send("\n\r\n\nrequetetype2\n\n")]), "3001\n");
+}
+
+#[test]
+fn a_newline_that_follows_a_bare_answer_belongs_to_the_request() {
+    assert_eq!(answer(&[send("requetetype1"), send("\n")]), "3000\n");
+    assert_eq!(answer(&[send("requetetype1"), send("\r"), send("\nrequetetype2\n")]), "3000\n3001\n");
+    assert_eq!(
+        answer(&[send("foo"), millis(50), send("\n")]),
+        "-1 unknown request type \"foo\"; known: requetetype1, requetetype2, sum, sumall\n"
+    );
+}
+
+#[test]
+fn what_may_be_extended_waits_for_silence() {
+    assert_eq!(answer(&[send("sum")]), "");
+    assert_eq!(answer(&[send("sum"), millis(49)]), "");
+    assert_eq!(answer(&[send("sum"), millis(50)]), "3002");
+    assert_eq!(answer(&[send("sum"), millis(49), send("all")]), "3003");
+    assert_eq!(answer(&[send("sumall")]), "3003");
+}
+
+#[test]
+fn an_unknown_bare_request_is_minus_one_after_silence_and_the_connection_stays_usable() {
+    assert_eq!(answer(&[send("foo")]), "");
+    assert_eq!(answer(&[send("foo"), millis(50)]), "-1");
+    assert_eq!(answer(&[send("foo"), millis(60), send("requetetype1")]), "-13000");
+    assert_eq!(answer(&[send("requetetype"), millis(20), send("1")]), "3000");
+}
+
+#[test]
+fn words_with_an_argument_wait_for_their_newline() {
+    assert_eq!(answer(&[send("suivi requetetype1"), millis(1000)]), "");
+    assert_eq!(
+        answer(&[send("suivi requetetype1"), millis(1000), send("\n")]),
+        "-1 not served by this version: \"suivi requetetype1\"\n"
+    );
+}
+
+#[test]
+fn the_end_of_input_completes_a_request() {
+    let mut server = Server::new();
+    assert_eq!(server.run(&[send("sum"), Do::End]), "3002");
+    assert!(server.conversation.is_over());
+    assert_eq!(answer(&[send("\nrequetetype1"), Do::End]), "3000\n");
+    let mut server = Server::new();
+    assert_eq!(server.run(&[Do::End]), "");
+    assert!(server.conversation.is_over());
+}
+
+#[test]
+fn an_over_long_request_is_answered_and_the_connection_ends() {
+    let mut server = Server::new();
+    assert_eq!(server.run(&[send(&"x".repeat(257))]), "-1");
+    assert!(!server.conversation.is_over(), "closing at once would reset the connection");
+    server.pause(Duration::from_millis(50));
+    assert!(server.conversation.is_over());
+
+    let line = "-1 request too long: the limit is 256 bytes\n";
+    let mut server = Server::new();
+    assert_eq!(server.run(&[send(&"x".repeat(300)), send("xx\nrequetetype1\n")]), line);
+    server.pause(Duration::from_millis(50));
+    assert!(server.conversation.is_over());
+    assert_eq!(answer(&[send(&format!("\n{}", "x".repeat(257)))]), line);
+}
+
+#[test]
+fn the_longest_request_is_not_too_long() {
+    let name = "y".repeat(256);
+    for ending in ["\n", "\r\n"] {
+        let said = answer(&[send(&format!("{name}{ending}"))]);
+        assert!(said.starts_with("-1 unknown request type \"yyyy"), "{said}");
+    }
+}
+
+#[test]
+fn a_sender_that_never_stops_is_cut_off() {
+    let mut server = Server::new();
+    let flood: Vec<Do> = (0..100).map(|_| send(&"x".repeat(1000))).collect();
+    assert_eq!(server.run(&flood), "-1");
+    assert!(server.conversation.is_over());
+}
+
+#[test]
+fn an_idle_client_is_let_go_but_not_one_that_is_owed_something() {
+    let mut server = Server::new();
+    server.run(&[send("requetetype1\n")]);
+    server.pause(IDLE - Duration::from_millis(1));
+    assert!(!server.conversation.is_over());
+    server.pause(Duration::from_millis(1));
+    assert!(server.conversation.is_over());
+
+    let mut server = Server::new();
+    server.conversation.handle_input(server.now, b"requetetype1\n");
+    assert_eq!(server.conversation.poll_request(server.now, &server.types), Some(0));
+    server.pause(IDLE * 2);
+    assert!(!server.conversation.is_over());
+    server.conversation.answer_port(server.now, 3000);
+    server.pause(IDLE - Duration::from_millis(1));
+    assert!(!server.conversation.is_over(), "idle counts from the answer");
+}
+
+/// Requests of every sort, each ended by a newline or `\r\n`.
+fn lines() -> impl Strategy<Value = Vec<u8>> {
+    let request = prop_oneof![
+        Just(b"requetetype1".to_vec()),
+        Just(b"sum".to_vec()),
+        Just(b"sumall".to_vec()),
+        Just(Vec::new()),
+        Just(b"suivi sum".to_vec()),
+        prop::collection::vec(any::<u8>().prop_filter("one line", |byte| !b"\r\n".contains(byte)), 0..80),
+    ];
+    let ending = prop_oneof![Just(&b"\n"[..]), Just(&b"\r\n"[..])];
+    prop::collection::vec((request, ending), 1..6).prop_map(|lines| {
+        lines.into_iter().flat_map(|(line, ending)| [line, ending.to_vec()].concat()).collect()
+    })
+}
+
+proptest! {
+    /// Whatever TCP does to the bytes of whole lines, the client gets the same bytes back,
+    /// as long as no pause makes an unfinished line look like a bare request.
+    #[test]
+    fn segmentation_of_lines_changes_nothing(
+        bytes in lines(),
+        cuts in prop::collection::vec(0usize..500, 0..10),
+    ) {
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let pieces: Vec<Do> = cuts.windows(2).map(|pair| Do::Send(bytes[pair[0]..pair[1]].to_vec())).collect();
+        prop_assert_eq!(answer(&pieces), answer(&[Do::Send(bytes.clone())]));
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_or_spin(
+        pieces in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..400), 0u64..100), 0..20),
+    ) {
+        let story: Vec<Do> = pieces.into_iter().flat_map(|(bytes, pause)| [Do::Send(bytes), millis(pause)]).collect();
+        answer(&story);
+    }
+}
