@@ -85,6 +85,8 @@ pub enum Input {
     Due,
     /// The evidence speaks for the process: judge again at that moment.
     Spared(Moment),
+    /// The watchdog itself was late: the silence so far proves nothing.
+    Void,
     /// It must go, whatever state it is in.
     Condemned(Reason),
     /// It has ended.
@@ -190,22 +192,24 @@ pub fn step(state: State, input: Input, turn: Turn<'_>) -> (State, Option<Act>) 
             | Input::Answered(_)
             | Input::Due
             | Input::Spared(_)
+            | Input::Void
             | Input::Condemned(_)
             | Input::Exited,
         ) => (State::Down, None),
 
         (State::Starting { .. }, Input::Ready) => (State::Healthy { probe_at: turn.next_probe }, None),
         (State::Starting { .. }, Input::Due) if due => kill(now, Reason::SlowStart),
-        (State::Starting { .. }, Input::Started | Input::Answered(_) | Input::Due | Input::Spared(_)) => {
-            (state, None)
-        }
+        (
+            State::Starting { .. },
+            Input::Started | Input::Answered(_) | Input::Due | Input::Spared(_) | Input::Void,
+        ) => (state, None),
 
         (State::Healthy { .. }, Input::Due) if due => {
             (State::Probed { number: turn.fresh, sent_at: now }, Some(Act::Probe(turn.fresh)))
         }
         (
             State::Healthy { .. },
-            Input::Started | Input::Ready | Input::Answered(_) | Input::Due | Input::Spared(_),
+            Input::Started | Input::Ready | Input::Answered(_) | Input::Due | Input::Spared(_) | Input::Void,
         ) => (state, None),
 
         (State::Probed { number, .. }, Input::Answered(answer)) if answer == number => {
@@ -215,6 +219,7 @@ pub fn step(state: State, input: Input, turn: Turn<'_>) -> (State, Option<Act>) 
             let judge_at = sent_at + settings.kill_after;
             (State::Suspect { number, sent_at, judge_at }, Some(Act::Suspect))
         }
+        (State::Probed { number, .. }, Input::Void) => (State::Probed { number, sent_at: now }, None),
         (
             State::Probed { .. },
             Input::Started | Input::Ready | Input::Answered(_) | Input::Due | Input::Spared(_),
@@ -226,6 +231,10 @@ pub fn step(state: State, input: Input, turn: Turn<'_>) -> (State, Option<Act>) 
         (State::Suspect { .. }, Input::Due) if due => (state, Some(Act::Examine)),
         (State::Suspect { number, sent_at, .. }, Input::Spared(judge_at)) => {
             (State::Suspect { number, sent_at, judge_at }, None)
+        }
+        (State::Suspect { number, .. }, Input::Void) => {
+            let judge_at = now + settings.kill_after;
+            (State::Suspect { number, sent_at: now, judge_at }, due.then_some(Act::Examine))
         }
         (State::Suspect { .. }, Input::Started | Input::Ready | Input::Answered(_) | Input::Due) => {
             (state, None)
@@ -243,6 +252,7 @@ pub fn step(state: State, input: Input, turn: Turn<'_>) -> (State, Option<Act>) 
             | Input::Answered(_)
             | Input::Due
             | Input::Spared(_)
+            | Input::Void
             | Input::Condemned(_),
         ) => (state, None),
 

@@ -11,7 +11,9 @@ use std::time::Duration;
 use crate::core::job::{Incarnation, next_incarnation};
 use crate::core::moment::{Moment, nanos};
 use crate::core::restart::{Death, Restart, Verdict};
-use crate::core::supervision::{Act, Evidence, Input, Judgement, Reason, Settings, State, Turn, judge, step};
+use crate::core::supervision::{
+    Act, Evidence, Input, Judgement, Reason, RunState, Settings, State, Turn, judge, step,
+};
 
 /// What a supervised process is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,6 +80,20 @@ pub enum Action {
     Finished,
 }
 
+impl Action {
+    /// The process that it is done to.
+    fn target(self) -> Option<Name> {
+        match self {
+            Self::To(name, _)
+            | Self::Drain(name)
+            | Self::Stop(name)
+            | Self::StopNow(name)
+            | Self::Forgiven(name) => Some(name),
+            Self::StartPrincipal(_) | Self::GiveUp | Self::Finished => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Seat {
     name: Name,
@@ -85,11 +101,13 @@ struct Seat {
     ready_since: Option<Moment>,
     /// When a draining process is killed; `None` for one that serves.
     drain_until: Option<Moment>,
+    /// Found stopped when its round was void: the second time in a row is proof.
+    found_stopped: bool,
 }
 
 impl Seat {
     fn empty(name: Name) -> Self {
-        Self { name, state: State::Down, ready_since: None, drain_until: None }
+        Self { name, state: State::Down, ready_since: None, drain_until: None, found_stopped: false }
     }
 }
 
@@ -150,6 +168,7 @@ impl Tree {
 
     /// A process was started. In an occupied slot it succeeds one that drains.
     pub fn handle_started(&mut self, now: Moment, name: Name) {
+        self.void_if_late(now);
         let index = usize::from(name.slot);
         if self.seats[index].state != State::Down {
             self.retire(now, index);
@@ -169,6 +188,7 @@ impl Tree {
 
     /// A process declared itself ready.
     pub fn handle_ready(&mut self, now: Moment, name: Name) {
+        self.void_if_late(now);
         if let Some(seat) = self.seat_mut(name)
             && seat.ready_since.is_none()
         {
@@ -179,11 +199,13 @@ impl Tree {
 
     /// A process's record holds this number.
     pub fn handle_answer(&mut self, now: Moment, name: Name, number: u64) {
+        self.void_if_late(now);
         self.input(now, name, Input::Answered(number));
     }
 
     /// A secondary drains by itself (it was sent SIGTERM): its slot is free for a successor.
     pub fn handle_draining(&mut self, now: Moment, name: Name) {
+        self.void_if_late(now);
         let index = usize::from(name.slot);
         if name.role == Role::Secondary && self.seats[index].name == name {
             self.retire(now, index);
@@ -194,9 +216,13 @@ impl Tree {
 
     /// What `/proc` says, as asked by [`Act::Examine`].
     pub fn handle_evidence(&mut self, now: Moment, name: Name, evidence: Evidence) {
-        let Some(State::Suspect { sent_at, .. }) = self.state(name) else {
+        let Some(State::Suspect { sent_at, judge_at, .. }) = self.state(name) else {
             return;
         };
+        if judge_at > now {
+            self.evidence_in_void_round(now, name, evidence);
+            return;
+        }
         let next_allowed = self.last_unproven_kill.map_or(now, |last| last + self.settings.period);
         match judge(evidence, now.since(sent_at), &self.settings) {
             Judgement::Proven(reason) => self.input(now, name, Input::Condemned(reason)),
@@ -217,6 +243,7 @@ impl Tree {
 
     /// A process has ended. `cannot_start`: it said that starting it again is of no use.
     pub fn handle_exited(&mut self, now: Moment, name: Name, cannot_start: bool) {
+        self.void_if_late(now);
         let Some(seat) = self.seat_mut(name).copied() else {
             return;
         };
@@ -225,6 +252,7 @@ impl Tree {
         }
         self.input(now, name, Input::Exited);
         self.predecessors.retain(|seat| seat.name != name);
+        self.actions.retain(|action| action.target() != Some(name));
         if name.role == Role::Principal {
             self.orphan_secondaries(now);
             self.schedule_start(now, Death { ready_since: seat.ready_since, cannot_start });
@@ -235,14 +263,16 @@ impl Tree {
 
     /// Asked to stop: gracefully, and at once where asked again.
     pub fn handle_stop(&mut self, now: Moment) {
-        let at_once = match self.phase {
-            Phase::Running => false,
-            Phase::Stopping { .. } => true,
+        self.void_if_late(now);
+        // Asking again and again must not put the end off.
+        let (kill_at, at_once) = match self.phase {
+            Phase::Running => (now + self.stop_within + STOP_MARGIN, false),
+            Phase::Stopping { kill_at, .. } => (kill_at.min(now + AT_ONCE), true),
             Phase::Finished => return,
         };
-        let patience = if at_once { AT_ONCE } else { self.stop_within + STOP_MARGIN };
-        self.phase = Phase::Stopping { kill_at: now + patience, at_once };
+        self.phase = Phase::Stopping { kill_at, at_once };
         self.start_at = None;
+        self.actions.retain(|action| !matches!(action, Action::StartPrincipal(_)));
         if self.seats[0].state != State::Down {
             let principal = self.seats[0].name;
             let order = if at_once { Action::StopNow(principal) } else { Action::Stop(principal) };
@@ -259,6 +289,7 @@ impl Tree {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Moment) {
+        self.void_if_late(now);
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_at = None;
             let incarnation = next_incarnation(self.seats[0].name.incarnation);
@@ -354,6 +385,30 @@ impl Tree {
         seat.state.deadline(&self.settings).into_iter().chain(drain).min()
     }
 
+    /// A watchdog that was stopped or starved cannot tell who was silent: where it is later
+    /// than a quarter of `kill_after`, all silences begin anew.
+    fn void_if_late(&mut self, now: Moment) {
+        let late = self.poll_timeout().is_some_and(|at| now.since(at) > self.settings.kill_after / 4);
+        if late {
+            let names: Vec<Name> = self.living().collect();
+            for name in names {
+                self.input(now, name, Input::Void);
+            }
+        }
+    }
+
+    /// A watchdog that is always late must still replace who stays stopped.
+    fn evidence_in_void_round(&mut self, now: Moment, name: Name, evidence: Evidence) {
+        let stopped = evidence.run_state == RunState::Stopped;
+        let Some(seat) = self.seat_mut(name) else {
+            return;
+        };
+        let stopped_before = std::mem::replace(&mut seat.found_stopped, stopped);
+        if stopped && stopped_before {
+            self.input(now, name, Input::Condemned(Reason::Stopped));
+        }
+    }
+
     /// Feeds one input to one process and queues what comes out.
     fn input(&mut self, now: Moment, name: Name, input: Input) {
         let next_probe = self.next_probe(now, name.slot);
@@ -363,6 +418,7 @@ impl Tree {
         };
         let (state, act) = step(seat.state, input, Turn { now, next_probe, fresh, settings: &settings });
         seat.state = state;
+        seat.found_stopped &= !state.is_healthy();
         if act == Some(Act::Probe(fresh)) {
             self.last_number = fresh;
         }
@@ -379,25 +435,29 @@ impl Tree {
         Moment::from_nanos(if at > now.as_nanos() { at } else { at + period })
     }
 
-    /// Moves the process in a seat to the predecessors and has it drained, or killed if unhealthy.
+    /// Moves the process in a seat to the predecessors and has it drained. Silent or not
+    /// yet ready, it keeps its deadlines: only the death of its principal condemns it.
     fn retire(&mut self, now: Moment, index: usize) {
         let mut seat = self.seats[index];
-        if seat.state == State::Down {
-            return;
+        let name = seat.name;
+        match seat.state {
+            State::Down => return,
+            State::Killing { .. } => {}
+            State::Starting { .. } | State::Healthy { .. } | State::Probed { .. } | State::Suspect { .. } => {
+                self.actions.push_back(Action::Drain(name));
+            }
         }
-        let (name, healthy) = (seat.name, seat.state.is_healthy());
         seat.drain_until = Some(now + self.settings.grace);
         self.seats[index] = Seat::empty(Name { incarnation: 0, ..name });
         self.predecessors.push(seat);
-        if healthy {
-            self.actions.push_back(Action::Drain(name));
-        } else {
-            self.input(now, name, Input::Condemned(Reason::Orphaned));
-        }
     }
 
     fn orphan_secondaries(&mut self, now: Moment) {
         for index in 1..self.seats.len() {
+            let Seat { name, state, .. } = self.seats[index];
+            if !state.is_healthy() {
+                self.input(now, name, Input::Condemned(Reason::Orphaned));
+            }
             self.retire(now, index);
         }
     }
@@ -440,7 +500,6 @@ impl Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::supervision::RunState;
 
     const SETTINGS: Settings = Settings {
         period: Duration::from_millis(100),

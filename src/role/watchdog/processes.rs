@@ -230,6 +230,8 @@ impl Watchdog {
                 self.tell_principal_to_look();
             }
             Act::Examine => {
+                // Perhaps it has answered since the last look.
+                self.look_at(index, reactor.now());
                 let evidence = self.examine(index);
                 self.tree.handle_evidence(reactor.now(), name, evidence);
             }
@@ -329,8 +331,15 @@ impl Watchdog {
         let Some(index) = self.position(name) else {
             return;
         };
-        // Its last words count: it may have become ready, or answered, before it died.
+        // Its last words count: it may have become ready, or answered, before it died; and
+        // a principal may have started secondaries that are orphans now.
         self.look_at(index, reactor.now());
+        if name.role == Role::Principal {
+            self.look_at_slots(reactor);
+        }
+        let Some(index) = self.position(name) else {
+            return;
+        };
         let process = self.processes.swap_remove(index);
         if let Some(id) = process.pidfd_id {
             process.pidfd.with_source(|source| reactor.deregister(source, id));

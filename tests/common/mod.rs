@@ -1,0 +1,315 @@
+//! What the tests with real processes share: a system of their own, in a temporary
+//! directory, on ports from the kernel, in a process group that is gone when the test
+//! ends, with its logs shown when the test fails.
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+#![allow(clippy::unwrap_used)]
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use osps::core::moment::Moment;
+use osps::os::clock;
+use serde_json::Value;
+
+/// Longer than anything takes on a loaded machine; nobody waits so long unless it fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The request types that most tests want.
+pub const REQUESTS: &str = r#"
+[[request]]
+name = "requetetype1"
+handler = "delay"
+delay = "20ms"
+
+[[request]]
+name = "requetetype2"
+handler = "delay"
+delay = "50ms"
+
+[[request]]
+name = "echo"
+handler = "echo"
+
+[[request]]
+name = "block"
+handler = "block"
+delay = "20ms"
+"#;
+
+/// A running system.
+pub struct System {
+    pub watchdog: Child,
+    pub dir: tempfile::TempDir,
+}
+
+/// A command for the `osps` binary that was built for this test run.
+pub fn osps() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_osps"))
+}
+
+/// A command for the `osps-client` binary.
+pub fn osps_client() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_osps-client"))
+}
+
+/// Waits until `condition` gives something; fails the test, naming `what`, if it never does.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let give_up_at = clock::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(clock::now() < give_up_at, "not within {PATIENCE:?}: {what}");
+        pause();
+    }
+}
+
+/// A moment between two looks at a condition.
+#[expect(clippy::disallowed_methods, reason = "between two looks at a condition, never to order events")]
+pub fn pause() {
+    std::thread::sleep(Duration::from_millis(2));
+}
+
+/// Runs clients at the same time, each in a thread of the test, and collects what they return.
+#[expect(clippy::disallowed_methods, reason = "clients in a test, no server")]
+pub fn together<T: Send + 'static>(
+    clients: usize,
+    client: impl Fn(usize) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let client = std::sync::Arc::new(client);
+    let threads: Vec<_> = (0..clients)
+        .map(|number| {
+            let client = client.clone();
+            std::thread::spawn(move || client(number))
+        })
+        .collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+/// The time now.
+pub fn now() -> Moment {
+    clock::now()
+}
+
+impl System {
+    /// Starts a system with `top` before and `rest` after the usual keys of the
+    /// configuration, and waits until all its servers are ready.
+    pub fn start(top: &str, rest: &str) -> Self {
+        let system = Self::start_unready(top, rest);
+        system.all_ready();
+        system
+    }
+
+    /// As [`System::start`], without waiting for more than the process.
+    pub fn start_unready(top: &str, rest: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listen = if top.contains("listen") { "" } else { "listen = \"127.0.0.1:0\"\n" };
+        let ports = if top.contains("data_ports") { "" } else { "data_ports = \"0\"\n" };
+        let config = format!("{listen}{ports}runtime_dir = {:?}\n{top}\n{rest}", dir.path().join("run"));
+        fs::write(dir.path().join("osps.toml"), config).unwrap();
+        let watchdog = Self::spawn(dir.path());
+        Self { watchdog, dir }
+    }
+
+    fn spawn(dir: &Path) -> Child {
+        let output =
+            |name| Stdio::from(File::options().append(true).create(true).open(dir.join(name)).unwrap());
+        osps()
+            .arg("--config")
+            .arg(dir.join("osps.toml"))
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(output("stdout"))
+            .stderr(output("stderr"))
+            .process_group(0)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Starts a watchdog again in the same directory, after the first has ended.
+    pub fn start_again(&mut self) {
+        self.watchdog.wait().unwrap();
+        self.watchdog = Self::spawn(self.dir.path());
+        self.all_ready();
+    }
+
+    /// The runtime directory.
+    pub fn rundir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// What stands in the runtime directory, sorted.
+    pub fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.rundir()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// A command of `osps` for this system.
+    pub fn tool(&self, arguments: &[&str]) -> Command {
+        let mut command = osps();
+        command.args(arguments).arg("--config").arg(self.dir.path().join("osps.toml"));
+        command
+    }
+
+    /// `osps status --json`, if it can be had.
+    pub fn try_status(&self) -> Option<Value> {
+        let output = self.tool(&["status", "--json"]).output().unwrap();
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    /// `osps status --json`.
+    pub fn status(&self) -> Value {
+        eventually("status", || self.try_status())
+    }
+
+    /// Waits until the status satisfies `condition`, and returns it.
+    pub fn until(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, || self.try_status().filter(|status| condition(status)))
+    }
+
+    /// Waits until every slot has a server that is ready.
+    pub fn all_ready(&self) -> Value {
+        self.until("all servers ready", |status| {
+            let servers = status["servers"].as_array().unwrap();
+            servers.iter().all(|server| server["state"] == "ready" || server["state"] == "draining")
+        })
+    }
+
+    /// The entry of `status` for a slot; 0 is the principal.
+    pub fn server(status: &Value, slot: u64) -> Value {
+        let servers = status["servers"].as_array().unwrap();
+        let of_slot = |server: &&Value| server["slot"] == slot && server["state"] != "draining";
+        servers.iter().find(of_slot).unwrap().clone()
+    }
+
+    /// The pid of the server in a slot; 0 is the principal.
+    pub fn pid(&self, slot: u64) -> u32 {
+        let status = self.until("a server in the slot", |status| Self::server(status, slot)["pid"].is_u64());
+        u32::try_from(Self::server(&status, slot)["pid"].as_u64().unwrap()).unwrap()
+    }
+
+    /// The pids of all servers, the watchdog first.
+    pub fn pids(&self) -> Vec<u32> {
+        let status = self.status();
+        let servers = status["servers"].as_array().unwrap().clone();
+        let pids = servers.iter().filter_map(|server| server["pid"].as_u64());
+        [self.watchdog.id()].into_iter().chain(pids.map(|pid| u32::try_from(pid).unwrap())).collect()
+    }
+
+    /// Where the principal listens.
+    pub fn address(&self) -> SocketAddr {
+        let status = self.status();
+        status["listen"][0].as_str().unwrap().parse().unwrap()
+    }
+
+    /// A control connection with patience for reads.
+    pub fn connect(&self) -> TcpStream {
+        connect(self.address())
+    }
+
+    /// Sends a signal to one process of this system.
+    pub fn signal(&self, pid: u32, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+    }
+
+    /// Waits until the watchdog has ended.
+    pub fn ended(&mut self) -> ExitStatus {
+        eventually("the end of the watchdog", || self.watchdog.try_wait().unwrap())
+    }
+
+    /// Stops gracefully by SIGINT, as Ctrl-C does, to the whole group.
+    pub fn stop(&mut self) -> ExitStatus {
+        killpg(self.group(), Signal::SIGINT).unwrap();
+        self.ended()
+    }
+
+    /// What was logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// Whether any process of this system is left, zombies included.
+    pub fn has_processes(&self) -> bool {
+        killpg(self.group(), None).is_ok()
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.watchdog.id()).unwrap())
+    }
+
+    /// Waits until nothing is open, then checks that the books are exact.
+    pub fn books_are_exact(&self) -> Value {
+        let status = self.until("no open job", |status| status["ledger"]["open"] == 0);
+        let entry = |name: &str| status["ledger"][name].as_u64().unwrap();
+        let ends = entry("done") + entry("failed") + entry("expired");
+        assert_eq!(entry("accepted"), ends, "{}", status["ledger"]);
+        status
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the system ---\n{}", self.log());
+        }
+        self.end();
+        eventually("the end of every process of the test", || (!self.has_processes()).then_some(()));
+    }
+}
+
+impl System {
+    /// Asks to stop, again and again, so that all are reaped by whom they belong to; kills
+    /// what does not obey.
+    fn end(&mut self) {
+        let give_up_at = clock::now() + Duration::from_secs(10);
+        while clock::now() < give_up_at && self.watchdog.try_wait().unwrap().is_none() {
+            let _ = kill(self.group(), Signal::SIGCONT);
+            let _ = kill(self.group(), Signal::SIGTERM);
+            pause();
+        }
+        let _ = killpg(self.group(), Signal::SIGKILL);
+        let _ = self.watchdog.wait();
+    }
+}
+
+/// Connects, with patience for reads and writes.
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// One `recv`, as the plainest client does it.
+pub fn recv(stream: &mut TcpStream) -> String {
+    let mut buffer = [0; 4096];
+    let length = stream.read(&mut buffer).unwrap();
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+/// Reads until the peer closes.
+pub fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// A bare request on a connection of its own, closed before the data connection is opened.
+pub fn request(address: SocketAddr, kind: &str) -> TcpStream {
+    let mut control = connect(address);
+    control.write_all(kind.as_bytes()).unwrap();
+    let port: u16 = recv(&mut control).parse().unwrap();
+    drop(control);
+    connect(SocketAddr::new(address.ip(), port))
+}
