@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::core::job::{Incarnation, State};
 use crate::core::moment::Moment;
-use crate::core::tree::{Name, Role};
+use crate::core::name::{Name, Role};
 use crate::exit::{Code, Failure};
 use crate::os::clock;
 use crate::os::rundir::Rundir;

@@ -12,6 +12,7 @@ pub mod dispatch;
 pub mod job;
 pub mod list;
 pub mod moment;
+pub mod name;
 pub mod restart;
 pub mod supervision;
 pub mod timers;

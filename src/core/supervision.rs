@@ -182,88 +182,48 @@ impl State {
 /// The next state, and what has to be done to get there.
 #[must_use]
 pub fn step(state: State, input: Input, turn: Turn<'_>) -> (State, Option<Act>) {
+    use Input::{Answered, Condemned, Due, Exited, Ready, Spared, Started, Void};
+    use State::{Down, Healthy, Killing, Probed, Starting, Suspect};
+
     let Turn { now, settings, .. } = turn;
     let due = state.deadline(settings).is_some_and(|deadline| deadline <= now);
+    let healthy = Healthy { probe_at: turn.next_probe };
     match (state, input) {
-        (State::Down, Input::Started) => (State::Starting { since: now }, None),
-        (
-            State::Down,
-            Input::Ready
-            | Input::Answered(_)
-            | Input::Due
-            | Input::Spared(_)
-            | Input::Void
-            | Input::Condemned(_)
-            | Input::Exited,
-        ) => (State::Down, None),
-
-        (State::Starting { .. }, Input::Ready) => (State::Healthy { probe_at: turn.next_probe }, None),
-        (State::Starting { .. }, Input::Due) if due => kill(now, Reason::SlowStart),
-        (
-            State::Starting { .. },
-            Input::Started | Input::Answered(_) | Input::Due | Input::Spared(_) | Input::Void,
-        ) => (state, None),
-
-        (State::Healthy { .. }, Input::Due) if due => {
-            (State::Probed { number: turn.fresh, sent_at: now }, Some(Act::Probe(turn.fresh)))
+        (Down, Started) => (Starting { since: now }, None),
+        (Starting { .. }, Ready) => (healthy, None),
+        (Starting { .. }, Due) if due => kill(now, Reason::SlowStart),
+        (Healthy { .. }, Due) if due => {
+            (Probed { number: turn.fresh, sent_at: now }, Some(Act::Probe(turn.fresh)))
         }
-        (
-            State::Healthy { .. },
-            Input::Started | Input::Ready | Input::Answered(_) | Input::Due | Input::Spared(_) | Input::Void,
-        ) => (state, None),
-
-        (State::Probed { number, .. }, Input::Answered(answer)) if answer == number => {
-            (State::Healthy { probe_at: turn.next_probe }, None)
-        }
-        (State::Probed { number, sent_at }, Input::Due) if due => {
+        (Probed { number, .. }, Answered(answer)) if answer == number => (healthy, None),
+        (Probed { number, sent_at }, Due) if due => {
             let judge_at = sent_at + settings.kill_after;
-            (State::Suspect { number, sent_at, judge_at }, Some(Act::Suspect))
+            (Suspect { number, sent_at, judge_at }, Some(Act::Suspect))
         }
-        (State::Probed { number, .. }, Input::Void) => (State::Probed { number, sent_at: now }, None),
-        (
-            State::Probed { .. },
-            Input::Started | Input::Ready | Input::Answered(_) | Input::Due | Input::Spared(_),
-        ) => (state, None),
-
-        (State::Suspect { number, .. }, Input::Answered(answer)) if answer == number => {
-            (State::Healthy { probe_at: turn.next_probe }, Some(Act::Trust))
-        }
-        (State::Suspect { .. }, Input::Due) if due => (state, Some(Act::Examine)),
-        (State::Suspect { number, sent_at, .. }, Input::Spared(judge_at)) => {
-            (State::Suspect { number, sent_at, judge_at }, None)
-        }
-        (State::Suspect { number, .. }, Input::Void) => {
+        (Probed { number, .. }, Void) => (Probed { number, sent_at: now }, None),
+        (Suspect { number, .. }, Answered(answer)) if answer == number => (healthy, Some(Act::Trust)),
+        (Suspect { .. }, Due) if due => (state, Some(Act::Examine)),
+        (Suspect { number, sent_at, .. }, Spared(judge_at)) => (Suspect { number, sent_at, judge_at }, None),
+        (Suspect { number, .. }, Void) => {
             let judge_at = now + settings.kill_after;
-            (State::Suspect { number, sent_at: now, judge_at }, due.then_some(Act::Examine))
+            (Suspect { number, sent_at: now, judge_at }, due.then_some(Act::Examine))
         }
-        (State::Suspect { .. }, Input::Started | Input::Ready | Input::Answered(_) | Input::Due) => {
+        (Starting { .. } | Healthy { .. } | Probed { .. } | Suspect { .. }, Condemned(reason)) => {
+            kill(now, reason)
+        }
+        (Starting { .. } | Healthy { .. } | Probed { .. } | Suspect { .. } | Killing { .. }, Exited) => {
+            (Down, None)
+        }
+
+        // What changes nothing: it comes too early, too late, twice, or not from the one it names.
+        (Down, Ready | Answered(_) | Due | Spared(_) | Void | Condemned(_) | Exited)
+        | (Starting { .. }, Started | Answered(_) | Due | Spared(_) | Void)
+        | (Healthy { .. }, Started | Ready | Answered(_) | Due | Spared(_) | Void)
+        | (Probed { .. }, Started | Ready | Answered(_) | Due | Spared(_))
+        | (Suspect { .. }, Started | Ready | Answered(_) | Due)
+        | (Killing { .. }, Started | Ready | Answered(_) | Due | Spared(_) | Void | Condemned(_)) => {
             (state, None)
         }
-
-        (
-            State::Starting { .. } | State::Healthy { .. } | State::Probed { .. } | State::Suspect { .. },
-            Input::Condemned(reason),
-        ) => kill(now, reason),
-
-        (
-            State::Killing { .. },
-            Input::Started
-            | Input::Ready
-            | Input::Answered(_)
-            | Input::Due
-            | Input::Spared(_)
-            | Input::Void
-            | Input::Condemned(_),
-        ) => (state, None),
-
-        (
-            State::Starting { .. }
-            | State::Healthy { .. }
-            | State::Probed { .. }
-            | State::Suspect { .. }
-            | State::Killing { .. },
-            Input::Exited,
-        ) => (State::Down, None),
     }
 }
 

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
-use crate::core::tree::{Name, Role};
+use crate::core::name::{Name, Role};
 use crate::page::principal::MAX_SLOTS;
 use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError};
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::core::job::Incarnation;
-use crate::core::tree::{Name, Role};
+use crate::core::name::{Name, Role};
 use crate::exit::{Code, Failure};
 use crate::os::pidfd::Pidfd;
 use crate::os::process;

@@ -4,7 +4,7 @@ use mio::Interest;
 use rustix::process::Signal;
 
 use crate::core::moment::Moment;
-use crate::core::tree::Name;
+use crate::core::name::Name;
 use crate::exit::Failure;
 use crate::os::fifo::Reader;
 use crate::os::pidfd::Pidfd;

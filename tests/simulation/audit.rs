@@ -5,8 +5,9 @@ use std::ops::AddAssign;
 use std::time::Duration;
 
 use osps::core::moment::Moment;
+use osps::core::name::{Name, Role};
 use osps::core::supervision::{Act, Reason, RunState, State};
-use osps::core::tree::{Action, Name, Role, Tree};
+use osps::core::tree::{Action, Tree};
 
 use crate::plan::Plan;
 use crate::world::{Life, Pid, World};

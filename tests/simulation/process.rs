@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use osps::core::job::next_incarnation;
+use osps::core::name::{Name, Role};
 use osps::core::restart::{Death, Verdict};
-use osps::core::tree::{Name, Role};
 
 use crate::plan::{micros, millis};
 use crate::world::{Event, Life, Mood, Pid, Sight, Stuck, Task, World};

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use osps::core::moment::Moment;
+use osps::core::name::Name;
 use osps::core::supervision::Act;
-use osps::core::tree::{Action, Name, Tree};
+use osps::core::tree::{Action, Tree};
 
 use crate::audit::{Audit, Coverage, Violation};
 use crate::dice::Dice;

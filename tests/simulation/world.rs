@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use osps::core::job::Incarnation;
 use osps::core::moment::Moment;
+use osps::core::name::Name;
 use osps::core::restart::Restart;
 use osps::core::supervision::{Evidence, RunState};
-use osps::core::tree::Name;
 
 use crate::dice::Dice;
 use crate::plan::{Plan, micros, millis, secs};

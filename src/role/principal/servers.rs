@@ -4,8 +4,8 @@ use mio::Interest;
 use rustix::process::Signal;
 
 use crate::core::job::{Incarnation, next_incarnation};
+use crate::core::name::Name;
 use crate::core::restart::{Death, Verdict as RestartVerdict};
-use crate::core::tree::Name;
 use crate::exit::Code;
 use crate::os::fifo::{self, Flushed, Reader, Writer};
 use crate::os::pidfd::{Exit, Pidfd};

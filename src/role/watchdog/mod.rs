@@ -16,7 +16,8 @@ use slab::Slab;
 
 use crate::config::Config;
 use crate::core::moment::Moment;
-use crate::core::tree::{Name, Tree};
+use crate::core::name::Name;
+use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
 use crate::os::log::Lines;
 use crate::os::pidfd::{self, Pidfd};

@@ -8,8 +8,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 
 use crate::core::moment::{Moment, nanos};
+use crate::core::name::{Name, Role};
 use crate::core::supervision::{Act, Evidence, Reason, RunState};
-use crate::core::tree::{Action, Name, Role};
+use crate::core::tree::Action;
 use crate::exit::Code;
 use crate::os::fifo;
 use crate::os::pidfd::{Exit, Pidfd};

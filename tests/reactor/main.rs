@@ -6,167 +6,21 @@
 // `allow-unwrap-in-tests` means test functions, not their helpers.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{self, Read, Write};
+mod stage;
+
+use std::io::Write;
 use std::process::{Child, Command as Program, Stdio};
 use std::time::Duration;
 
 use mio::Interest;
-use mio::net::UnixStream;
 use mio::unix::pipe::Receiver;
 use nix::sys::signal::{Signal, raise};
-use osps::core::moment::Moment;
 use osps::os::clock;
 use osps::os::fifo::{self, Flushed, Reader, Writer};
-use osps::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
+use osps::os::reactor::{Handle, Progress, Reactor, Ready, SourceId};
 use osps::wire::tube::{Command, JobRef};
 
-/// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How long a test watches that nothing comes. Too short hides a bug, never makes one.
-const QUIET: Duration = Duration::from_millis(5);
-
-/// What a role was told, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
-    Signal(Signal),
-    Ready(char),
-    Deadline,
-    /// The turn is over.
-    Settled,
-}
-
-/// The part of a role that a test is about.
-trait Part {
-    fn on_signal(&mut self, _signal: Signal) {}
-
-    fn on_ready(&mut self, reactor: &mut Handle<char>, id: SourceId, key: char, ready: Ready) -> Progress;
-}
-
-/// A role that keeps a log and leaves the rest to its part.
-struct Stage<P> {
-    part: P,
-    log: Vec<Seen>,
-    deadline: Option<Moment>,
-}
-
-impl<P: Part> Stage<P> {
-    fn new(part: P) -> Self {
-        Self { part, log: Vec::new(), deadline: None }
-    }
-
-    /// Takes one turn and tells what it was made of.
-    fn turn(&mut self, reactor: &mut Reactor<char>) -> Vec<Seen> {
-        let before = self.log.len();
-        self.deadline.get_or_insert_with(|| clock::now() + PATIENCE);
-        reactor.turn(self).unwrap();
-        self.log[before..].to_vec()
-    }
-
-    fn turn_until(&mut self, reactor: &mut Reactor<char>, done: impl Fn(&Self) -> bool) {
-        let limit = clock::now() + PATIENCE;
-        while !done(self) {
-            assert!(clock::now() < limit, "it never came: {:?}", self.log.rchunks(20).next());
-            self.turn(reactor);
-        }
-    }
-
-    /// Nothing but its deadline wakes the loop.
-    fn assert_quiet(&mut self, reactor: &mut Reactor<char>) {
-        let before = self.log.len();
-        self.deadline = Some(clock::now() + QUIET);
-        while !self.log[before..].contains(&Seen::Deadline) {
-            reactor.turn(self).unwrap();
-        }
-        let events: Vec<_> = self.log[before..].iter().filter(|&&seen| seen != Seen::Settled).collect();
-        assert_eq!(events, [&Seen::Deadline]);
-    }
-
-    fn turns(&self) -> impl Iterator<Item = &[Seen]> {
-        self.log.split_inclusive(|&seen| seen == Seen::Settled)
-    }
-}
-
-impl<P: Part> Role for Stage<P> {
-    type Key = char;
-
-    fn on_signal(&mut self, _: &mut Handle<char>, signal: i32) {
-        let signal = Signal::try_from(signal).unwrap();
-        self.log.push(Seen::Signal(signal));
-        self.part.on_signal(signal);
-    }
-
-    fn on_ready(&mut self, reactor: &mut Handle<char>, id: SourceId, key: char, ready: Ready) -> Progress {
-        self.log.push(Seen::Ready(key));
-        self.part.on_ready(reactor, id, key, ready)
-    }
-
-    fn deadline(&self) -> Option<Moment> {
-        self.deadline
-    }
-
-    fn on_deadline(&mut self, reactor: &mut Handle<char>) {
-        let deadline = self.deadline.take().expect("a deadline that nobody set has come");
-        assert!(deadline <= reactor.now(), "{deadline} has come at {}", reactor.now());
-        self.log.push(Seen::Deadline);
-    }
-
-    fn settle(&mut self, _: &mut Handle<char>) {
-        self.log.push(Seen::Settled);
-    }
-}
-
-fn reactor(signals: &[Signal]) -> Reactor<char> {
-    let numbers: Vec<i32> = signals.iter().map(|&signal| signal as i32).collect();
-    Reactor::new(&numbers).unwrap()
-}
-
-/// Reads once. `Again` where there may be more.
-fn read_some(stream: &mut impl Read, most: usize, into: &mut Vec<u8>) -> Progress {
-    let mut buffer = vec![0; most];
-    match stream.read(&mut buffer) {
-        Ok(0) => Progress::Drained,
-        Ok(length) => {
-            into.extend_from_slice(&buffer[..length]);
-            Progress::Again
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Progress::Drained,
-        Err(error) => panic!("cannot read: {error}"),
-    }
-}
-
-/// A registered end, and the end that makes it ready.
-struct Line {
-    key: char,
-    near: UnixStream,
-    far: UnixStream,
-    id: SourceId,
-}
-
-impl Line {
-    fn new(handle: &mut Handle<char>, key: char) -> Self {
-        let (mut near, far) = UnixStream::pair().unwrap();
-        let id = handle.register(&mut near, key, Interest::READABLE).unwrap();
-        Self { key, near, far, id }
-    }
-
-    fn make_ready(&mut self) {
-        self.far.write_all(b"!").unwrap();
-    }
-
-    fn drain(&mut self) -> Progress {
-        while read_some(&mut self.near, 64, &mut Vec::new()) == Progress::Again {}
-        Progress::Drained
-    }
-}
-
-/// No source, hence no event.
-struct Nobody;
-
-impl Part for Nobody {
-    fn on_ready(&mut self, _: &mut Handle<char>, _: SourceId, key: char, _: Ready) -> Progress {
-        panic!("an event for {key}, which nobody registered")
-    }
-}
+use stage::{Line, Nobody, Part, Seen, Stage, reactor, read_some};
 
 /// Of two ready sources the first one handled puts a new one in the other's place.
 struct Usurper {

@@ -1,0 +1,48 @@
+//! The names of supervised processes.
+
+use std::fmt;
+
+use crate::core::job::Incarnation;
+
+/// What a supervised process is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Gives jobs to secondaries.
+    Principal,
+    /// Serves jobs.
+    Secondary,
+}
+
+/// Names one process of the tree, for ever: no successor has the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// Principal or secondary.
+    pub role: Role,
+    /// 0 for the principal; secondaries count from 1.
+    pub slot: u16,
+    /// Which process in that slot.
+    pub incarnation: Incarnation,
+}
+
+impl Name {
+    /// The name of a principal.
+    #[must_use]
+    pub fn principal(incarnation: Incarnation) -> Self {
+        Self { role: Role::Principal, slot: 0, incarnation }
+    }
+
+    /// The name of a secondary; slots count from 1.
+    #[must_use]
+    pub fn secondary(slot: u16, incarnation: Incarnation) -> Self {
+        Self { role: Role::Secondary, slot, incarnation }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.role {
+            Role::Principal => write!(f, "principal.{}", self.incarnation),
+            Role::Secondary => write!(f, "secondary {}.{}", self.slot, self.incarnation),
+        }
+    }
+}

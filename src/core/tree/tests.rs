@@ -1,0 +1,111 @@
+use super::*;
+
+const SETTINGS: Settings = Settings {
+    period: Duration::from_millis(100),
+    suspect_after: Duration::from_millis(200),
+    kill_after: Duration::from_millis(800),
+    start_within: Duration::from_secs(10),
+    grace: Duration::from_secs(5),
+};
+
+fn at(millis: u64) -> Moment {
+    Moment::from_nanos(millis * 1_000_000)
+}
+
+fn actions(tree: &mut Tree) -> Vec<Action> {
+    std::iter::from_fn(|| tree.poll_action()).collect()
+}
+
+fn running(secondaries: u16) -> Tree {
+    let mut tree = Tree::new(at(0), secondaries, SETTINGS, SETTINGS.grace, 1);
+    tree.handle_timeout(at(0));
+    assert_eq!(actions(&mut tree), [Action::StartPrincipal(1)]);
+    tree.handle_started(at(0), Name::principal(1));
+    tree.handle_ready(at(1), Name::principal(1));
+    for slot in 1..=secondaries {
+        tree.handle_started(at(1), Name::secondary(slot, 1));
+        tree.handle_ready(at(2), Name::secondary(slot, 1));
+    }
+    tree
+}
+
+#[test]
+fn a_dead_principal_is_replaced_and_its_healthy_secondaries_drain() {
+    let mut tree = running(2);
+    tree.handle_started(at(3), Name::secondary(2, 2));
+    actions(&mut tree);
+    tree.handle_exited(at(2000), Name::principal(1), false);
+    let said = actions(&mut tree);
+    assert!(said.contains(&Action::Drain(Name::secondary(1, 1))));
+    assert!(said.contains(&Action::To(Name::secondary(2, 2), Act::Kill(Reason::Orphaned))));
+    tree.handle_timeout(at(2000));
+    assert_eq!(actions(&mut tree)[0], Action::StartPrincipal(2));
+    assert!(tree.is_draining(Name::secondary(1, 1)));
+}
+
+#[test]
+fn a_predecessor_is_killed_when_its_grace_is_over() {
+    let mut tree = running(1);
+    tree.handle_draining(at(10), Name::secondary(1, 1));
+    let mut killed = None;
+    for millis in (10..8000).step_by(10) {
+        tree.handle_timeout(at(millis));
+        for action in actions(&mut tree) {
+            if let Action::To(name, act) = action {
+                match act {
+                    Act::Probe(number) => tree.handle_answer(at(millis), name, number),
+                    Act::Kill(reason) => killed = Some((millis, name, reason)),
+                    Act::Suspect | Act::Trust | Act::Examine => {}
+                }
+            }
+        }
+    }
+    assert_eq!(killed, Some((5010, Name::secondary(1, 1), Reason::GraceOver)));
+}
+
+#[test]
+fn one_unproven_kill_a_period() {
+    let mut tree = running(3);
+    let mut kills = Vec::new();
+    for millis in 2..3000 {
+        tree.handle_timeout(at(millis));
+        for action in actions(&mut tree) {
+            match action {
+                Action::To(name, Act::Examine) => {
+                    let evidence = Evidence { run_state: RunState::Waiting, cpu_since_probe: None };
+                    tree.handle_evidence(at(millis), name, evidence);
+                }
+                Action::To(name, Act::Kill(_)) => kills.push((millis, name)),
+                Action::To(name, Act::Probe(number)) if name.role == Role::Principal => {
+                    tree.handle_answer(at(millis), name, number);
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(kills.len(), 3);
+    assert!(kills.windows(2).all(|pair| pair[1].0 - pair[0].0 >= 100), "{kills:?}");
+}
+
+#[test]
+fn a_stop_ends_when_the_last_process_has_and_kills_on_the_second_asking() {
+    let mut tree = running(1);
+    tree.handle_stop(at(10));
+    assert_eq!(actions(&mut tree), [Action::Stop(Name::principal(1))]);
+    tree.handle_exited(at(20), Name::secondary(1, 1), false);
+    tree.handle_stop(at(30));
+    assert_eq!(actions(&mut tree), [Action::StopNow(Name::principal(1))]);
+    tree.handle_timeout(at(530));
+    assert_eq!(actions(&mut tree), [Action::To(Name::principal(1), Act::Kill(Reason::Stopping))]);
+    tree.handle_exited(at(531), Name::principal(1), false);
+    assert_eq!(actions(&mut tree), [Action::Finished]);
+    assert_eq!(tree.poll_timeout(), None);
+}
+
+#[test]
+fn probes_are_spread_over_the_period() {
+    let tree = running(3);
+    let mut times: Vec<_> = (0..4).map(|slot| tree.next_probe(at(1000), slot)).collect();
+    times.sort();
+    assert!(times.windows(2).all(|pair| pair[1].since(pair[0]) == Duration::from_millis(25)));
+}
