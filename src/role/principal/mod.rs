@@ -86,7 +86,10 @@ struct Principal {
     /// Kept open for descriptors that the watchdog will send one day.
     _channel: Option<OwnedFd>,
     listener: Option<(TcpListener, SourceId)>,
+    /// `max_clients` are connected: accepting goes on when one leaves.
     accept_paused: bool,
+    accept_timer_armed: bool,
+    /// Logged once, until a connection can be accepted again.
     descriptors_ran_out: bool,
     clients: Slab<Client>,
     /// Clients whose request waits until a secondary can take it, oldest first.
@@ -143,6 +146,7 @@ impl Principal {
             _channel: channel,
             listener: None,
             accept_paused: false,
+            accept_timer_armed: false,
             descriptors_ran_out: false,
             clients: Slab::new(),
             waiting: Waiting::default(),
@@ -203,7 +207,9 @@ impl Principal {
                             clients::DESCRIPTOR_PAUSE
                         );
                     }
-                    self.timers.arm(reactor.now() + clients::DESCRIPTOR_PAUSE, Timer::Accept);
+                    if !std::mem::replace(&mut self.accept_timer_armed, true) {
+                        self.timers.arm(reactor.now() + clients::DESCRIPTOR_PAUSE, Timer::Accept);
+                    }
                     return Progress::Drained;
                 }
             }
@@ -279,7 +285,10 @@ impl Role for Principal {
                     self.start_secondary(reactor, slot);
                 }
                 Timer::Waiting => self.refuse_the_tired(reactor),
-                Timer::Accept => self.accept_again(reactor),
+                Timer::Accept => {
+                    self.accept_timer_armed = false;
+                    self.accept_again(reactor);
+                }
                 Timer::Stop => self.stop_is_over(reactor),
             }
         }

@@ -67,6 +67,8 @@ enum Timer {
 struct Listener {
     socket: TcpListener,
     id: SourceId,
+    /// It is accepted from again when the timer comes.
+    timer_armed: bool,
 }
 
 struct Secondary {
@@ -149,7 +151,7 @@ impl Secondary {
         for (kind, fd) in listeners.into_iter().enumerate() {
             let mut socket = listener::from_inherited(fd);
             let id = reactor.register(&mut socket, Key::Listener(kind), Interest::READABLE).map_err(watch)?;
-            secondary.listeners.push(Listener { socket, id });
+            secondary.listeners.push(Listener { socket, id, timer_armed: false });
         }
         secondary.to_principal.push(Command::Ready);
         secondary.liveness.declare_ready(reactor, secondary.page.page(), Key::Orders, Key::Watchdog)?;
@@ -169,7 +171,9 @@ impl Secondary {
                     if !std::mem::replace(&mut self.descriptors_ran_out, true) {
                         log::warn!("cannot accept, trying again every {DESCRIPTOR_PAUSE:?}: {error}");
                     }
-                    self.timers.arm(reactor.now() + DESCRIPTOR_PAUSE, Timer::Accept(kind));
+                    if !std::mem::replace(&mut self.listeners[kind].timer_armed, true) {
+                        self.timers.arm(reactor.now() + DESCRIPTOR_PAUSE, Timer::Accept(kind));
+                    }
                     return Progress::Drained;
                 }
             }
@@ -240,7 +244,7 @@ impl Secondary {
             return;
         }
         // The watchdog holds these sockets open: only deregistering ends our interest.
-        for Listener { mut socket, id } in self.listeners.drain(..) {
+        for Listener { mut socket, id, .. } in self.listeners.drain(..) {
             reactor.deregister(&mut socket, id);
         }
         record::declare_draining(self.page.page());
@@ -326,7 +330,8 @@ impl Role for Secondary {
             match timer {
                 Timer::Exchange(key) => self.on_exchange_timer(reactor, key),
                 Timer::Accept(kind) => {
-                    if let Some(listener) = self.listeners.get(kind) {
+                    if let Some(listener) = self.listeners.get_mut(kind) {
+                        listener.timer_armed = false;
                         reactor.again(listener.id, fifo::READABLE);
                     }
                 }
