@@ -98,8 +98,9 @@ impl Rundir {
             return Err(permission(path, &format!("it belongs to uid {}, not {user}", target.uid())));
         }
         let absolute = fs::canonicalize(path).map_err(|error| permission(path, &error))?;
-        let mode = fs::Permissions::from_mode(0o700);
-        fs::set_permissions(&absolute, mode).map_err(|error| permission(path, &error))?;
+        if target.mode() & 0o077 != 0 {
+            close_to_others(&absolute)?;
+        }
         Ok(Self { path: absolute })
     }
 
@@ -293,6 +294,19 @@ impl Rundir {
     }
 }
 
+/// Takes a directory that others may enter for ourselves, unless it is used for other things
+/// already: nobody wants `/tmp` or a home closed by a slip in the configuration.
+fn close_to_others(path: &Path) -> Result<(), RundirError> {
+    let failed = |error: io::Error| permission(path, &error);
+    let entries = fs::read_dir(path).map_err(failed)?;
+    let names: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    let is_ours = names.is_empty() || names.iter().any(|name| name == "lock");
+    if !is_ours {
+        return Err(permission(path, &"others may enter it and it holds other files: choose one of its own"));
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
+}
+
 /// Removes a file that may not be there.
 ///
 /// # Errors
@@ -353,6 +367,20 @@ mod tests {
         assert!(error.contains("4711"), "{error}");
         drop(lock);
         assert!(!rundir.is_locked());
+    }
+
+    #[test]
+    fn a_directory_that_is_used_for_other_things_is_not_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = || fs::metadata(dir.path()).unwrap().mode() & 0o777;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(dir.path().join("thesis.tex"), "").unwrap();
+        let error = Rundir::prepare(dir.path()).unwrap_err();
+        assert!(matches!(error, RundirError::Permission { .. }), "{error}");
+        assert_eq!(mode(), 0o755);
+        fs::remove_file(dir.path().join("thesis.tex")).unwrap();
+        Rundir::prepare(dir.path()).unwrap();
+        assert_eq!(mode(), 0o700);
     }
 
     #[test]
