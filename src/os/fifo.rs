@@ -10,10 +10,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use mio::Interest;
 use mio::unix::SourceFd;
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
 
-use crate::os::reactor::{Progress, Ready};
+use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::wire::lines::Lines;
 use crate::wire::tube::Command;
 
@@ -45,6 +46,7 @@ pub fn open_end(path: &Path) -> io::Result<File> {
 #[derive(Debug)]
 pub struct Reader {
     file: File,
+    watched: Option<SourceId>,
     lines: Lines,
 }
 
@@ -54,12 +56,28 @@ impl Reader {
     /// # Errors
     /// What `open(2)` says.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: open_end(path)?, lines: Lines::default() })
+        Ok(Self { file: open_end(path)?, watched: None, lines: Lines::default() })
     }
 
     /// Runs `with` on the mio source of this end, to register or deregister it.
     pub fn with_source<T>(&self, with: impl FnOnce(&mut SourceFd<'_>) -> T) -> T {
         with(&mut SourceFd(&self.file.as_raw_fd()))
+    }
+
+    /// Has the reactor call `key` when there are lines.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says.
+    pub fn watch<K: Copy>(&mut self, reactor: &mut Handle<K>, key: K) -> io::Result<()> {
+        self.watched = Some(self.with_source(|source| reactor.register(source, key, Interest::READABLE))?);
+        Ok(())
+    }
+
+    /// Ends that; must come before it is dropped.
+    pub fn unwatch<K: Copy>(&mut self, reactor: &mut Handle<K>) {
+        if let Some(id) = self.watched.take() {
+            self.with_source(|source| reactor.deregister(source, id));
+        }
     }
 
     /// Hands on every complete line that is there, within the budget of one turn.
@@ -103,6 +121,8 @@ pub enum Flushed {
 #[derive(Debug)]
 pub struct Writer {
     file: File,
+    /// Registered once the FIFO was full.
+    watched: Option<SourceId>,
     pending: Vec<u8>,
     overflowed: bool,
 }
@@ -113,7 +133,7 @@ impl Writer {
     /// # Errors
     /// What `open(2)` says.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: open_end(path)?, pending: Vec::new(), overflowed: false })
+        Ok(Self { file: open_end(path)?, watched: None, pending: Vec::new(), overflowed: false })
     }
 
     /// Runs `with` on the mio source of this end, to register or deregister it.
@@ -158,6 +178,27 @@ impl Writer {
     /// Whether lines were dropped since the last call.
     pub fn take_overflowed(&mut self) -> bool {
         std::mem::take(&mut self.overflowed)
+    }
+
+    /// Writes what is queued; where the FIFO is full, has the reactor call `key` when there
+    /// is room. What goes wrong is logged: the table has what the lines would have told.
+    pub fn flush_or_watch<K: Copy>(&mut self, reactor: &mut Handle<K>, key: K) {
+        match self.flush() {
+            Ok(Flushed::Full) if self.watched.is_none() => {
+                let registered = self.with_source(|source| reactor.register(source, key, Interest::WRITABLE));
+                self.watched =
+                    registered.inspect_err(|error| log::warn!("cannot watch a tube: {error}")).ok();
+            }
+            Ok(Flushed::All | Flushed::Full) => {}
+            Err(error) => log::warn!("cannot write to a tube: {error}"),
+        }
+    }
+
+    /// Ends the watching; must come before it is dropped.
+    pub fn unwatch<K: Copy>(&mut self, reactor: &mut Handle<K>) {
+        if let Some(id) = self.watched.take() {
+            self.with_source(|source| reactor.deregister(source, id));
+        }
     }
 
     /// Writes what is queued, whole lines at a time.

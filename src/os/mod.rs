@@ -13,3 +13,4 @@ pub mod process;
 pub mod reactor;
 pub mod rundir;
 pub mod segment;
+pub mod stream;

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use mio::Interest;
 use mio::unix::SourceFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
@@ -11,6 +12,7 @@ use rustix::process::{
 };
 
 use crate::os::proc;
+use crate::os::reactor::{Handle, SourceId};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,7 @@ impl std::fmt::Display for Exit {
 pub struct Pidfd {
     fd: OwnedFd,
     pid: u32,
+    watched: Option<SourceId>,
 }
 
 impl Pidfd {
@@ -47,7 +50,7 @@ impl Pidfd {
     /// What `pidfd_open(2)` says.
     pub fn of_child(pid: u32) -> io::Result<Self> {
         let fd = pidfd_open(raw(pid)?, PidfdFlags::NONBLOCK)?;
-        Ok(Self { fd, pid })
+        Ok(Self { fd, pid, watched: None })
     }
 
     /// Any process, known by its pid and its start time in clock ticks
@@ -67,7 +70,7 @@ impl Pidfd {
     /// A pidfd inherited from the parent.
     #[must_use]
     pub fn inherited(fd: OwnedFd, pid: u32) -> Self {
-        Self { fd, pid }
+        Self { fd, pid, watched: None }
     }
 
     /// The pid, for words; signals go through the descriptor.
@@ -84,9 +87,21 @@ impl Pidfd {
         self.fd.try_clone()
     }
 
-    /// Runs `with` on the mio source: readable once the process has ended.
-    pub fn with_source<T>(&self, with: impl FnOnce(&mut SourceFd<'_>) -> T) -> T {
-        with(&mut SourceFd(&self.fd.as_raw_fd()))
+    /// Has the reactor call `key` when the process has ended.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says.
+    pub fn watch<K: Copy>(&mut self, reactor: &mut Handle<K>, key: K) -> io::Result<()> {
+        let fd = self.fd.as_raw_fd();
+        self.watched = Some(reactor.register(&mut SourceFd(&fd), key, Interest::READABLE)?);
+        Ok(())
+    }
+
+    /// Ends that; must come before it is dropped.
+    pub fn unwatch<K: Copy>(&mut self, reactor: &mut Handle<K>) {
+        if let Some(id) = self.watched.take() {
+            reactor.deregister(&mut SourceFd(&self.fd.as_raw_fd()), id);
+        }
     }
 
     /// Sends a signal; to a process that has ended it does nothing.

@@ -1,6 +1,5 @@
 //! What principal and secondaries owe the watchdog: a record, answers, obedience.
 
-use mio::Interest;
 use rustix::process::Signal;
 
 use crate::core::moment::Moment;
@@ -53,18 +52,15 @@ impl Liveness {
     /// # Errors
     /// A [`Failure`] where the kernel refuses.
     pub fn declare_ready<K: Copy>(
-        &self,
+        &mut self,
         reactor: &mut Handle<K>,
         page: &Page,
         orders: K,
         watchdog: K,
     ) -> Result<(), Failure> {
-        let interest = Interest::READABLE;
-        self.orders
-            .with_source(|source| reactor.register(source, orders, interest))
-            .map_err(|error| Failure::internal("watch the orders", &error))?;
+        self.orders.watch(reactor, orders).map_err(|error| Failure::internal("watch the orders", &error))?;
         self.watchdog
-            .with_source(|source| reactor.register(source, watchdog, interest))
+            .watch(reactor, watchdog)
             .map_err(|error| Failure::internal("watch the watchdog", &error))?;
         record::declare_ready(page, reactor.now());
         process::release_signals().map_err(|error| Failure::internal("release signals", &error))?;
@@ -93,16 +89,18 @@ impl Liveness {
         }
     }
 
-    /// Reads orders; hands on those that can be understood.
-    pub fn read_orders(&mut self, mut obey: impl FnMut(Order)) -> Progress {
+    /// Reads the orders that are there.
+    pub fn read_orders(&mut self) -> (Vec<Order>, Progress) {
+        let mut orders = Vec::new();
         let read = self.orders.read(|line| match Order::parse(line) {
-            Ok(order) => obey(order),
+            Ok(order) => orders.push(order),
             Err(_) => log::warn!("not an order: \"{}\"", line.escape_ascii()),
         });
-        read.unwrap_or_else(|error| {
+        let progress = read.unwrap_or_else(|error| {
             log::warn!("cannot read orders: {error}");
             Progress::Drained
-        })
+        });
+        (orders, progress)
     }
 
     /// What the watchdog thinks of a process; `None` where it does not watch it.

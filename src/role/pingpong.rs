@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use mio::Interest;
 use signal_hook::consts::SIGTERM;
 
 use crate::core::moment::Moment;
@@ -216,16 +215,12 @@ fn start(dir: &PrivateDir, count: u64, reactor: &mut Handle<Key>) -> Result<Prin
     for tube in ["dwtube1", "wdtube1"] {
         fifo::create(&dir.file(tube)).map_err(cannot("create the tubes"))?;
     }
-    let reader = Reader::open(&dir.file("wdtube1")).map_err(cannot("open wdtube1"))?;
+    let mut reader = Reader::open(&dir.file("wdtube1")).map_err(cannot("open wdtube1"))?;
     let writer = Writer::open(&dir.file("dwtube1")).map_err(cannot("open dwtube1"))?;
     let arguments = vec!["pingpong-secondary".to_owned(), dir.0.display().to_string()];
-    let secondary = process::spawn(&arguments, Vec::new()).map_err(cannot("start the secondary"))?;
-    reader
-        .with_source(|source| reactor.register(source, Key::Tube, Interest::READABLE))
-        .map_err(cannot("watch wdtube1"))?;
-    secondary
-        .with_source(|source| reactor.register(source, Key::Ended, Interest::READABLE))
-        .map_err(cannot("watch the secondary"))?;
+    let mut secondary = process::spawn(&arguments, Vec::new()).map_err(cannot("start the secondary"))?;
+    reader.watch(reactor, Key::Tube).map_err(cannot("watch wdtube1"))?;
+    secondary.watch(reactor, Key::Ended).map_err(cannot("watch the secondary"))?;
     let now = reactor.now();
     Ok(Principal {
         reader,
@@ -285,11 +280,9 @@ pub fn run_secondary(dir: &Path) -> Result<ExitCode, Failure> {
     let mut reactor = Reactor::new(&[SIGTERM]).map_err(cannot("create the event loop"))?;
     let page = Page::attach(&dir.join("secondary1.jobs"), Kind::Jobs, Access::ReadWrite, |_| Some(WORDS))
         .map_err(|error| Failure::internal("attach", &error))?;
-    let reader = Reader::open(&dir.join("dwtube1")).map_err(cannot("open dwtube1"))?;
+    let mut reader = Reader::open(&dir.join("dwtube1")).map_err(cannot("open dwtube1"))?;
     let mut writer = Writer::open(&dir.join("wdtube1")).map_err(cannot("open wdtube1"))?;
-    reader
-        .with_source(|source| reactor.handle().register(source, Key::Tube, Interest::READABLE))
-        .map_err(cannot("watch dwtube1"))?;
+    reader.watch(reactor.handle(), Key::Tube).map_err(cannot("watch dwtube1"))?;
     process::release_signals().map_err(cannot("release signals"))?;
     writer.push(Command::Ready);
     writer.flush().map_err(cannot("write to wdtube1"))?;

@@ -1,7 +1,7 @@
 //! Control connections.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::core::dispatch::NoSlot;
 use crate::core::moment::Moment;
 use crate::core::timers::TimerId;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
+use crate::os::stream::{Received, Unread, write_some};
 use crate::role::principal::{Key, Principal, Timer};
 use crate::wire::client::{Refusal, TypeIndex};
 
@@ -30,7 +31,7 @@ pub struct Client {
     address: IpAddr,
     conversation: Conversation,
     /// The kernel may hold input that was not read, because none was wanted.
-    unread: Ready,
+    unread: Unread,
     timer: Option<(TimerId, Moment)>,
     dirty: bool,
     /// The request that waits for a secondary, and until when.
@@ -53,43 +54,23 @@ impl Waiting {
 }
 
 impl Client {
-    /// Reads once. Returns whether the connection is broken.
+    /// Reads once.
     fn read(&mut self, now: Moment) -> io::Result<()> {
         let mut buffer = [0; READ_BYTES];
-        match self.stream.read(&mut buffer) {
-            Ok(0) => {
-                self.unread = Ready::default();
-                self.conversation.handle_end_of_input();
-                Ok(())
-            }
-            Ok(length) => {
-                self.unread.readable = length == buffer.len() || self.unread.read_closed;
-                self.conversation.handle_input(now, &buffer[..length]);
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.unread = Ready::default();
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(error),
+        match self.unread.read(&mut self.stream, &mut buffer)? {
+            Received::Bytes(length) => self.conversation.handle_input(now, &buffer[..length]),
+            Received::End => self.conversation.handle_end_of_input(),
+            Received::Nothing => {}
         }
+        Ok(())
     }
 
     /// Sends what the conversation says. Returns whether all of it is out.
     fn write(&mut self) -> io::Result<bool> {
         let output = self.conversation.output();
-        while !output.is_empty() {
-            match self.stream.write(output) {
-                Ok(length) => {
-                    output.drain(..length);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
+        let written = write_some(&mut self.stream, output)?;
+        output.drain(..written);
+        Ok(output.is_empty())
     }
 }
 
@@ -101,7 +82,7 @@ impl Principal {
             id: None,
             address,
             conversation: Conversation::new(reactor.now()),
-            unread: Ready::default(),
+            unread: Unread::default(),
             timer: None,
             dirty: false,
             waits: None,
@@ -124,9 +105,10 @@ impl Principal {
         let Some(client) = self.clients.get_mut(key) else {
             return Progress::Drained;
         };
-        client.unread.readable |= ready.readable;
-        client.unread.read_closed |= ready.read_closed;
-        if client.unread.readable && client.conversation.wants_input() && client.read(reactor.now()).is_err()
+        client.unread.note(ready);
+        if client.unread.is_likely()
+            && client.conversation.wants_input()
+            && client.read(reactor.now()).is_err()
         {
             self.close_client(reactor, key);
             return Progress::Drained;
@@ -138,7 +120,7 @@ impl Principal {
         let more = self
             .clients
             .get(key)
-            .is_some_and(|client| client.unread.readable && client.conversation.wants_input());
+            .is_some_and(|client| client.unread.is_likely() && client.conversation.wants_input());
         if more { Progress::Again } else { Progress::Drained }
     }
 
@@ -274,7 +256,7 @@ impl Principal {
                 Ok(true) if client.conversation.is_over() => self.close_client(reactor, key),
                 Ok(true) if had_output => {
                     // There is room again for what may have been held back.
-                    let held_back = client.unread.readable || client.conversation.has_input();
+                    let held_back = client.unread.is_likely() || client.conversation.has_input();
                     if held_back && let Some(id) = client.id {
                         reactor.again(id, Ready::default());
                     }

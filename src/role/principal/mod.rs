@@ -257,8 +257,7 @@ impl Role for Principal {
                 Progress::Drained
             }
             Key::Orders => {
-                let mut orders = Vec::new();
-                let progress = self.liveness.read_orders(|order| orders.push(order));
+                let (orders, progress) = self.liveness.read_orders();
                 for order in orders {
                     self.obey(reactor, order);
                 }

@@ -1,13 +1,12 @@
 //! Starting secondaries, hearing from them, and burying them.
 
-use mio::Interest;
 use rustix::process::Signal;
 
 use crate::core::job::{Incarnation, next_incarnation};
 use crate::core::name::Name;
 use crate::core::restart::{Death, Verdict as RestartVerdict};
 use crate::exit::Code;
-use crate::os::fifo::{self, Flushed, Reader, Writer};
+use crate::os::fifo::{self, Reader, Writer};
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc;
 use crate::os::reactor::{Handle, Progress};
@@ -17,7 +16,7 @@ use crate::page::secondary::{Counts, SecondaryPage};
 use crate::page::watchdog::Verdict;
 use crate::page::{Access, PageError};
 use crate::role::launch::{self, Sheet};
-use crate::role::principal::slot::{Predecessor, Server, Tube};
+use crate::role::principal::slot::{Predecessor, Server};
 use crate::role::principal::{Key, Principal, Timer};
 use crate::wire::tube::Command;
 
@@ -53,11 +52,14 @@ impl Principal {
     }
 
     /// Watches a draining predecessor: its doorbells and its end.
-    fn adopt(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation, pidfd: Pidfd) {
+    fn adopt(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation, mut pidfd: Pidfd) {
         let path = self.rundir.from_predecessor(self.slots[index].number, incarnation);
-        let tube = Reader::open(&path).ok().map(|reader| open_tube(reactor, reader, index, incarnation));
-        let pidfd_id = watch_end(reactor, &pidfd, index, incarnation);
-        self.slots[index].predecessors.push(Predecessor { incarnation, pidfd, pidfd_id, tube });
+        let tube = Reader::open(&path).ok().map(|mut tube| {
+            watch_tube(reactor, &mut tube, index, incarnation);
+            tube
+        });
+        watch_end(reactor, &mut pidfd, index, incarnation);
+        self.slots[index].predecessors.push(Predecessor { incarnation, pidfd, tube });
     }
 
     /// Starts a secondary in an empty slot.
@@ -98,23 +100,15 @@ impl Principal {
         let slot = &self.slots[index];
         self.make_files(slot.number).map_err(|error| error.to_string())?;
         let open = |error| format!("its tubes cannot be opened: {error}");
-        let reader = Reader::open(&self.rundir.from_secondary(slot.number)).map_err(open)?;
+        let mut tube = Reader::open(&self.rundir.from_secondary(slot.number)).map_err(open)?;
         let writer = Writer::open(&self.rundir.to_secondary(slot.number)).map_err(open)?;
         let sheet =
             Sheet { slot: slot.number, incarnation, parent: std::process::id(), ..self.sheet.clone() };
-        let pidfd = launch::spawn(&sheet, self.liveness.watchdog(), None, slot.listeners.iter())
+        let mut pidfd = launch::spawn(&sheet, self.liveness.watchdog(), None, slot.listeners.iter())
             .map_err(|error| error.to_string())?;
-        Ok(Server {
-            incarnation,
-            pidfd_id: watch_end(reactor, &pidfd, index, incarnation),
-            pidfd,
-            tube: open_tube(reactor, reader, index, incarnation),
-            writer,
-            room: None,
-            ready_since: None,
-            suspect: false,
-            stop_sent: false,
-        })
+        watch_end(reactor, &mut pidfd, index, incarnation);
+        watch_tube(reactor, &mut tube, index, incarnation);
+        Ok(Server { incarnation, pidfd, tube, writer, ready_since: None, suspect: false, stop_sent: false })
     }
 
     /// New files for a new incarnation: no stale byte survives in a FIFO.
@@ -155,7 +149,7 @@ impl Principal {
         };
         let mut commands = Vec::new();
         let mut malformed = 0;
-        let read = tube.reader.read(|line| match Command::parse(line) {
+        let read = tube.read(|line| match Command::parse(line) {
             Ok(command) => commands.push(command),
             Err(_) => malformed += 1,
         });
@@ -200,18 +194,12 @@ impl Principal {
     /// A secondary was sent SIGTERM: it finishes what it has, its successor takes the slot.
     fn on_server_draining(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation) {
         let slot = &mut self.slots[index];
-        let Some(server) = slot.current.take_if(|server| server.incarnation == incarnation) else {
+        let Some(mut server) = slot.current.take_if(|server| server.incarnation == incarnation) else {
             return;
         };
-        if let Some(room) = server.room {
-            server.writer.with_source(|source| reactor.deregister(source, room));
-        }
-        slot.predecessors.push(Predecessor {
-            incarnation,
-            pidfd: server.pidfd,
-            pidfd_id: server.pidfd_id,
-            tube: Some(server.tube),
-        });
+        server.writer.unwatch(reactor);
+        let Server { pidfd, tube, .. } = server;
+        slot.predecessors.push(Predecessor { incarnation, pidfd, tube: Some(tube) });
         let number = slot.number;
         if let Err(error) = self.rundir.retire_secondary(number, incarnation) {
             log::warn!("secondary {number}: cannot rename its files: {error}");
@@ -238,12 +226,10 @@ impl Principal {
         };
         let (number, incarnation) = (self.slots[index].number, server.incarnation);
         let exit = reap(&server.pidfd);
-        let Server { pidfd, pidfd_id, tube, writer, room, ready_since, stop_sent, .. } = server;
-        unwatch(reactor, &pidfd, pidfd_id);
-        close_tube(reactor, &tube);
-        if let Some(room) = room {
-            writer.with_source(|source| reactor.deregister(source, room));
-        }
+        let Server { mut pidfd, mut tube, mut writer, ready_since, stop_sent, .. } = server;
+        pidfd.unwatch(reactor);
+        tube.unwatch(reactor);
+        writer.unwatch(reactor);
         let failed = self.fail_claims_of(index, incarnation);
         let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
         if !stop_sent {
@@ -266,12 +252,12 @@ impl Principal {
         let Some(found) = found else {
             return;
         };
-        let Predecessor { pidfd, pidfd_id, tube, .. } = slot.predecessors.swap_remove(found);
+        let Predecessor { mut pidfd, tube, .. } = slot.predecessors.swap_remove(found);
         let number = slot.number;
         let exit = reap(&pidfd);
-        unwatch(reactor, &pidfd, pidfd_id);
-        if let Some(tube) = &tube {
-            close_tube(reactor, tube);
+        pidfd.unwatch(reactor);
+        if let Some(mut tube) = tube {
+            tube.unwatch(reactor);
         }
         let failed = self.fail_claims_of(index, incarnation);
         log::info!(
@@ -334,21 +320,9 @@ impl Principal {
 
     /// Rings each secondary once with all that the turn produced for it.
     pub(super) fn flush_tubes(&mut self, reactor: &mut Handle<Key>) {
-        for slot in &mut self.slots {
-            let Some(server) = slot.current.as_mut().filter(|server| server.writer.has_pending()) else {
-                continue;
-            };
-            match server.writer.flush() {
-                Ok(Flushed::All) => {}
-                Ok(Flushed::Full) if server.room.is_none() => {
-                    let registered = server
-                        .writer
-                        .with_source(|source| reactor.register(source, Key::TubeRoom, Interest::WRITABLE));
-                    server.room = registered.ok();
-                }
-                Ok(Flushed::Full) => {}
-                Err(error) => log::warn!("secondary {}: cannot write to its tube: {error}", slot.number),
-            }
+        let servers = self.slots.iter_mut().filter_map(|slot| slot.current.as_mut());
+        for server in servers.filter(|server| server.writer.has_pending()) {
+            server.writer.flush_or_watch(reactor, Key::TubeRoom);
         }
     }
 
@@ -377,37 +351,15 @@ impl Principal {
     }
 }
 
-fn watch_end(
-    reactor: &mut Handle<Key>,
-    pidfd: &Pidfd,
-    slot: usize,
-    incarnation: Incarnation,
-) -> Option<crate::os::reactor::SourceId> {
-    let key = Key::Ended(slot, incarnation);
-    pidfd
-        .with_source(|source| reactor.register(source, key, Interest::READABLE))
-        .inspect_err(|error| log::error!("cannot watch pid {}: {error}", pidfd.pid()))
-        .ok()
-}
-
-fn unwatch(reactor: &mut Handle<Key>, pidfd: &Pidfd, id: Option<crate::os::reactor::SourceId>) {
-    if let Some(id) = id {
-        pidfd.with_source(|source| reactor.deregister(source, id));
+fn watch_end(reactor: &mut Handle<Key>, pidfd: &mut Pidfd, slot: usize, incarnation: Incarnation) {
+    if let Err(error) = pidfd.watch(reactor, Key::Ended(slot, incarnation)) {
+        log::error!("cannot watch pid {}: {error}", pidfd.pid());
     }
 }
 
-fn open_tube(reactor: &mut Handle<Key>, reader: Reader, slot: usize, incarnation: Incarnation) -> Tube {
-    let key = Key::Tube(slot, incarnation);
-    let id = reader
-        .with_source(|source| reactor.register(source, key, Interest::READABLE))
-        .inspect_err(|error| log::error!("cannot watch a tube: {error}"))
-        .ok();
-    Tube { reader, id }
-}
-
-fn close_tube(reactor: &mut Handle<Key>, tube: &Tube) {
-    if let Some(id) = tube.id {
-        tube.reader.with_source(|source| reactor.deregister(source, id));
+fn watch_tube(reactor: &mut Handle<Key>, tube: &mut Reader, slot: usize, incarnation: Incarnation) {
+    if let Err(error) = tube.watch(reactor, Key::Tube(slot, incarnation)) {
+        log::error!("cannot watch a tube: {error}");
     }
 }
 

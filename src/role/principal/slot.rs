@@ -10,7 +10,6 @@ use crate::core::restart::Restart;
 use crate::core::timers::TimerId;
 use crate::os::fifo::{Reader, Writer};
 use crate::os::pidfd::Pidfd;
-use crate::os::reactor::SourceId;
 use crate::page::jobs::JobTable;
 use crate::page::{Access, PageError};
 
@@ -48,14 +47,10 @@ pub struct Server {
     pub incarnation: Incarnation,
     /// The process, a child of ours.
     pub pidfd: Pidfd,
-    /// Its registration.
-    pub pidfd_id: Option<SourceId>,
     /// `wdtube<n>`.
-    pub tube: Tube,
+    pub tube: Reader,
     /// `dwtube<n>`.
     pub writer: Writer,
-    /// Registered once `dwtube<n>` was full.
-    pub room: Option<SourceId>,
     /// When it said that its loop runs.
     pub ready_since: Option<Moment>,
     /// The watchdog says that it does not answer.
@@ -70,18 +65,8 @@ pub struct Predecessor {
     pub incarnation: Incarnation,
     /// The process.
     pub pidfd: Pidfd,
-    /// Its registration.
-    pub pidfd_id: Option<SourceId>,
     /// Its `wdtube<n>`, where it could be opened.
-    pub tube: Option<Tube>,
-}
-
-/// The reading end of a `wdtube<n>`, with its registration.
-pub struct Tube {
-    /// The FIFO.
-    pub reader: Reader,
-    /// Its registration.
-    pub id: Option<SourceId>,
+    pub tube: Option<Reader>,
 }
 
 impl Slot {

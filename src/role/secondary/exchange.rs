@@ -1,6 +1,6 @@
 //! One data connection: moves bytes between the client and its session.
 
-use std::io::{self, Read, Write};
+use std::io;
 
 use mio::Interest;
 use mio::net::TcpStream;
@@ -10,6 +10,7 @@ use crate::core::moment::Moment;
 use crate::core::timers::TimerId;
 use crate::handler::{BuiltIn, Session, Turn};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
+use crate::os::stream::{Received, Unread, write_some};
 use crate::role::secondary::{Key, READ_BYTES, Secondary, Timer};
 use crate::wire::tube::{Command, JobRef};
 
@@ -25,7 +26,7 @@ pub struct Exchange {
     /// What the client has not taken yet.
     unsent: Vec<u8>,
     /// The kernel may hold input that was not read, because the session wanted none.
-    unread: Ready,
+    unread: Unread,
     input_ended: bool,
     wake_at: Option<Moment>,
     quiet_since: Moment,
@@ -51,7 +52,7 @@ impl Exchange {
             job,
             session,
             unsent: Vec::new(),
-            unread: Ready::default(),
+            unread: Unread::default(),
             input_ended: false,
             wake_at: None,
             quiet_since: now,
@@ -69,41 +70,30 @@ impl Exchange {
 
     /// Reads once, if there is something and the session wants it.
     fn read(&mut self, now: Moment, buffer: &mut [u8], output: &mut Vec<u8>) -> io::Result<()> {
-        if !self.unread.readable || !self.wants_input() {
+        if !self.unread.is_likely() || !self.wants_input() {
             return Ok(());
         }
-        match self.stream.read(buffer) {
-            Ok(0) => {
-                self.input_ended = true;
-                self.unread = Ready::default();
-                Ok(())
-            }
-            Ok(length) => {
+        match self.unread.read(&mut self.stream, buffer)? {
+            Received::Bytes(length) => {
                 self.quiet_since = now;
-                // A short read has emptied the socket, unless its end is there already.
-                self.unread.readable = length == buffer.len() || self.unread.read_closed;
                 let mut turn = Turn { now, output, wake_at: &mut self.wake_at };
                 self.session.on_input(&buffer[..length], &mut turn);
-                Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.unread = Ready::default();
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(error),
+            Received::End => self.input_ended = true,
+            Received::Nothing => {}
         }
+        Ok(())
     }
 
     /// Sends what was left over, then `output`; keeps what the client does not take.
     fn write(&mut self, output: &mut Vec<u8>) -> io::Result<()> {
         if !self.unsent.is_empty() {
             self.unsent.append(output);
-            let sent = send_some(&mut self.stream, &self.unsent)?;
+            let sent = write_some(&mut self.stream, &self.unsent)?;
             self.unsent.drain(..sent);
             return Ok(());
         }
-        let sent = send_some(&mut self.stream, output)?;
+        let sent = write_some(&mut self.stream, output)?;
         self.unsent.extend_from_slice(&output[sent..]);
         output.clear();
         Ok(())
@@ -127,22 +117,8 @@ impl Exchange {
         if self.input_ended && self.owes_nothing() {
             return Io::Finished;
         }
-        Io::Open { more: self.unread.readable && self.wants_input() }
+        Io::Open { more: self.unread.is_likely() && self.wants_input() }
     }
-}
-
-/// Sends as much as the socket takes.
-fn send_some(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    let mut sent = 0;
-    while sent < bytes.len() {
-        match stream.write(&bytes[sent..]) {
-            Ok(length) => sent += length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(sent)
 }
 
 impl Secondary {
@@ -166,8 +142,7 @@ impl Secondary {
         let Some(exchange) = self.exchanges.get_mut(key) else {
             return Progress::Drained;
         };
-        exchange.unread.readable |= ready.readable;
-        exchange.unread.read_closed |= ready.read_closed;
+        exchange.unread.note(ready);
         let io = exchange.turn(reactor.now(), &mut self.buffer[..], &mut self.scratch);
         self.conclude(reactor, key, io)
     }

@@ -17,7 +17,7 @@ use crate::core::name::Role as TreeRole;
 use crate::core::timers::Timers;
 use crate::exit::{Code, Failure};
 use crate::handler::Handlers;
-use crate::os::fifo::{self, Flushed};
+use crate::os::fifo;
 use crate::os::listener;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
@@ -83,8 +83,6 @@ struct Secondary {
     timers: Timers<Timer>,
     tube: fifo::Reader,
     to_principal: fifo::Writer,
-    /// Registered once `wdtube<n>` was full.
-    tube_room: Option<SourceId>,
     buffer: Box<[u8; READ_BYTES]>,
     /// Output of the session whose turn it is, before it is sent.
     scratch: Vec<u8>,
@@ -137,17 +135,13 @@ impl Secondary {
             timers: Timers::default(),
             tube,
             to_principal,
-            tube_room: None,
             buffer: Box::new([0; READ_BYTES]),
             scratch: Vec::new(),
             draining: false,
             descriptors_ran_out: false,
         };
         let watch = |error| Failure::internal("watch a descriptor", &error);
-        secondary
-            .tube
-            .with_source(|source| reactor.register(source, Key::Tube, Interest::READABLE))
-            .map_err(watch)?;
+        secondary.tube.watch(reactor, Key::Tube).map_err(watch)?;
         for (kind, fd) in listeners.into_iter().enumerate() {
             let mut socket = listener::from_inherited(fd);
             let id = reactor.register(&mut socket, Key::Listener(kind), Interest::READABLE).map_err(watch)?;
@@ -269,21 +263,6 @@ impl Secondary {
             Order::Look => {}
         }
     }
-
-    /// Rings the principal with all that the turn produced.
-    fn flush_tube(&mut self, reactor: &mut Handle<Key>) {
-        match self.to_principal.flush() {
-            Ok(Flushed::All) => {}
-            Ok(Flushed::Full) if self.tube_room.is_none() => {
-                let registered = self
-                    .to_principal
-                    .with_source(|source| reactor.register(source, Key::TubeRoom, Interest::WRITABLE));
-                self.tube_room = registered.ok();
-            }
-            Ok(Flushed::Full) => {}
-            Err(error) => log::warn!("cannot write to the tube: {error}"),
-        }
-    }
 }
 
 impl Role for Secondary {
@@ -304,8 +283,7 @@ impl Role for Secondary {
             Key::Tube => self.read_tube(reactor),
             Key::TubeRoom => Progress::Drained,
             Key::Orders => {
-                let mut orders = Vec::new();
-                let progress = self.liveness.read_orders(|order| orders.push(order));
+                let (orders, progress) = self.liveness.read_orders();
                 for order in orders {
                     self.obey(reactor, order);
                 }
@@ -347,6 +325,6 @@ impl Role for Secondary {
         if self.draining && self.exchanges.is_empty() {
             reactor.stop();
         }
-        self.flush_tube(reactor);
+        self.to_principal.flush_or_watch(reactor, Key::TubeRoom);
     }
 }

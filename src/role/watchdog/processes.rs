@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use mio::Interest;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 
@@ -15,7 +14,7 @@ use crate::exit::Code;
 use crate::os::fifo;
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc::{self, CpuClock};
-use crate::os::reactor::{Handle, SourceId};
+use crate::os::reactor::Handle;
 use crate::os::rundir;
 use crate::page::principal::{Occupied, Slot};
 use crate::page::record::{Condition, Record};
@@ -30,7 +29,6 @@ use crate::wire::order::Order;
 pub struct Process {
     name: Name,
     pidfd: Pidfd,
-    pidfd_id: Option<SourceId>,
     /// Its record in our page; `None` where all were taken: then it is not probed.
     record: Option<RecordIndex>,
     /// Its own page; `None` for the principal, whose page we map for ever.
@@ -158,7 +156,7 @@ impl Watchdog {
         &mut self,
         reactor: &mut Handle<Key>,
         name: Name,
-        pidfd: Pidfd,
+        mut pidfd: Pidfd,
         start_time: u64,
         page: Option<SecondaryPage>,
         orders: Option<std::fs::File>,
@@ -167,13 +165,11 @@ impl Watchdog {
         if record.is_none() {
             log::error!("no record is free for {name}: it cannot be probed");
         }
-        let pidfd_id = pidfd
-            .with_source(|source| reactor.register(source, Key::Ended(name), Interest::READABLE))
-            .inspect_err(|error| log::error!("cannot watch {name}: {error}"))
-            .ok();
+        if let Err(error) = pidfd.watch(reactor, Key::Ended(name)) {
+            log::error!("cannot watch {name}: {error}");
+        }
         self.processes.push(Process {
             name,
-            pidfd_id,
             record,
             page,
             orders,
@@ -341,10 +337,8 @@ impl Watchdog {
         let Some(index) = self.position(name) else {
             return;
         };
-        let process = self.processes.swap_remove(index);
-        if let Some(id) = process.pidfd_id {
-            process.pidfd.with_source(|source| reactor.deregister(source, id));
-        }
+        let mut process = self.processes.swap_remove(index);
+        process.pidfd.unwatch(reactor);
         if let Some(record) = process.record {
             self.page.forget(record);
         }

@@ -1,0 +1,82 @@
+//! Reading and writing non-blocking streams under an edge-triggered poll.
+
+use std::io::{self, Read, Write};
+
+use crate::os::reactor::Ready;
+
+/// What one read came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// So many bytes stand in the buffer.
+    Bytes(usize),
+    /// The peer will send nothing more.
+    End,
+    /// Nothing is there now.
+    Nothing,
+}
+
+/// Remembers that a stream may hold unread input: the kernel tells only once, and
+/// whoever leaves input unread must know by himself to come back.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unread {
+    maybe: bool,
+    /// The peer has closed its side: a short read is not the last one.
+    closed: bool,
+}
+
+impl Unread {
+    /// Takes note of an event.
+    pub fn note(&mut self, ready: Ready) {
+        self.maybe |= ready.readable;
+        self.closed |= ready.read_closed;
+    }
+
+    /// Whether a read may find something.
+    #[must_use]
+    pub fn is_likely(self) -> bool {
+        self.maybe
+    }
+
+    /// Reads once.
+    ///
+    /// # Errors
+    /// What `read(2)` says: the connection is broken.
+    pub fn read(&mut self, stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<Received> {
+        loop {
+            match stream.read(buffer) {
+                Ok(0) => {
+                    *self = Self::default();
+                    return Ok(Received::End);
+                }
+                Ok(length) => {
+                    // A short read has emptied the stream, unless its end is there already.
+                    self.maybe = length == buffer.len() || self.closed;
+                    return Ok(Received::Bytes(length));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    *self = Self::default();
+                    return Ok(Received::Nothing);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Writes as much as the stream takes now; returns how much that was.
+///
+/// # Errors
+/// What `write(2)` says: the connection is broken.
+pub fn write_some(stream: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match stream.write(&bytes[written..]) {
+            Ok(length) => written += length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
+}
