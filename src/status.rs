@@ -20,6 +20,9 @@ use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{Directory, Verdict, WatchdogPage, Watched};
 use crate::page::{Access, PageError};
 
+/// How often the books are read again while they do not balance.
+const READ_AGAIN: usize = 1000;
+
 /// The whole status; its JSON form is a contract.
 #[derive(Debug, Serialize)]
 pub struct Status {
@@ -37,6 +40,12 @@ struct EndsOf {
     done: u64,
     failed: u64,
     expired: u64,
+}
+
+impl From<Ends> for EndsOf {
+    fn from(Ends { done, failed, expired }: Ends) -> Self {
+        Self { done, failed, expired }
+    }
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -112,27 +121,12 @@ pub fn read(rundir: &Rundir) -> Result<Status, Failure> {
 
 impl Pages<'_> {
     fn status(&self) -> Status {
-        let mut requests = BTreeMap::new();
-        let mut ledger = Ledger {
-            accepted: self.principal.accepted(),
-            refused: self.principal.refused(),
-            ..Ledger::default()
-        };
-        for (kind, name) in self.directory.requests.iter().enumerate().take(self.principal.types()) {
-            let Ends { done, failed, expired } = self.principal.ends(kind);
-            ledger.done += done;
-            ledger.failed += failed;
-            ledger.expired += expired;
-            requests.insert(name.clone(), EndsOf { done, failed, expired });
-        }
         let tables: Vec<Option<JobTable>> = (1..=self.principal.slots())
             .map(|slot| JobTable::attach(&self.rundir.jobs(slot), Access::ReadOnly).ok())
             .collect();
-        ledger.open = tables.iter().flatten().map(|table| count(table, |_, _| true)).sum();
-        ledger.rejected = (1..=self.principal.slots())
-            .filter_map(|slot| self.secondary_page(slot))
-            .map(|page| page.counts().rejected)
-            .sum();
+        let ledger = self.ledger(&tables);
+        let names = self.directory.requests.iter().take(self.principal.types());
+        let requests = names.cloned().zip((0..).map(|kind| self.principal.ends(kind).into())).collect();
         let mut servers = vec![self.principal_server(&ledger)];
         servers.extend((1..=self.principal.slots()).map(|slot| self.secondary_server(slot)));
         servers.extend(
@@ -150,6 +144,36 @@ impl Pages<'_> {
             ledger,
             servers,
         }
+    }
+
+    /// The books. Nobody is stopped for reading them, so a read may fall between two steps
+    /// of the principal: then it is repeated until the books balance.
+    fn ledger(&self, tables: &[Option<JobTable>]) -> Ledger {
+        let mut ledger = self.read_ledger(tables);
+        for _ in 0..READ_AGAIN {
+            let Ledger { accepted, done, failed, expired, open, .. } = ledger;
+            if accepted == done + failed + expired + open && accepted == self.principal.accepted() {
+                break;
+            }
+            ledger = self.read_ledger(tables);
+        }
+        ledger
+    }
+
+    fn read_ledger(&self, tables: &[Option<JobTable>]) -> Ledger {
+        let mut ledger = Ledger { accepted: self.principal.accepted(), ..Ledger::default() };
+        for Ends { done, failed, expired } in
+            (0..self.principal.types()).map(|kind| self.principal.ends(kind))
+        {
+            ledger.done += done;
+            ledger.failed += failed;
+            ledger.expired += expired;
+        }
+        ledger.open = tables.iter().flatten().map(|table| count(table, |_, _| true)).sum();
+        ledger.refused = self.principal.refused();
+        let pages = (1..=self.principal.slots()).filter_map(|slot| self.secondary_page(slot));
+        ledger.rejected = pages.map(|page| page.counts().rejected).sum();
+        ledger
     }
 
     fn secondary_page(&self, slot: u16) -> Option<SecondaryPage> {
