@@ -73,16 +73,18 @@ pub fn osps() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // Roles come first and plain: a server that is being replaced should start at once.
     let text: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
-    let done = match text.as_slice() {
-        [_, "principal"] => role::principal::run(),
-        [_, "secondary", _] => role::secondary::run(),
-        [_, "pingpong-secondary", dir] => role::pingpong::run_secondary(Path::new(dir)),
+    let (who, done) = match text.as_slice() {
+        [_, "principal"] => ("osps principal".to_owned(), role::principal::run()),
+        [_, "secondary", slot] => (format!("osps secondary {slot}"), role::secondary::run()),
+        [_, "pingpong-secondary", dir] => {
+            ("osps pingpong".to_owned(), role::pingpong::run_secondary(Path::new(dir)))
+        }
         _ => match parse::<Osps>(&arguments) {
-            Ok(osps) => run(osps),
+            Ok(osps) => ("osps".to_owned(), run(osps)),
             Err(code) => return code,
         },
     };
-    done.unwrap_or_else(|failure| fail("osps", &failure))
+    done.unwrap_or_else(|failure| fail(&who, &failure))
 }
 
 fn run(osps: Osps) -> Result<ExitCode, Failure> {

@@ -157,6 +157,9 @@ impl Pages<'_> {
             }
             ledger = self.read_ledger(tables);
         }
+        let pages = (1..=self.principal.slots()).filter_map(|slot| self.secondary_page(slot));
+        ledger.rejected = pages.map(|page| page.counts().rejected).sum();
+        ledger.refused = self.principal.refused();
         ledger
     }
 
@@ -170,9 +173,6 @@ impl Pages<'_> {
             ledger.expired += expired;
         }
         ledger.open = tables.iter().flatten().map(|table| count(table, |_, _| true)).sum();
-        ledger.refused = self.principal.refused();
-        let pages = (1..=self.principal.slots()).filter_map(|slot| self.secondary_page(slot));
-        ledger.rejected = pages.map(|page| page.counts().rejected).sum();
         ledger
     }
 

@@ -162,7 +162,7 @@ fn when_every_secondary_is_full_a_request_waits_and_then_gets_busy() {
 
 #[test]
 fn a_client_that_stays_silent_is_let_go() {
-    let system = System::start("secondaries = 1\nclient_idle = \"100ms\"", REQUESTS);
+    let system = System::start("secondaries = 1\nclient_idle = \"1s\"", REQUESTS);
     let mut control = system.connect();
     assert_eq!(read_to_end(&mut control), "");
     let mut data = request(system.address(), "echo");

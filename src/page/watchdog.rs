@@ -95,7 +95,7 @@ impl WatchdogPage {
     /// [`PageError::Io`].
     pub fn create(path: &Path, slots: usize, directory: &Directory) -> Result<Self, PageError> {
         // Room for each slot's process, and for predecessors that still drain.
-        let records = 4 * (slots + 1);
+        let records = 8 * (slots + 1);
         let json = serde_json::to_vec(directory)
             .map_err(|error| PageError::Mismatch { path: path.to_owned(), what: error.to_string() })?;
         let directory_words = 1 + json.len().div_ceil(8);

@@ -29,7 +29,8 @@ use crate::wire::order::Order;
 pub struct Process {
     name: Name,
     pidfd: Pidfd,
-    /// Its record in our page; `None` where all were taken: then it is not probed.
+    start_time: u64,
+    /// Its record in our page; `None` while all are taken.
     record: Option<RecordIndex>,
     /// Its own page; `None` for the principal, whose page we map for ever.
     page: Option<SecondaryPage>,
@@ -68,7 +69,10 @@ impl Watchdog {
     }
 
     fn look_at(&mut self, index: usize, now: Moment) {
-        let process = &self.processes[index];
+        let process = &mut self.processes[index];
+        if process.record.is_none() {
+            process.record = self.page.watch(process.name, process.pidfd.pid(), process.start_time);
+        }
         let name = process.name;
         let record = match &process.page {
             Some(page) => page.record(),
@@ -163,13 +167,14 @@ impl Watchdog {
     ) {
         let record = self.page.watch(name, pidfd.pid(), start_time);
         if record.is_none() {
-            log::error!("no record is free for {name}: it cannot be probed");
+            log::error!("no record is free for {name}: it cannot be probed before a predecessor ends");
         }
         if let Err(error) = pidfd.watch(reactor, Key::Ended(name)) {
             log::error!("cannot watch {name}: {error}");
         }
         self.processes.push(Process {
             name,
+            start_time,
             record,
             page,
             orders,
