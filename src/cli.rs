@@ -1,7 +1,7 @@
 //! The command lines of the binaries: arguments in, exit code out.
 
 use std::ffi::OsString;
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,6 +16,8 @@ use crate::os::rundir::Rundir;
 use crate::role;
 use crate::status;
 
+/// How soon a watchdog acknowledges.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How often `osps stop` looks whether the watchdog has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -125,17 +127,13 @@ fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
         return Err(Failure::new(Code::Unavailable, message));
     }
     let path = rundir.control();
-    let ask = || {
-        let mut watchdog = UnixStream::connect(&path)?;
-        watchdog.write_all(b"stop\n")?;
-        // Ends when the watchdog does, after all others.
-        let mut said = String::new();
-        watchdog.read_to_string(&mut said)?;
-        Ok(said)
-    };
-    let said: String = ask().map_err(|error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => {
+    let said = ask_to_stop(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
             Failure::new(Code::NoPermission, format!("{}: {error}", path.display()))
+        }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let message = format!("the watchdog does not answer within {ANSWER_WITHIN:?}: is it stopped?");
+            Failure::new(Code::Unavailable, message)
         }
         _ => {
             Failure::new(Code::Unavailable, format!("cannot ask the watchdog at {}: {error}", path.display()))
@@ -148,9 +146,24 @@ fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
         pause(LOOK_EVERY);
     }
     if !said.lines().any(|line| line == "stopped") {
-        return Err(Failure::new(Code::Unavailable, "the watchdog ended before it had stopped the others"));
+        let message = "the watchdog ended before it had stopped the others";
+        return Err(Failure::new(Code::Unavailable, message));
     }
     Ok(Code::Ok.into())
+}
+
+/// Says `stop` and collects what the watchdog says until it ends, after all others.
+fn ask_to_stop(path: &Path) -> io::Result<String> {
+    let mut watchdog = UnixStream::connect(path)?;
+    watchdog.set_read_timeout(Some(ANSWER_WITHIN))?;
+    watchdog.write_all(b"stop\n")?;
+    let mut first = [0; 256];
+    let length = watchdog.read(&mut first)?;
+    // A graceful stop takes as long as the exchanges under way.
+    watchdog.set_read_timeout(None)?;
+    let mut said = String::from_utf8_lossy(&first[..length]).into_owned();
+    watchdog.read_to_string(&mut said)?;
+    Ok(said)
 }
 
 #[expect(clippy::disallowed_methods, reason = "a tool that waits for another process, no server")]

@@ -108,6 +108,8 @@ pub enum Reason {
     GraceOver,
     /// Its principal died while it was not healthy.
     Orphaned,
+    /// It drains, and its place among the supervised is needed.
+    Crowded,
     /// The whole system stops at once.
     Stopping,
 }
@@ -123,6 +125,7 @@ impl Reason {
             Self::Spinning => "spinning, no answer within kill_after",
             Self::GraceOver => "grace is over",
             Self::Orphaned => "not healthy when its principal died",
+            Self::Crowded => "too many predecessors drain",
             Self::Stopping => "the system stops at once",
         }
     }

@@ -147,6 +147,9 @@ impl Writer {
         if self.pending.len() > PENDING_LIMIT {
             self.overflow();
         }
+        if self.pending.is_empty() {
+            self.pending.push(b'\n');
+        }
         command.write_to(&mut self.pending);
     }
 

@@ -84,6 +84,17 @@ fn reset_dispositions() -> io::Result<()> {
     Ok(())
 }
 
+/// Ignores what would end a server by default although nobody has a reason to send it:
+/// SIGUSR2, which only the watchdog expects, and the signals of timers and I/O.
+///
+/// # Errors
+/// What `sigaction(2)` says.
+pub fn ignore_strangers() -> io::Result<()> {
+    [Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGVTALRM, Signal::SIGPROF, Signal::SIGIO]
+        .into_iter()
+        .try_for_each(|signal| disposition(signal, SigHandler::SigIgn))
+}
+
 /// Ignores a signal for the rest of this process's life.
 ///
 /// # Errors

@@ -252,6 +252,9 @@ impl<K: Copy> Reactor<K> {
     /// # Errors
     /// What `epoll_wait(2)` says, interruptions apart.
     pub fn run(&mut self, role: &mut impl Role<Key = K>) -> io::Result<()> {
+        // What the start produced is sent now, not after the first event.
+        self.handle.now = clock::now();
+        role.settle(&mut self.handle);
         while !self.handle.stopping {
             self.turn(role)?;
         }

@@ -79,9 +79,9 @@ impl SecondaryPage {
         self.page.add(ADMITTED, 1);
     }
 
-    /// Counts a line that was no command.
-    pub fn count_malformed(&self) {
-        self.page.add(MALFORMED, 1);
+    /// Counts lines that were no commands.
+    pub fn count_malformed(&self, lines: u64) {
+        self.page.add(MALFORMED, lines);
     }
 }
 

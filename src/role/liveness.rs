@@ -103,11 +103,18 @@ impl Liveness {
         (orders, progress)
     }
 
-    /// What the watchdog thinks of a process; `None` where it does not watch it.
+    /// Whether the watchdog wants this server to drain: its order may have been lost.
     #[must_use]
-    pub fn verdict(&self, name: Name) -> Option<Verdict> {
-        let index = self.watchdog_page.find(name)?;
-        self.watchdog_page.load(index).map(|watched| watched.verdict)
+    pub fn is_to_drain(&self) -> bool {
+        let watched = self.record.and_then(|index| self.watchdog_page.load(index));
+        watched.is_some_and(|watched| watched.name == self.name && watched.verdict == Verdict::Draining)
+    }
+
+    /// The processes that do not answer.
+    #[must_use]
+    pub fn suspects(&self) -> Vec<Name> {
+        let watched = self.watchdog_page.watched();
+        watched.filter(|watched| watched.verdict == Verdict::Suspect).map(|watched| watched.name).collect()
     }
 
     /// The watchdog's page.

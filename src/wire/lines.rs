@@ -13,13 +13,17 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Hands each complete line to `line`, without its newline. An over-long line is
-    /// handed on cut off, so that its receiver finds it malformed and can count it.
+    /// Hands each complete line to `line`, without its newline. Empty lines are passed over:
+    /// every write begins with a newline, so that what a stranger left half-written spoils
+    /// no line of ours. An over-long line is handed on cut off, so that its receiver finds it
+    /// malformed and can count it.
     pub fn feed(&mut self, mut bytes: &[u8], mut line: impl FnMut(&[u8])) {
         while let Some(at) = bytes.iter().position(|&byte| byte == b'\n') {
             let (head, rest) = (&bytes[..at], &bytes[at + 1..]);
             if self.partial.is_empty() && head.len() <= MAX_LINE_BYTES && !self.overlong {
-                line(head);
+                if !head.is_empty() {
+                    line(head);
+                }
             } else {
                 self.keep(head);
                 line(&self.partial);
@@ -62,7 +66,7 @@ mod tests {
             let expected: Vec<Vec<u8>> = {
                 let mut parts: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
                 parts.pop();
-                parts.into_iter().map(|line| line[..line.len().min(MAX_LINE_BYTES + 1)].to_vec()).collect()
+                parts.into_iter().filter(|line| !line.is_empty()).map(|line| line[..line.len().min(MAX_LINE_BYTES + 1)].to_vec()).collect()
             };
             prop_assert_eq!(split(&chunks), expected);
         }

@@ -16,14 +16,14 @@ pub enum Order {
 }
 
 impl Order {
-    /// The order as a line, newline included.
+    /// The order as a line, newline included; one before it ends whatever stands there.
     #[must_use]
     pub fn as_line(self) -> &'static str {
         match self {
-            Self::Stop => "stop\n",
-            Self::StopNow => "stop now\n",
-            Self::Drain => "drain\n",
-            Self::Look => "look\n",
+            Self::Stop => "\nstop\n",
+            Self::StopNow => "\nstop now\n",
+            Self::Drain => "\ndrain\n",
+            Self::Look => "\nlook\n",
         }
     }
 
@@ -34,7 +34,7 @@ impl Order {
     pub fn parse(line: &[u8]) -> Result<Self, Malformed> {
         [Self::Stop, Self::StopNow, Self::Drain, Self::Look]
             .into_iter()
-            .find(|order| order.as_line().trim_end().as_bytes() == line)
+            .find(|order| order.as_line().trim().as_bytes() == line)
             .ok_or(Malformed)
     }
 }
@@ -46,7 +46,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         for order in [Order::Stop, Order::StopNow, Order::Drain, Order::Look] {
-            assert_eq!(Order::parse(order.as_line().trim_end().as_bytes()), Ok(order));
+            assert_eq!(Order::parse(order.as_line().trim().as_bytes()), Ok(order));
         }
         assert_eq!(Order::parse(b"stop  now"), Err(Malformed));
     }

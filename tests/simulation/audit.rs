@@ -293,6 +293,7 @@ impl Audit {
             }
             Reason::NoAnswer => evidence.run_state != RunState::Gone,
             Reason::GraceOver => over(dossier.drains_since, settings.grace),
+            Reason::Crowded => dossier.drains_since.is_some(),
             Reason::Orphaned => {
                 // In one turn, it may have become ready after the kill was decided.
                 let unready = dossier.ready.is_none_or(|ready| ready == now);
@@ -308,7 +309,9 @@ impl Audit {
         ensure(caused, Rule::KillsHaveCause, || format!("{name} is killed: {reason:?}, {dossier:?}"))?;
         match reason {
             Reason::NoAnswer | Reason::Stopped | Reason::Spinning => self.silence(world, name, reason),
-            Reason::SlowStart | Reason::GraceOver | Reason::Orphaned | Reason::Stopping => Ok(()),
+            Reason::SlowStart | Reason::GraceOver | Reason::Orphaned | Reason::Crowded | Reason::Stopping => {
+                Ok(())
+            }
         }
     }
 

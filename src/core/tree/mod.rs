@@ -171,6 +171,15 @@ impl Tree {
         self.check_invariants();
     }
 
+    /// There are more processes than can be supervised: the predecessor that has drained
+    /// longest must go.
+    pub fn handle_crowded(&mut self, now: Moment) {
+        let oldest = self.predecessors.iter().find(|seat| !matches!(seat.state, State::Killing { .. }));
+        if let Some(name) = oldest.map(|seat| seat.name) {
+            self.input(now, name, Input::Condemned(Reason::Crowded));
+        }
+    }
+
     /// What `/proc` says, as asked by [`Act::Examine`].
     pub fn handle_evidence(&mut self, now: Moment, name: Name, evidence: Evidence) {
         let Some(State::Suspect { sent_at, judge_at, .. }) = self.state(name) else {

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use mio::Interest;
 use mio::net::TcpListener;
-use signal_hook::consts::{SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGTERM, SIGUSR1};
 use slab::Slab;
 
 use crate::config::Config;
@@ -97,6 +97,8 @@ struct Principal {
     /// Clients to whom something is to be sent when the turn is over.
     dirty: Vec<usize>,
     slots: Vec<Slot>,
+    /// The slot that is reconciled next.
+    reconcile_next: usize,
     dispatch: Dispatch,
     timers: Timers<Timer>,
     phase: Phase,
@@ -110,7 +112,7 @@ pub fn run() -> Result<ExitCode, Failure> {
     let launched = launch::receive(TreeRole::Principal)?;
     crate::os::log::init(&launched.sheet.name().to_string());
     process::set_name(c"osps-principal");
-    process::ignore(SIGUSR2).map_err(|error| Failure::internal("ignore SIGUSR2", &error))?;
+    process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[SIGUSR1, SIGTERM])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     let mut principal = Principal::start(launched, reactor.handle())?;
@@ -152,6 +154,7 @@ impl Principal {
             waiting: Waiting::default(),
             dirty: Vec::new(),
             slots,
+            reconcile_next: 0,
             timers: Timers::default(),
             phase: Phase::Serving,
         };
@@ -239,7 +242,10 @@ impl Role for Principal {
 
     fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: i32) {
         match signal {
-            SIGUSR1 => self.liveness.answer_probe(self.page.page(), reactor.now()),
+            SIGUSR1 => {
+                self.liveness.answer_probe(self.page.page(), reactor.now());
+                self.reconcile(reactor);
+            }
             SIGTERM if self.liveness.watchdog().has_ended() => self.watchdog_died(reactor),
             SIGTERM => self.hand_over(reactor),
             _ => {}
@@ -275,7 +281,11 @@ impl Role for Principal {
     }
 
     fn on_deadline(&mut self, reactor: &mut Handle<Key>) {
-        while let Some(timer) = self.timers.pop_due(reactor.now()) {
+        // One that is armed again at once waits for the next turn: others come in between.
+        for _ in 0..self.timers.len() {
+            let Some(timer) = self.timers.pop_due(reactor.now()) else {
+                break;
+            };
             match timer {
                 Timer::Client(key) => self.on_client_timer(reactor, key),
                 Timer::Expire(slot) => self.expire(reactor, slot),

@@ -12,13 +12,16 @@ use crate::os::proc;
 use crate::os::reactor::{Handle, Progress};
 use crate::os::rundir;
 use crate::page::principal::Occupied;
-use crate::page::secondary::{Counts, SecondaryPage};
-use crate::page::watchdog::Verdict;
+use crate::page::record::Condition;
+use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, PageError};
 use crate::role::launch::{self, Sheet};
-use crate::role::principal::slot::{Predecessor, Server};
+use crate::role::principal::slot::{Predecessor, Server, Slot};
 use crate::role::principal::{Key, Principal, Timer};
 use crate::wire::tube::Command;
+
+/// Slots that are looked through at one probe.
+const RECONCILED_AT_A_PROBE: usize = 16;
 
 impl Principal {
     /// Takes a slot over from a dead principal: finds who of its secondaries still lives,
@@ -26,6 +29,9 @@ impl Principal {
     pub(super) fn take_over(&mut self, reactor: &mut Handle<Key>, index: usize) {
         let number = self.slots[index].number;
         let last = self.page.slot(number);
+        if let Ok(page) = SecondaryPage::attach(&self.rundir.secondary_page(number), Access::ReadOnly) {
+            self.slots[index].counts = page.counts();
+        }
         let watched: Vec<(Incarnation, u32, u64)> = self
             .liveness
             .watchdog_page()
@@ -98,7 +104,7 @@ impl Principal {
         incarnation: Incarnation,
     ) -> Result<Server, String> {
         let slot = &self.slots[index];
-        self.make_files(slot.number).map_err(|error| error.to_string())?;
+        let page = self.make_files(slot).map_err(|error| error.to_string())?;
         let open = |error| format!("its tubes cannot be opened: {error}");
         let mut tube = Reader::open(&self.rundir.from_secondary(slot.number)).map_err(open)?;
         let writer = Writer::open(&self.rundir.to_secondary(slot.number)).map_err(open)?;
@@ -108,17 +114,24 @@ impl Principal {
             .map_err(|error| error.to_string())?;
         watch_end(reactor, &mut pidfd, index, incarnation);
         watch_tube(reactor, &mut tube, index, incarnation);
-        Ok(Server { incarnation, pidfd, tube, writer, ready_since: None, suspect: false, stop_sent: false })
+        Ok(Server {
+            incarnation,
+            pidfd,
+            page,
+            tube,
+            writer,
+            ready_since: None,
+            suspect: false,
+            stop_sent: false,
+        })
     }
 
     /// New files for a new incarnation: no stale byte survives in a FIFO.
-    fn make_files(&self, number: u16) -> Result<(), PageError> {
-        let path = self.rundir.secondary_page(number);
-        let before =
-            SecondaryPage::attach(&path, Access::ReadOnly).map_or(Counts::default(), |page| page.counts());
+    fn make_files(&self, slot: &Slot) -> Result<SecondaryPage, PageError> {
+        let number = slot.number;
         let io = |what| move |source| PageError::Io { what, path: self.rundir.path().to_owned(), source };
         self.rundir.remove_secondary(number, None).map_err(io("clean"))?;
-        SecondaryPage::create(&path, number, before)?;
+        let page = SecondaryPage::create(&self.rundir.secondary_page(number), number, slot.counts)?;
         for fifo in [
             self.rundir.to_secondary(number),
             self.rundir.from_secondary(number),
@@ -126,7 +139,7 @@ impl Principal {
         ] {
             fifo::create(&fifo).map_err(io("create FIFOs in"))?;
         }
-        Ok(())
+        Ok(page)
     }
 
     pub(super) fn read_tube(
@@ -155,6 +168,7 @@ impl Principal {
         });
         if malformed > 0 {
             log::warn!("secondary {}.{incarnation}: {malformed} lines are no commands", slot.number);
+            self.look_through(index);
         }
         for command in commands {
             self.hear(reactor, index, incarnation, command);
@@ -198,6 +212,7 @@ impl Principal {
             return;
         };
         server.writer.unwatch(reactor);
+        slot.counts = server.page.counts();
         let Server { pidfd, tube, .. } = server;
         slot.predecessors.push(Predecessor { incarnation, pidfd, tube: Some(tube) });
         let number = slot.number;
@@ -226,6 +241,7 @@ impl Principal {
         };
         let (number, incarnation) = (self.slots[index].number, server.incarnation);
         let exit = reap(&server.pidfd);
+        self.slots[index].counts = server.page.counts();
         let Server { mut pidfd, mut tube, mut writer, ready_since, stop_sent, .. } = server;
         pidfd.unwatch(reactor);
         tube.unwatch(reactor);
@@ -292,17 +308,49 @@ impl Principal {
 
     /// The watchdog's verdicts have changed.
     pub(super) fn read_verdicts(&mut self, reactor: &mut Handle<Key>) {
+        let suspects = self.liveness.suspects();
         for index in 0..self.slots.len() {
             let number = self.slots[index].number;
             let Some(server) = self.slots[index].current.as_mut() else {
                 continue;
             };
-            let verdict = self.liveness.verdict(Name::secondary(number, server.incarnation));
-            let suspect = verdict == Some(Verdict::Suspect);
+            let suspect = suspects.contains(&Name::secondary(number, server.incarnation));
             if suspect != server.suspect {
                 server.suspect = suspect;
                 self.update_availability(reactor, index);
             }
+        }
+    }
+
+    /// At each probe: looks at the truth, whose doorbells may have been lost or stolen
+    /// (`cat wdtube1` takes lines away). A few slots at a time.
+    pub(super) fn reconcile(&mut self, reactor: &mut Handle<Key>) {
+        if self.liveness.watchdog_page().is_stopping() {
+            self.begin_stop(reactor);
+        }
+        self.read_verdicts(reactor);
+        for _ in 0..self.slots.len().min(RECONCILED_AT_A_PROBE) {
+            let index = self.reconcile_next % self.slots.len();
+            self.reconcile_next = index + 1;
+            self.reconcile_slot(reactor, index);
+        }
+    }
+
+    fn reconcile_slot(&mut self, reactor: &mut Handle<Key>, index: usize) {
+        if self.dispatch.load(index).open > 0 {
+            self.look_through(index);
+        }
+        let Some(server) = self.slots[index].current.as_mut() else {
+            return;
+        };
+        if server.stop_sent {
+            server.writer.push(Command::Stop);
+        }
+        let (incarnation, record) = (server.incarnation, server.page.record());
+        match record.condition {
+            Condition::Ready => self.on_server_ready(reactor, index, incarnation),
+            Condition::Draining => self.on_server_draining(reactor, index, incarnation),
+            Condition::None | Condition::Starting => {}
         }
     }
 

@@ -11,6 +11,7 @@ use crate::core::timers::TimerId;
 use crate::os::fifo::{Reader, Writer};
 use crate::os::pidfd::Pidfd;
 use crate::page::jobs::JobTable;
+use crate::page::secondary::{Counts, SecondaryPage};
 use crate::page::{Access, PageError};
 
 /// A slot, whoever is in it.
@@ -33,6 +34,8 @@ pub struct Slot {
     pub current: Option<Server>,
     /// Those before it that still finish their exchanges.
     pub predecessors: Vec<Predecessor>,
+    /// What its secondaries have counted so far, to go on from.
+    pub counts: Counts,
     /// When to start again.
     pub restart: Restart,
     /// Armed while a back-off lasts.
@@ -47,6 +50,8 @@ pub struct Server {
     pub incarnation: Incarnation,
     /// The process, a child of ours.
     pub pidfd: Pidfd,
+    /// `secondary<n>.page`, to look at.
+    pub page: SecondaryPage,
     /// `wdtube<n>`.
     pub tube: Reader,
     /// `dwtube<n>`.
@@ -89,6 +94,7 @@ impl Slot {
             listeners,
             current: None,
             predecessors: Vec::new(),
+            counts: Counts::default(),
             restart: Restart::new(seed << 16 | u64::from(number)),
             start_timer: None,
             serving_since: None,

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use mio::Interest;
 use mio::net::{TcpListener, TcpStream};
-use signal_hook::consts::{SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGTERM, SIGUSR1};
 use slab::Slab;
 
 use crate::config::Config;
@@ -99,7 +99,7 @@ pub fn run() -> Result<ExitCode, Failure> {
     let name = launched.sheet.name();
     crate::os::log::init(&name.to_string());
     process::set_name(c"osps-secondary");
-    process::ignore(SIGUSR2).map_err(|error| Failure::internal("ignore SIGUSR2", &error))?;
+    process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[SIGUSR1, SIGTERM])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     let mut secondary = Secondary::start(launched, reactor.handle())?;
@@ -220,8 +220,10 @@ impl Secondary {
             )
             | Err(_) => malformed += 1,
         });
-        for _ in 0..malformed {
-            self.page.count_malformed();
+        if malformed > 0 {
+            // A line of ours may have been among them.
+            jobs.look_through();
+            self.page.count_malformed(malformed);
         }
         if stop {
             self.stop_now(reactor);
@@ -270,7 +272,12 @@ impl Role for Secondary {
 
     fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: i32) {
         match signal {
-            SIGUSR1 => self.liveness.answer_probe(self.page.page(), reactor.now()),
+            SIGUSR1 => {
+                self.liveness.answer_probe(self.page.page(), reactor.now());
+                if self.liveness.is_to_drain() {
+                    self.drain(reactor);
+                }
+            }
             SIGTERM => self.drain(reactor),
             _ => {}
         }
@@ -304,7 +311,11 @@ impl Role for Secondary {
     }
 
     fn on_deadline(&mut self, reactor: &mut Handle<Key>) {
-        while let Some(timer) = self.timers.pop_due(reactor.now()) {
+        // One that is armed again at once waits for the next turn: others come in between.
+        for _ in 0..self.timers.len() {
+            let Some(timer) = self.timers.pop_due(reactor.now()) else {
+                break;
+            };
             match timer {
                 Timer::Exchange(key) => self.on_exchange_timer(reactor, key),
                 Timer::Accept(kind) => {

@@ -9,17 +9,19 @@ use std::io::{self, Read, Write};
 use mio::Interest;
 use mio::net::UnixStream;
 
+use crate::core::moment::Moment;
 use crate::os::reactor::{Handle, Progress, SourceId};
 use crate::role::watchdog::{Key, Watchdog};
 use crate::wire::lines::{Lines, MAX_LINE_BYTES};
 
-/// Tools connected at once; more are turned away.
+/// Tools connected at once; one more, and the one that has been there longest must go.
 const MAX_TOOLS: usize = 16;
 
 /// A tool that is connected.
 pub struct ControlClient {
     stream: UnixStream,
     id: SourceId,
+    since: Moment,
     lines: Lines,
 }
 
@@ -29,14 +31,18 @@ impl Watchdog {
             match self.control.accept() {
                 Ok((mut stream, _)) => {
                     if self.control_clients.len() >= MAX_TOOLS {
-                        let _ = stream.write_all(b"error too many tools are connected\n");
-                        continue;
+                        self.drop_oldest_tool(reactor);
                     }
                     let entry = self.control_clients.vacant_entry();
                     let key = Key::ControlClient(entry.key());
                     match reactor.register(&mut stream, key, Interest::READABLE) {
                         Ok(id) => {
-                            entry.insert(ControlClient { stream, id, lines: Lines::default() });
+                            entry.insert(ControlClient {
+                                stream,
+                                id,
+                                since: reactor.now(),
+                                lines: Lines::default(),
+                            });
                         }
                         Err(error) => log::warn!("cannot watch a tool: {error}"),
                     }
@@ -78,6 +84,15 @@ impl Watchdog {
         let mut tool = self.control_clients.remove(key);
         reactor.deregister(&mut tool.stream, tool.id);
         Progress::Drained
+    }
+
+    fn drop_oldest_tool(&mut self, reactor: &mut Handle<Key>) {
+        let oldest = self.control_clients.iter().min_by_key(|(_, tool)| tool.since).map(|(key, _)| key);
+        if let Some(key) = oldest {
+            let mut tool = self.control_clients.remove(key);
+            let _ = tool.stream.write_all(b"error too many tools are connected\n");
+            reactor.deregister(&mut tool.stream, tool.id);
+        }
     }
 
     fn obey_tool(&mut self, reactor: &mut Handle<Key>, request: &[u8]) -> String {

@@ -33,16 +33,18 @@ const SURVIVORS_END_WITHIN: Duration = Duration::from_secs(5);
 /// How long binding is tried again after a crashed run: a survivor that was just being
 /// started may hold a listener for a moment.
 const BIND_WITHIN: Duration = Duration::from_secs(2);
-/// Descriptors that a principal needs besides one for each client, and for each slot.
-const SPARE_DESCRIPTORS: u64 = 64;
+/// Descriptors that a watchdog or principal needs for itself, and for each slot.
+const SPARE_DESCRIPTORS: u64 = 32;
 const DESCRIPTORS_PER_SLOT: u64 = 8;
+/// With room for fewer clients than this, a principal had better not start.
+const FEWEST_CLIENTS: u64 = 16;
 
 impl Watchdog {
     /// Everything up to the first start of the principal, which the tree asks for.
     pub(super) fn start(mut config: Config, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
         let rundir = Rundir::prepare(&config.runtime_dir).map_err(rundir_failure)?;
         let lock = rundir.lock().map_err(rundir_failure)?;
-        fit_descriptor_limit(&mut config);
+        fit_descriptor_limit(&mut config)?;
         let after_crash = clean_up(&rundir)?;
         let bound = Self::bind(&config, after_crash)
             .and_then(|listeners| Self::set_up(config, &rundir, lock, listeners, reactor));
@@ -199,6 +201,7 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
     let pages = rundir.pages().map_err(failure)?;
     for path in &pages {
         if let Ok(page) = WatchdogPage::attach(path, Access::ReadOnly) {
+            refuse_if_alive(rundir, page.watchdog())?;
             processes.extend(page.watched().map(|watched| (watched.pid, watched.start_time)));
         }
         if let Ok(page) = PrincipalPage::attach(path, Access::ReadOnly) {
@@ -234,6 +237,17 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
     }
     rundir.clean().map_err(failure)?;
     Ok(!pages.is_empty())
+}
+
+/// A watchdog whose lock file was removed still is the watchdog.
+fn refuse_if_alive(rundir: &Rundir, (pid, start_time): (u32, u64)) -> Result<(), Failure> {
+    match Pidfd::of_process(pid, start_time) {
+        Ok(other) if pid != std::process::id() && !other.has_ended() => {
+            let path = rundir.path().to_owned();
+            Err(rundir_failure(RundirError::AlreadyRunning { path, pid: pid.to_string() }))
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn create_file(rundir: &Rundir, path: &std::path::Path, contents: &[u8]) -> Result<(), Failure> {
@@ -286,19 +300,33 @@ fn listen_for_tools(rundir: &Rundir, reactor: &mut Handle<Key>) -> Result<UnixLi
     })
 }
 
-/// Raises the descriptor limit, and lowers `max_clients` where it does not suffice.
-fn fit_descriptor_limit(config: &mut Config) {
+/// Raises the descriptor limit, lowers `max_clients` where it does not suffice for all of
+/// them, and refuses to start where it does not even suffice for the servers.
+fn fit_descriptor_limit(config: &mut Config) -> Result<(), Failure> {
     let limit = process::raise_descriptor_limit();
-    let listeners = u64::from(config.secondaries) * config.request.len() as u64;
-    let slots = u64::from(config.secondaries) * DESCRIPTORS_PER_SLOT;
-    let room = limit.saturating_sub(SPARE_DESCRIPTORS + listeners + slots).max(1);
-    if (config.max_clients as u64) > room {
+    let slots = u64::from(config.secondaries);
+    let listeners = 1 + slots * config.request.len() as u64;
+    // Each listener once more while a child is started; a predecessor beside each server.
+    let watchdog = 2 * listeners + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
+    let principal = listeners + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
+    let needed = watchdog.max(principal + FEWEST_CLIENTS);
+    if limit < needed {
+        let message = format!(
+            "the limit of open descriptors is {limit}; {slots} secondaries with {} request types need {needed}: \
+             raise it (ulimit -n) or configure fewer",
+            config.request.len()
+        );
+        return Err(Failure::new(Code::Unavailable, message));
+    }
+    let room = limit - principal;
+    if config.max_clients as u64 > room {
         log::warn!(
             "max_clients = {} is lowered to {room}: the limit of open descriptors is {limit}",
             config.max_clients
         );
         config.max_clients = usize::try_from(room).unwrap_or(usize::MAX);
     }
+    Ok(())
 }
 
 fn seed(now: Moment, pid: u32) -> u64 {

@@ -2,6 +2,8 @@
 //!
 //! Every error names the key, the value, and what would be right.
 
+mod check;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -12,14 +14,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::core::supervision::Settings;
-use crate::page::principal::{MAX_SLOTS, MAX_TYPES};
-use crate::wire::client::is_type_name;
 
 /// Read where no `--config` is given, if it is there.
 pub const DEFAULT_FILE: &str = "osps.toml";
 /// Ports given to clients are greater than this one.
 const LAST_LOW_PORT: u16 = 2222;
-const MAX_JOBS: u32 = 1 << 16;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
@@ -33,12 +32,18 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It is no TOML, or has an unknown key or a value of the wrong type.
-    #[error("{path}: {source}")]
+    #[error("{path}, line {line}: {text}: {what}{wanted}")]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and what.
-        source: Box<toml::de::Error>,
+        /// The line, counted from 1.
+        line: usize,
+        /// What stands there: the key and its value.
+        text: String,
+        /// What is wrong with it.
+        what: String,
+        /// What would be right, if that can be told.
+        wanted: String,
     },
     /// A value that cannot be.
     #[error("{source_name}: {key} = {value}: {wanted}")]
@@ -285,8 +290,7 @@ impl Config {
     fn parse_file(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        toml::from_str(&text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+        toml::from_str(&text).map_err(|error| parse_error(path, &text, &error))
     }
 
     /// The effective configuration as TOML.
@@ -308,126 +312,29 @@ impl Config {
             grace: self.watchdog.grace,
         }
     }
-
-    fn check(&self, source_name: &str) -> Result<(), ConfigError> {
-        let checks = [self.check_listen(), self.check_counts(), self.check_times(), self.check_requests()];
-        match checks.into_iter().find_map(Result::err) {
-            None => Ok(()),
-            Some(Wrong { key, value, wanted }) => {
-                Err(ConfigError::Value { source_name: source_name.to_owned(), key, value, wanted })
-            }
-        }
-    }
-
-    fn check_listen(&self) -> Result<(), Wrong> {
-        let [address] = self.listen.addresses() else {
-            let listed: Vec<String> = self.listen.addresses().iter().map(ToString::to_string).collect();
-            return wrong("listen", format!("{listed:?}"), "this version serves exactly one address");
-        };
-        if !address.is_ipv4() {
-            return wrong("listen", address, "this version serves IPv4 only, such as \"127.0.0.1:2222\"");
-        }
-        let DataPorts::Range(range) = &self.data_ports else {
-            return Ok(());
-        };
-        if range.contains(&address.port()) {
-            let wanted = format!(
-                "clashes with listen = \"{address}\": choose a range without port {}",
-                address.port()
-            );
-            return wrong("data_ports", quoted(&self.data_ports), wanted);
-        }
-        let (have, need) = (range.len(), usize::from(self.secondaries) * self.request.len());
-        if have < need {
-            let wanted = format!(
-                "too small: {} secondaries with {} request types each need {need} ports, the range has {have}",
-                self.secondaries,
-                self.request.len()
-            );
-            return wrong("data_ports", quoted(&self.data_ports), wanted);
-        }
-        Ok(())
-    }
-
-    fn check_counts(&self) -> Result<(), Wrong> {
-        between("secondaries", usize::from(self.secondaries), 1, MAX_SLOTS)?;
-        between("max_clients", self.max_clients, 1, 1 << 20)?;
-        between("max_jobs", self.max_jobs as usize, 1, MAX_JOBS as usize)
-    }
-
-    fn check_times(&self) -> Result<(), Wrong> {
-        let Watchdog { period, suspect_after, kill_after, start_within, grace } = self.watchdog;
-        for (key, time, least) in [
-            ("watchdog.period", period, 1),
-            ("watchdog.suspect_after", suspect_after, 1),
-            ("watchdog.kill_after", kill_after, 1),
-            ("watchdog.start_within", start_within, 1),
-            ("watchdog.grace", grace, 0),
-            ("claim_within", self.claim_within, 1),
-            ("client_idle", self.client_idle, 1),
-            ("queue_within", self.queue_within, 0),
-        ] {
-            let (least, most) = (Duration::from_millis(least), Duration::from_secs(365 * 24 * 3600));
-            if !(least..=most).contains(&time) {
-                let wanted = format!("must be from {least:?} to 365 days");
-                return wrong(key, quoted(&humantime_serde::re::humantime::format_duration(time)), wanted);
-            }
-        }
-        if suspect_after >= kill_after {
-            let wanted = format!("must be shorter than watchdog.kill_after = {kill_after:?}");
-            return wrong("watchdog.suspect_after", format!("{suspect_after:?}"), wanted);
-        }
-        Ok(())
-    }
-
-    fn check_requests(&self) -> Result<(), Wrong> {
-        between("the number of [[request]]", self.request.len(), 1, MAX_TYPES)?;
-        for (index, request) in self.request.iter().enumerate() {
-            let name = &request.name;
-            if !is_type_name(name) {
-                let wanted = "must be 1 to 64 of A-Z a-z 0-9 _ . - and no word of the protocol";
-                return wrong("request.name", quoted(name), wanted);
-            }
-            if self.request[..index].iter().any(|other| other.name == *name) {
-                return wrong("request.name", quoted(name), "is there twice: names must differ");
-            }
-            match (request.handler, request.delay) {
-                (Handler::Delay | Handler::Block, None) => {
-                    let wanted =
-                        format!("missing in request \"{name}\": its handler needs one, such as \"20ms\"");
-                    return wrong("request.delay", "(none)", wanted);
-                }
-                (Handler::Echo, Some(delay)) => {
-                    let wanted = format!("is of no use in request \"{name}\": echo does not wait");
-                    return wrong("request.delay", format!("{delay:?}"), wanted);
-                }
-                (Handler::Delay | Handler::Block, Some(_)) | (Handler::Echo, None) => {}
-            }
-        }
-        Ok(())
-    }
 }
 
-/// A value that cannot be.
-struct Wrong {
-    key: String,
-    value: String,
-    wanted: String,
-}
-
-fn wrong(key: &str, value: impl fmt::Display, wanted: impl Into<String>) -> Result<(), Wrong> {
-    Err(Wrong { key: key.to_owned(), value: value.to_string(), wanted: wanted.into() })
-}
-
-fn quoted(value: &dyn fmt::Display) -> String {
-    format!("\"{value}\"")
-}
-
-fn between(key: &str, value: usize, least: usize, most: usize) -> Result<(), Wrong> {
-    if (least..=most).contains(&value) {
-        return Ok(());
+/// One line: where, what stands there, what is wrong, and what would be right.
+fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let start = error.span().map_or(0, |span| span.start).min(text.len());
+    let line = text[..start].matches('\n').count() + 1;
+    let found = text.lines().nth(line - 1).unwrap_or_default().trim().to_owned();
+    let key = found.split('=').next().unwrap_or_default().trim();
+    let wanted = match key {
+        "claim_within" | "queue_within" | "client_idle" | "period" | "suspect_after" | "kill_after"
+        | "start_within" | "grace" | "delay" => "; a time is written \"250ms\", \"10s\"",
+        "secondaries" | "max_clients" | "max_jobs" => "; a whole number above 0 is wanted",
+        "data_ports" => "; a range such as \"2223-2999\" is wanted",
+        "runtime_dir" => "; a path such as \"/run/osps\" is wanted",
+        _ => "",
+    };
+    ConfigError::Parse {
+        path: path.to_owned(),
+        line,
+        what: error.message().trim().replace('\n', " "),
+        wanted: wanted.to_owned(),
+        text: found,
     }
-    wrong(key, value, format!("must be from {least} to {most}"))
 }
 
 #[cfg(test)]
@@ -484,8 +391,18 @@ mod tests {
             ("[[request]]\nname = \"a\"\nhandler = \"delay\"", &["request.delay", "\"a\"", "20ms"]),
             ("admission = \"open\"", &["admission", "open", "address"]),
             ("listen = ", &["line 1"]),
+            ("\nclaim_within = \"5\"", &["line 2", "claim_within", "\"5\"", "10s"]),
+            ("secondaries = -1", &["secondaries = -1", "above 0"]),
+            ("data_ports = 5", &["data_ports = 5", "2223-2999"]),
+            ("runtime_dir = \"\"", &["runtime_dir", "/run/osps"]),
+            ("runtime_dir = \"/a\\u0000b\"", &["runtime_dir", "directory"]),
+            (
+                "[[request]]\nname = \"a\"\nhandler = \"delay\"\ndelay = \"9years\"",
+                &["request.delay", "365 days"],
+            ),
         ] {
             let error = parse(text).unwrap_err();
+            assert!(!error.contains('\n'), "{text:?}: {error:?} is more than a line");
             for part in wanted {
                 assert!(error.contains(part), "{text:?}: {error:?} does not name {part:?}");
             }
