@@ -13,7 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 use osps::core::moment::Moment;
 use osps::os::clock;
 use serde_json::Value;
@@ -47,6 +47,8 @@ delay = "20ms"
 pub struct System {
     pub watchdog: Child,
     pub dir: tempfile::TempDir,
+    /// The process groups of watchdogs before this one.
+    before: Vec<Pid>,
 }
 
 /// A command for the `osps` binary that was built for this test run.
@@ -90,7 +92,9 @@ pub fn together<T: Send + 'static>(
             std::thread::spawn(move || client(number))
         })
         .collect();
-    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    // All have ended before one that failed fails the test, so that nobody uses a system any more.
+    let ended: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+    ended.into_iter().map(|result| result.unwrap()).collect()
 }
 
 /// The time now.
@@ -109,35 +113,40 @@ impl System {
 
     /// As [`System::start`], without waiting for more than the process.
     pub fn start_unready(top: &str, rest: &str) -> Self {
+        Self::start_by(top, rest, |command| command)
+    }
+
+    /// As [`System::start_unready`], with the command as `dress` makes it: another
+    /// environment, other outputs, or another program that becomes `osps`.
+    pub fn start_by(top: &str, rest: &str, dress: impl FnOnce(Command) -> Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listen = if top.contains("listen") { "" } else { "listen = \"127.0.0.1:0\"\n" };
         let ports = if top.contains("data_ports") { "" } else { "data_ports = \"0\"\n" };
         let config = format!("{listen}{ports}runtime_dir = {:?}\n{top}\n{rest}", dir.path().join("run"));
         fs::write(dir.path().join("osps.toml"), config).unwrap();
-        let watchdog = Self::spawn(dir.path());
-        Self { watchdog, dir }
+        let watchdog = Self::spawn(dir.path(), dress);
+        Self { watchdog, dir, before: Vec::new() }
     }
 
-    fn spawn(dir: &Path) -> Child {
+    fn spawn(dir: &Path, dress: impl FnOnce(Command) -> Command) -> Child {
         let output =
             |name| Stdio::from(File::options().append(true).create(true).open(dir.join(name)).unwrap());
-        osps()
-            .arg("--config")
-            .arg(dir.join("osps.toml"))
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(output("stdout"))
-            .stderr(output("stderr"))
-            .process_group(0)
-            .spawn()
-            .unwrap()
+        let mut command = osps();
+        command.arg("--config").arg(dir.join("osps.toml")).stdout(output("stdout")).stderr(output("stderr"));
+        dress(command).current_dir(dir).stdin(Stdio::null()).process_group(0).spawn().unwrap()
     }
 
     /// Starts a watchdog again in the same directory, after the first has ended.
     pub fn start_again(&mut self) {
-        self.watchdog.wait().unwrap();
-        self.watchdog = Self::spawn(self.dir.path());
+        self.start_again_unready();
         self.all_ready();
+    }
+
+    /// As [`System::start_again`], without waiting for more than the process.
+    pub fn start_again_unready(&mut self) {
+        self.watchdog.wait().unwrap();
+        self.before.push(self.group());
+        self.watchdog = Self::spawn(self.dir.path(), |command| command);
     }
 
     /// The runtime directory.
@@ -222,6 +231,13 @@ impl System {
         kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
     }
 
+    /// Sends a signal to a process that may be gone, and its pid another's by now. Returns
+    /// whether there was one of this system.
+    pub fn strike(&self, pid: u32, signal: Signal) -> bool {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+        getpgid(Some(pid)) == Ok(self.group()) && kill(pid, signal).is_ok()
+    }
+
     /// Waits until the watchdog has ended.
     pub fn ended(&mut self) -> ExitStatus {
         eventually("the end of the watchdog", || self.watchdog.try_wait().unwrap())
@@ -240,7 +256,12 @@ impl System {
 
     /// Whether any process of this system is left, zombies included.
     pub fn has_processes(&self) -> bool {
-        killpg(self.group(), None).is_ok()
+        self.before.iter().chain([&self.group()]).any(|&group| killpg(group, None).is_ok())
+    }
+
+    /// Whether any process is left of the watchdogs before this one.
+    pub fn has_survivors(&self) -> bool {
+        self.before.iter().any(|&group| killpg(group, None).is_ok())
     }
 
     fn group(&self) -> Pid {
@@ -277,7 +298,9 @@ impl System {
             let _ = kill(self.group(), Signal::SIGTERM);
             pause();
         }
-        let _ = killpg(self.group(), Signal::SIGKILL);
+        for &group in self.before.iter().chain([&self.group()]) {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
         let _ = self.watchdog.wait();
     }
 }
@@ -291,10 +314,21 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// Reads once. A read with a timeout is interrupted where a child of the test ends just then,
+/// even though nobody handles SIGCHLD (signal(7)): that is no answer.
+pub fn read_once(stream: &mut TcpStream, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
 /// One `recv`, as the plainest client does it.
 pub fn recv(stream: &mut TcpStream) -> String {
     let mut buffer = [0; 4096];
-    let length = stream.read(&mut buffer).unwrap();
+    let length = read_once(stream, &mut buffer).unwrap();
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
@@ -312,4 +346,31 @@ pub fn request(address: SocketAddr, kind: &str) -> TcpStream {
     let port: u16 = recv(&mut control).parse().unwrap();
     drop(control);
     connect(SocketAddr::new(address.ip(), port))
+}
+
+/// A line request on a control connection that is kept; the answer without its newline.
+pub fn ask(control: &mut TcpStream, kind: &str) -> String {
+    control.write_all(format!("{kind}\n").as_bytes()).unwrap();
+    recv(control).trim_end_matches('\n').to_owned()
+}
+
+/// Asks for a job, which must be given: its port.
+pub fn job(control: &mut TcpStream, kind: &str) -> u16 {
+    let answer = ask(control, kind);
+    answer.parse().unwrap_or_else(|_| panic!("{kind} is answered {answer:?}"))
+}
+
+/// Sends a message and receives the answer to it.
+pub fn say(stream: &mut TcpStream, message: &str) -> String {
+    stream.write_all(message.as_bytes()).unwrap();
+    recv(stream)
+}
+
+/// Waits until the peer closes or breaks a connection on which it owes nothing more.
+pub fn breaks(stream: &mut TcpStream) {
+    match read_once(stream, &mut [0; 64]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        other => panic!("not broken: {other:?}"),
+    }
 }

@@ -151,7 +151,7 @@ impl Principal {
     /// Gives the job or refuses it; false where the request may wait for a secondary.
     fn answer(&mut self, reactor: &mut Handle<Key>, key: usize, kind: TypeIndex) -> bool {
         let now = reactor.now();
-        if self.is_stopping() {
+        if self.refuses_requests() {
             self.clients[key].conversation.refuse(now, Refusal::Stopping);
             return true;
         }

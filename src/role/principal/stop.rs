@@ -39,6 +39,15 @@ impl Principal {
         self.phase != Phase::Serving
     }
 
+    /// Whether requests are refused because the whole system stops. A principal that hands
+    /// over still gives jobs in its last turn: its successor finds them in the tables.
+    pub(super) fn refuses_requests(&self) -> bool {
+        match self.phase {
+            Phase::Finishing { .. } | Phase::Cutting | Phase::Killing => true,
+            Phase::Serving | Phase::Ended => false,
+        }
+    }
+
     /// Whether a successor may be started in a slot: during a stop only for waiting jobs.
     pub(super) fn may_start(&self, slot: usize) -> bool {
         match self.phase {

@@ -1,0 +1,221 @@
+//! Commands and their exit codes, and the odd environments in which a system is started.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::{self, OpenOptions};
+use std::io::{PipeWriter, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{REQUESTS, System, osps, osps_client, request, say};
+use nix::libc::O_NONBLOCK;
+use nix::sys::signal::Signal;
+
+/// Runs `osps` to its end.
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    read(osps().args(arguments).output().unwrap())
+}
+
+fn read(output: Output) -> (Option<i32>, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Whether a system serves: a killed secondary is replaced, and requests are answered.
+fn serves(system: &System) {
+    let pid = system.pid(1);
+    system.signal(pid, Signal::SIGKILL);
+    system.until("a replacement", |status| {
+        let server = System::server(status, 1);
+        server["state"] == "ready" && server["pid"] != pid
+    });
+    for _ in 0..20 {
+        assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for flag in ["--help", "--version"] {
+        let (code, said, _) = run(&[flag]);
+        assert_eq!(code, Some(0));
+        assert!(said.contains("osps"), "{said}");
+        assert_eq!(osps_client().arg(flag).output().unwrap().status.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_a_usage_error() {
+    for arguments in
+        [&["--bogus"][..], &["bogus"], &["principal"], &["secondary", "1"], &["pingpong", "--count", "0"]]
+    {
+        let (code, _, error) = run(arguments);
+        assert_eq!(code, Some(64), "{arguments:?}: {error}");
+        assert!(!error.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("osps.toml");
+    fs::write(&config, "secondaires = 4\n").unwrap();
+    for command in [&["check"][..], &[]] {
+        let output = osps().args(command).arg("--config").arg(&config).output().unwrap();
+        let (code, _, error) = read(output);
+        assert_eq!(code, Some(78), "{error}");
+        assert!(error.contains("secondaires"), "{error}");
+    }
+}
+
+#[test]
+fn a_runtime_directory_that_cannot_be_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let below = file.join("run");
+    let (code, _, error) = run(&["--runtime-dir", below.to_str().unwrap()]);
+    assert_eq!(code, Some(73), "{error}");
+    assert!(error.contains(below.to_str().unwrap()), "{error}");
+}
+
+/// A directory that belongs to somebody else, whoever runs this test.
+fn directory_of_another(dir: &Path) -> &Path {
+    let can_give_away = std::os::unix::fs::chown(dir, Some(65534), None).is_ok();
+    if can_give_away { dir } else { Path::new("/proc") }
+}
+
+#[test]
+fn a_runtime_directory_of_somebody_else_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = directory_of_another(dir.path());
+    let (code, _, error) = run(&["--runtime-dir", path.to_str().unwrap()]);
+    assert_eq!(code, Some(77), "{error}");
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+}
+
+#[test]
+fn check_prints_what_is_in_force_even_beside_a_running_server() {
+    let system = System::start("secondaries = 2", REQUESTS);
+    let (code, printed, error) = read(system.tool(&["check"]).output().unwrap());
+    assert_eq!(code, Some(0), "{error}");
+    for expected in ["secondaries = 2", "kill_after = \"2s\"", "name = \"requetetype2\""] {
+        assert!(printed.contains(expected), "{printed}");
+    }
+    let copy = system.dir.path().join("copy.toml");
+    fs::write(&copy, &printed).unwrap();
+    let (code, again, error) = run(&["check", "--config", copy.to_str().unwrap()]);
+    assert_eq!((code, again), (Some(0), printed), "{error}");
+    serves(&system);
+}
+
+#[test]
+fn tools_say_that_no_server_runs() {
+    let mut system = System::start("secondaries = 1", REQUESTS);
+    system.stop();
+    for arguments in [&["status"][..], &["status", "--json"], &["stop"]] {
+        let (code, _, error) = read(system.tool(arguments).output().unwrap());
+        assert_eq!(code, Some(69), "{arguments:?}: {error}");
+        assert!(error.contains(system.rundir().to_str().unwrap()), "{error}");
+    }
+}
+
+#[test]
+fn status_for_people_names_every_process() {
+    let system = System::start("secondaries = 2", REQUESTS);
+    let (code, said, error) = read(system.tool(&["status"]).output().unwrap());
+    assert_eq!(code, Some(0), "{error}");
+    for expected in ["watchdog", "principal", "secondary 1", "secondary 2", "requetetype1"] {
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn it_supervises_and_stops_with_signals_ignored_and_blocked_by_its_parent() {
+    let script = "exec env --ignore-signal=CHLD,HUP,TERM,USR1,USR2,ALRM --block-signal \
+                  \"$0\" \"$@\" >>stdout 2>>stderr";
+    let mut system = System::start_by("secondaries = 2", REQUESTS, |command| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]).arg(command.get_program()).args(command.get_args());
+        shell
+    });
+    system.all_ready();
+    serves(&system);
+    let principal = system.pid(0);
+    system.signal(principal, Signal::SIGKILL);
+    system.until("another principal", |status| {
+        let server = System::server(status, 0);
+        server["state"] == "ready" && server["pid"] != principal
+    });
+    serves(&system);
+    system.signal(system.watchdog.id(), Signal::SIGTERM);
+    assert_eq!(system.ended().code(), Some(0));
+    assert!(!system.has_processes());
+}
+
+/// Fills a pipe through a description of its own, so that whoever gets the other one
+/// finds it as usual: blocking.
+fn fill(pipe: &PipeWriter) {
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let mut file = OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(path).unwrap();
+    while file.write(&[b'.'; 4096]).is_ok() {}
+    while file.write(b".").is_ok() {}
+}
+
+#[test]
+fn outputs_that_nobody_reads_hold_nothing_up() {
+    let (_unread, full) = std::io::pipe().unwrap();
+    fill(&full);
+    let mut system = System::start_by("secondaries = 2", REQUESTS, |mut command| {
+        command.env("RUST_LOG", "trace").stdout(full.try_clone().unwrap()).stderr(full);
+        command
+    });
+    system.all_ready();
+    serves(&system);
+    assert_eq!(system.stop().code(), Some(0));
+    assert!(!system.has_processes());
+}
+
+#[test]
+fn outputs_whose_reader_is_gone_hold_nothing_up() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut system = System::start_by("secondaries = 2", REQUESTS, |mut command| {
+        command.env("RUST_LOG", "trace").stdout(writer.try_clone().unwrap()).stderr(writer);
+        command
+    });
+    system.all_ready();
+    serves(&system);
+    assert_eq!(system.stop().code(), Some(0));
+    assert!(!system.has_processes());
+}
+
+#[test]
+fn an_output_whose_reader_goes_away_holds_nothing_up() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut system = System::start_by("secondaries = 2", REQUESTS, |mut command| {
+        command.env("RUST_LOG", "trace").stdout(writer.try_clone().unwrap()).stderr(writer);
+        command
+    });
+    system.all_ready();
+    drop(reader);
+    serves(&system);
+    assert_eq!(system.stop().code(), Some(0));
+}
+
+#[test]
+fn pingpong_tells_what_both_saw_and_leaves_nothing_behind() {
+    let system = System::start("secondaries = 1", REQUESTS);
+    let dir = tempfile::tempdir().unwrap();
+    let output = osps().args(["pingpong", "--count", "1000"]).env("TMPDIR", dir.path()).output().unwrap();
+    let (code, said, error) = read(output);
+    assert_eq!(code, Some(0), "{error}");
+    for expected in ["principal pid", "secondary pid", "saw 1000 pings", "saw 1000 pongs", "round trip"] {
+        assert!(said.contains(expected), "{expected:?} not in {said}");
+    }
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    serves(&system);
+}
