@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use mio::Interest;
 use mio::unix::pipe::Receiver;
-use nix::sys::signal::{Signal, raise};
+use nix::sys::signal::{SigSet, Signal, raise};
 use osps::os::clock;
 use osps::os::fifo::{self, Flushed, Reader, Writer};
 use osps::os::reactor::{Handle, Progress, Reactor, Ready, SourceId};
@@ -275,6 +275,10 @@ fn signals_come_before_descriptors_and_these_before_a_deadline_that_is_due() {
 fn the_turn_that_a_signal_interrupts_is_the_turn_that_reports_it() {
     let mut reactor = reactor(&[Signal::SIGURG]);
     let mut stage = Stage::new(Nobody);
+    // The signals of other tests may go to any thread, and would interrupt this one's wait, too.
+    let mut others = SigSet::all();
+    others.remove(Signal::SIGURG);
+    others.thread_block().unwrap();
     for _ in 0..5 {
         // The harness has threads besides this one: the signal is for this one's wait.
         let _shell = Shell::run(&format!("sleep 0.05; kill -URG {}", nix::unistd::gettid()));
