@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use mio::Interest;
 use mio::unix::pipe::Receiver;
+use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SigSet, Signal, raise};
 use osps::os::clock;
 use osps::os::fifo::{self, Flushed, Reader, Writer};
@@ -272,6 +273,7 @@ fn signals_come_before_descriptors_and_these_before_a_deadline_that_is_due() {
 /// `epoll_wait(2)` is interrupted and tells neither the signal nor what else is ready:
 /// a turn that left it at that could let a deadline go before both.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "somebody must send the signal while this thread waits")]
 fn the_turn_that_a_signal_interrupts_is_the_turn_that_reports_it() {
     let mut reactor = reactor(&[Signal::SIGURG]);
     let mut stage = Stage::new(Nobody);
@@ -280,9 +282,14 @@ fn the_turn_that_a_signal_interrupts_is_the_turn_that_reports_it() {
     others.remove(Signal::SIGURG);
     others.thread_block().unwrap();
     for _ in 0..5 {
-        // The harness has threads besides this one: the signal is for this one's wait.
-        let _shell = Shell::run(&format!("sleep 0.05; kill -URG {}", nix::unistd::gettid()));
+        let waiter = pthread_self();
+        // For this very thread: a signal for the process may interrupt one and be handled by another.
+        let sender = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            pthread_kill(waiter, Signal::SIGURG).unwrap();
+        });
         assert_eq!(stage.turn(&mut reactor), [Seen::Signal(Signal::SIGURG), Seen::Settled]);
+        sender.join().unwrap();
     }
 }
 
