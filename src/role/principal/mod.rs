@@ -247,6 +247,8 @@ impl Role for Principal {
                 self.reconcile(reactor);
             }
             SIGTERM if self.liveness.watchdog().has_ended() => self.watchdog_died(reactor),
+            // Sent to the whole group: the watchdog stops everything, so there is no successor.
+            SIGTERM if self.liveness.watchdog_page().is_stopping() => self.begin_stop(reactor),
             SIGTERM => self.hand_over(reactor),
             _ => {}
         }
