@@ -10,6 +10,7 @@ pub mod admission;
 pub mod conversation;
 pub mod dispatch;
 pub mod job;
+pub mod ledger;
 pub mod list;
 pub mod moment;
 pub mod name;

@@ -138,6 +138,8 @@ impl JobTable {
         let Some(at) = self.entry(index) else {
             return false;
         };
+        #[cfg(test)]
+        crate::page::fuse::burn();
         let (from, to) = (from.pack(), to.pack());
         self.page.word(at).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }

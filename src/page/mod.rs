@@ -26,6 +26,9 @@ use thiserror::Error;
 use crate::core::moment::Moment;
 use crate::os::segment::Segment;
 
+pub mod books;
+#[cfg(test)]
+pub(crate) mod fuse;
 pub mod jobs;
 pub mod principal;
 pub mod record;
@@ -163,6 +166,8 @@ impl Page {
 
     /// Stores a word after all that was stored before.
     pub fn set(&self, index: usize, value: u64) {
+        #[cfg(test)]
+        fuse::burn();
         self.words[index].store(value, Ordering::Release);
     }
 

@@ -11,7 +11,7 @@
 //! | 18 | the last job number given |
 //! | 19 | changes: grows whenever the table of slots changes |
 //! | 20..24 | spare |
-//! | 24..32 | room for the intent of the exact ledger |
+//! | 24..29 | the intent ([`crate::core::ledger`]) |
 //! | 32.. | per request type: done, failed, expired, spare |
 //! | then | per slot, eight words: see [`Slot`] |
 //!
@@ -19,7 +19,8 @@
 
 use std::path::Path;
 
-use crate::core::job::{Incarnation, JobNumber, MAX_NUMBER, State};
+use crate::core::job::{Incarnation, MAX_NUMBER, State};
+use crate::core::ledger::{Intent, Place};
 use crate::core::moment::Moment;
 use crate::page::record::{AFTER_RECORD, Record};
 use crate::page::{Access, Kind, Page, PageError, record};
@@ -34,6 +35,7 @@ const ACCEPTED: usize = AFTER_RECORD;
 const REFUSED: usize = AFTER_RECORD + 1;
 const LAST_NUMBER: usize = AFTER_RECORD + 2;
 const CHANGES: usize = AFTER_RECORD + 3;
+const INTENT_AT: usize = 24;
 const TYPES_AT: usize = 32;
 const TYPE_WORDS: usize = 4;
 const SLOT_WORDS: usize = 8;
@@ -155,26 +157,72 @@ impl PrincipalPage {
         self.page.add(REFUSED, requests);
     }
 
-    /// Counts a job as accepted and gives it its number.
-    #[must_use]
-    pub fn accept(&self) -> JobNumber {
+    /// Writes down that a job will be given out, under a new number, at that entry.
+    pub(super) fn intend_to_give(&self, slot: u16, entry: u32) -> Intent {
         let number = self.page.get(LAST_NUMBER).wrapping_add(1) & MAX_NUMBER;
-        self.page.set(LAST_NUMBER, number);
-        self.page.add(ACCEPTED, 1);
-        number
+        let place = Place { slot, entry, number };
+        self.write_intent(Intent::Give { place, accepted: self.accepted() + 1 })
     }
 
-    /// Enters the end of a job in the books. A state that is no end is not counted.
-    pub fn count_end(&self, slot: u16, kind: TypeIndex, end: State) {
-        let (of_type, of_slot) = match end {
-            State::Done => (0, Some(5)),
-            State::Failed => (1, Some(6)),
-            State::Expired => (2, None),
-            State::Free | State::Waiting | State::Claimed => return,
+    /// Writes down that the end of a job will be entered.
+    pub(super) fn intend_to_end(&self, place: Place, kind: TypeIndex, end: State) -> Intent {
+        let of_type = self.page.get(self.type_counter(kind, end)) + 1;
+        let of_slot = self.slot_counter(place.slot, end).map_or(0, |counter| self.page.get(counter) + 1);
+        self.write_intent(Intent::End { place, end, kind, of_type, of_slot })
+    }
+
+    fn write_intent(&self, intent: Intent) -> Intent {
+        let [first, rest @ ..] = intent.pack();
+        self.page.set(INTENT_AT, 0);
+        for (index, word) in rest.into_iter().enumerate() {
+            self.page.set(INTENT_AT + 1 + index, word);
+        }
+        self.page.set(INTENT_AT, first);
+        intent
+    }
+
+    /// What the principal was about to do last. One that names what there is not counts as none.
+    pub(super) fn intent(&self) -> Option<Intent> {
+        let intent = Intent::unpack(std::array::from_fn(|index| self.page.get(INTENT_AT + index)))?;
+        let slot = usize::from(intent.place().slot);
+        let known_type = match intent {
+            Intent::Give { .. } => true,
+            Intent::End { kind, .. } => kind < self.types,
         };
-        self.page.add(self.type_at(kind) + of_type, 1);
-        if let Some(field) = of_slot {
-            self.page.add(self.slot_at(slot) + field, 1);
+        ((1..=self.slots).contains(&slot) && known_type).then_some(intent)
+    }
+
+    /// Sets the counters to what an intent says; doing it twice is as good as once.
+    pub(super) fn enter(&self, intent: Intent) {
+        match intent {
+            Intent::Give { place, accepted } => {
+                self.page.set(LAST_NUMBER, place.number);
+                self.page.set(ACCEPTED, accepted);
+            }
+            Intent::End { place, end, kind, of_type, of_slot } => {
+                self.page.set(self.type_counter(kind, end), of_type);
+                if let Some(counter) = self.slot_counter(place.slot, end) {
+                    self.page.set(counter, of_slot);
+                }
+            }
+        }
+    }
+
+    fn type_counter(&self, kind: TypeIndex, end: State) -> usize {
+        self.type_at(kind)
+            + match end {
+                State::Done => 0,
+                State::Failed => 1,
+                State::Expired => 2,
+                State::Free | State::Waiting | State::Claimed => unreachable!("{end:?} is no end"),
+            }
+    }
+
+    fn slot_counter(&self, slot: u16, end: State) -> Option<usize> {
+        match end {
+            State::Done => Some(self.slot_at(slot) + 5),
+            State::Failed => Some(self.slot_at(slot) + 6),
+            State::Expired | State::Free | State::Waiting | State::Claimed => None,
         }
     }
 

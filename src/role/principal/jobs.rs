@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::core::dispatch::NoSlot;
 use crate::core::job::{Incarnation, State, Word};
 use crate::os::reactor::Handle;
+use crate::page::books;
 use crate::page::jobs::Job;
 use crate::role::principal::{Key, Principal, Timer};
 use crate::wire::client::TypeIndex;
@@ -28,9 +29,8 @@ impl Principal {
             debug_assert!(false, "slot {index} has room by its load, none in its table");
             return Err(NoSlot::AllFull);
         };
-        let number = self.page.accept();
         let job = Job { kind, client, given_at: reactor.now() };
-        slot.table.publish(entry, number, job);
+        let number = books::give(&self.page, &slot.table, slot.number, entry, job);
         server.writer.push(Command::Job(JobRef { index: entry, number }));
         slot.links.push_back(&mut slot.waiting, entry);
         self.change_open(index, |open| open + 1);
@@ -183,16 +183,17 @@ impl Principal {
         if slot.links.contains(entry) {
             slot.links.remove(&mut slot.waiting, entry);
         }
-        let kind = slot.table.job(entry).map_or(usize::MAX, |job| job.kind);
-        if kind < self.page.types() {
-            self.page.count_end(slot.number, kind, word.state);
-        } else {
-            log::error!("secondary {}: job {} has no known type", slot.number, word.number);
-        }
-        if slot.table.swap(entry, word, word.in_state(State::Free)) {
+        if books::settle(&self.page, &slot.table, slot.number, entry, word) {
             slot.free.push(entry);
             self.change_open(index, |open| open.saturating_sub(1));
         }
+    }
+
+    /// Finishes the step in the books at which a dead principal was interrupted.
+    pub(super) fn redo_intent(&self) {
+        books::redo(&self.page, |number| {
+            self.slots.iter().find(|slot| slot.number == number).map(|slot| &slot.table)
+        });
     }
 
     fn change_open(&mut self, slot: usize, change: impl FnOnce(u32) -> u32) {

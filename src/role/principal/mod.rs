@@ -164,6 +164,7 @@ impl Principal {
                 .map_err(|error| Failure::internal("watch the control listener", &error))?;
             principal.listener = Some((socket, id));
         }
+        principal.redo_intent();
         for slot in 0..principal.slots.len() {
             principal.take_over(reactor, slot);
         }
