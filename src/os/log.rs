@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags, fstat};
 use rustix::net::SendFlags;
 
 /// One write is atomic up to this length on a pipe (pipe(7)): longer lines are cut.
@@ -17,12 +17,14 @@ const LONGEST_LINE: usize = 4096;
 
 /// Where lines go.
 enum Output {
-    /// A description of our own, opened non-blocking: the descriptor we inherited is
-    /// shared with other programs, whose writes must stay blocking.
+    /// A pipe or terminal: a description of our own, opened non-blocking, for the
+    /// descriptor we inherited is shared with other programs, whose writes must stay
+    /// blocking.
     Own(File),
     /// A socket, which cannot be opened again but has a flag for each write.
     Socket(BorrowedFd<'static>),
-    /// Neither: asked before each write whether it would block.
+    /// Anything else, such as a file: it does not block, and its offset must stay shared with
+    /// the others who write to it. Asked before each write all the same.
     Shared(BorrowedFd<'static>),
 }
 
@@ -48,14 +50,18 @@ impl Lines {
     }
 
     fn on(fd: BorrowedFd<'static>, path: &str) -> Self {
-        let is_socket = rustix::net::sockopt::socket_type(fd).is_ok();
-        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
-        let reopened =
-            OpenOptions::new().append(true).custom_flags(i32::try_from(flags).unwrap_or(0)).open(path);
-        let output = match reopened {
-            _ if is_socket => Output::Socket(fd),
-            Ok(file) => Output::Own(file),
-            Err(_) => Output::Shared(fd),
+        let kind = fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        let output = match kind {
+            Ok(FileType::Socket) => Output::Socket(fd),
+            Ok(FileType::Fifo | FileType::CharacterDevice) => {
+                let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+                OpenOptions::new()
+                    .append(true)
+                    .custom_flags(i32::try_from(flags).unwrap_or(0))
+                    .open(path)
+                    .map_or(Output::Shared(fd), Output::Own)
+            }
+            Ok(_) | Err(_) => Output::Shared(fd),
         };
         Self { output, dropped: 0, rest: Vec::new() }
     }

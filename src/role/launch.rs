@@ -123,10 +123,19 @@ pub fn receive(role: Role) -> Result<Launched, Failure> {
         Role::Secondary => (None, sheet.config.request.len()),
     };
     let listeners = (LISTENERS..).take(listeners).map(take).collect::<Result<_, _>>()?;
-    if process::parent_pid() != sheet.parent {
-        return Err(Failure::new(Code::Unavailable, "the parent died during the start"));
-    }
+    parent_lives(&sheet)?;
     Ok(Launched { sheet, watchdog, channel, listeners })
+}
+
+/// Makes sure that whoever started this process still is its parent.
+///
+/// # Errors
+/// A [`Failure`] where it has died.
+pub fn parent_lives(sheet: &Sheet) -> Result<(), Failure> {
+    if process::parent_pid() == sheet.parent {
+        return Ok(());
+    }
+    Err(Failure::new(Code::Unavailable, "the parent died during the start"))
 }
 
 fn read_sheet() -> Option<Sheet> {

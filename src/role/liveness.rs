@@ -25,7 +25,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// Introduces this process in its page and opens the way of the watchdog's orders.
+    /// Introduces this process in its page.
     ///
     /// # Errors
     /// A [`Failure`] that names what could not be opened.
@@ -33,7 +33,7 @@ impl Liveness {
         name: Name,
         watchdog: Pidfd,
         watchdog_page: &std::path::Path,
-        orders: &std::path::Path,
+        orders: Reader,
         page: &Page,
     ) -> Result<Self, Failure> {
         let pid = std::process::id();
@@ -41,8 +41,6 @@ impl Liveness {
         record::introduce(page, name.incarnation, pid, stat.start_time);
         let watchdog_page = WatchdogPage::attach(watchdog_page, Access::ReadOnly)
             .map_err(|error| Failure::internal("attach", &error))?;
-        let orders = Reader::open(orders)
-            .map_err(|error| Failure::internal(&format!("open {}", orders.display()), &error))?;
         Ok(Self { name, watchdog, watchdog_page, orders, record: None })
     }
 

@@ -98,6 +98,8 @@ pub struct Tree {
 
 /// How much longer than the principal's own patience the watchdog waits in a stop.
 const STOP_MARGIN: Duration = Duration::from_secs(1);
+/// How much longer than a draining server's own patience the watchdog waits for its end.
+const GRACE_MARGIN: Duration = Duration::from_secs(1);
 /// How long a stop "at once" leaves to the servers' own clean-up.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
@@ -413,7 +415,8 @@ impl Tree {
                 self.actions.push_back(Action::Drain(name));
             }
         }
-        seat.drain_until = Some(now + self.settings.grace);
+        // It cuts its exchanges off by itself when its grace is over: leave it the time to do so.
+        seat.drain_until = Some(now + self.settings.grace + GRACE_MARGIN);
         self.seats[index] = Seat::empty(Name { incarnation: 0, ..name });
         self.predecessors.push(seat);
     }

@@ -60,7 +60,7 @@ fn a_predecessor_is_killed_when_its_grace_is_over() {
             }
         }
     }
-    assert_eq!(killed, Some((5010, Name::secondary(1, 1), Reason::GraceOver)));
+    assert_eq!(killed, Some((6010, Name::secondary(1, 1), Reason::GraceOver)));
 }
 
 #[test]

@@ -44,8 +44,12 @@ impl Principal {
     /// A secondary has begun an exchange: the job waits no longer.
     pub(super) fn on_debut(&mut self, slot: usize, job: JobRef) {
         let slot = &mut self.slots[slot];
-        let current = slot.table.state(job.index).is_ok_and(|word| word.number == job.number);
-        if current && slot.links.contains(job.index) {
+        // The table has the last word: a stray line must not make a waiting job immortal.
+        let claimed = slot
+            .table
+            .state(job.index)
+            .is_ok_and(|word| word.number == job.number && word.state != State::Waiting);
+        if claimed && slot.links.contains(job.index) {
             slot.links.remove(&mut slot.waiting, job.index);
         }
     }

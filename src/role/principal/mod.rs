@@ -24,7 +24,7 @@ use crate::core::dispatch::Dispatch;
 use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
-use crate::core::timers::Timers;
+use crate::core::timers::{TimerId, Timers};
 use crate::exit::{Code, Failure};
 use crate::os::fifo::READABLE;
 use crate::os::listener;
@@ -41,6 +41,8 @@ use crate::wire::order::Order;
 use clients::{Client, Waiting};
 use slot::Slot;
 use stop::Phase;
+
+pub use stop::GROUP_SIGNAL_WITHIN;
 
 /// What the reactor gives back with an event. Slots are counted from 0 in here.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +76,8 @@ enum Timer {
     Accept,
     /// A stop has lasted as long as it may.
     Stop,
+    /// SIGTERM came a moment ago, and no stop was ordered since.
+    HandOver,
 }
 
 struct Principal {
@@ -102,6 +106,7 @@ struct Principal {
     dispatch: Dispatch,
     timers: Timers<Timer>,
     phase: Phase,
+    stop_timer: Option<TimerId>,
 }
 
 /// Runs a principal until it is told to end.
@@ -126,13 +131,9 @@ impl Principal {
         let rundir = launch::rundir(&sheet);
         let attach = |error| Failure::internal("attach", &error);
         let page = PrincipalPage::attach(&rundir.principal_page(), Access::ReadWrite).map_err(attach)?;
-        let liveness = Liveness::begin(
-            sheet.name(),
-            watchdog,
-            &rundir.watchdog_page(),
-            &rundir.principal_orders(),
-            page.page(),
-        )?;
+        let orders = crate::os::fifo::Reader::open(&rundir.principal_orders())
+            .map_err(|error| Failure::internal("open the orders", &error))?;
+        let liveness = Liveness::begin(sheet.name(), watchdog, &rundir.watchdog_page(), orders, page.page())?;
         let config = sheet.config.clone();
         let mut listeners = listeners.into_iter();
         let listener = listeners.next().map(listener::from_inherited);
@@ -157,6 +158,7 @@ impl Principal {
             reconcile_next: 0,
             timers: Timers::default(),
             phase: Phase::Serving,
+            stop_timer: None,
         };
         if let Some(mut socket) = listener {
             let id = reactor
@@ -247,10 +249,7 @@ impl Role for Principal {
                 self.liveness.answer_probe(self.page.page(), reactor.now());
                 self.reconcile(reactor);
             }
-            SIGTERM if self.liveness.watchdog().has_ended() => self.watchdog_died(reactor),
-            // Sent to the whole group: the watchdog stops everything, so there is no successor.
-            SIGTERM if self.liveness.watchdog_page().is_stopping() => self.begin_stop(reactor),
-            SIGTERM => self.hand_over(reactor),
+            SIGTERM => self.on_sigterm(reactor),
             _ => {}
         }
     }
@@ -302,6 +301,11 @@ impl Role for Principal {
                     self.accept_again(reactor);
                 }
                 Timer::Stop => self.stop_is_over(reactor),
+                Timer::HandOver => {
+                    if !self.stop_is_ordered(reactor) {
+                        self.hand_over(reactor);
+                    }
+                }
             }
         }
     }

@@ -226,8 +226,12 @@ impl Principal {
 
     /// The kernel says that a secondary has ended.
     pub(super) fn on_ended(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation) {
-        // What it said before it died may still stand in its tube.
-        while self.read_tube(reactor, index, incarnation) == Progress::Again {}
+        // What it said before it died may still stand in its tube: 64 KiB at most (pipe(7)).
+        for _ in 0..8 {
+            if self.read_tube(reactor, index, incarnation) == Progress::Drained {
+                break;
+            }
+        }
         if self.slots[index].current.as_ref().is_some_and(|server| server.incarnation == incarnation) {
             self.bury_server(reactor, index);
         } else {
@@ -325,9 +329,7 @@ impl Principal {
     /// At each probe: looks at the truth, whose doorbells may have been lost or stolen
     /// (`cat wdtube1` takes lines away). A few slots at a time.
     pub(super) fn reconcile(&mut self, reactor: &mut Handle<Key>) {
-        if self.liveness.watchdog_page().is_stopping() {
-            self.begin_stop(reactor);
-        }
+        self.stop_is_ordered(reactor);
         self.read_verdicts(reactor);
         for _ in 0..self.slots.len().min(RECONCILED_AT_A_PROBE) {
             let index = self.reconcile_next % self.slots.len();
@@ -347,6 +349,9 @@ impl Principal {
             server.writer.push(Command::Stop);
         }
         let (incarnation, record) = (server.incarnation, server.page.record());
+        if record.incarnation != incarnation || record.pid != server.pidfd.pid() {
+            return;
+        }
         match record.condition {
             Condition::Ready => self.on_server_ready(reactor, index, incarnation),
             Condition::Draining => self.on_server_draining(reactor, index, incarnation),

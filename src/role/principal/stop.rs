@@ -13,6 +13,8 @@ use crate::role::principal::{Key, Principal, Timer};
 use crate::wire::client::Refusal;
 use crate::wire::tube::Command;
 
+/// A signal to a process group reaches all its members within this time.
+pub const GROUP_SIGNAL_WITHIN: Duration = Duration::from_millis(50);
 /// How long secondaries get to obey before they are killed.
 const OBEY_WITHIN: Duration = Duration::from_millis(300);
 
@@ -64,7 +66,7 @@ impl Principal {
         }
         let cut_at = reactor.now() + self.config.watchdog.grace;
         self.phase = Phase::Finishing { cut_at };
-        self.timers.arm(cut_at, Timer::Stop);
+        self.arm_stop(cut_at);
         let waiting: Vec<usize> = self.waiting.drain().collect();
         for key in waiting {
             self.refuse_waiting(reactor, key, Refusal::Stopping);
@@ -81,6 +83,24 @@ impl Principal {
             slot.listeners.clear();
         }
         self.begin_stop(reactor);
+    }
+
+    /// SIGTERM: for this process alone, or for the whole group, in which case the watchdog is
+    /// about to order a stop. A moment tells.
+    pub(super) fn on_sigterm(&mut self, reactor: &mut Handle<Key>) {
+        if self.liveness.watchdog().has_ended() {
+            self.watchdog_died(reactor);
+        } else if !self.stop_is_ordered(reactor) {
+            self.timers.arm(reactor.now() + GROUP_SIGNAL_WITHIN, Timer::HandOver);
+        }
+    }
+
+    /// Stops if the watchdog's page says so, its order notwithstanding.
+    pub(super) fn stop_is_ordered(&mut self, reactor: &mut Handle<Key>) -> bool {
+        if self.liveness.watchdog_page().is_stopping() {
+            self.begin_stop(reactor);
+        }
+        self.is_stopping()
     }
 
     /// Leaves the place to a successor: secondaries see it and drain, clients connect again.
@@ -106,16 +126,24 @@ impl Principal {
             Phase::Serving | Phase::Ended => {}
             // `advance_stop` cuts off slot by slot: a job may still be claimed.
             Phase::Finishing { .. } => {
-                self.timers.arm(reactor.now() + Duration::from_millis(100), Timer::Stop);
+                self.arm_stop(reactor.now() + Duration::from_millis(100));
             }
             Phase::Cutting => {
                 log::warn!("secondaries that do not end are killed");
                 self.kill_all();
                 self.phase = Phase::Killing;
-                self.timers.arm(reactor.now() + OBEY_WITHIN, Timer::Stop);
+                self.arm_stop(reactor.now() + OBEY_WITHIN);
             }
             Phase::Killing => self.kill_all(),
         }
+    }
+
+    /// There is one timer for a stop, whatever its phase.
+    fn arm_stop(&mut self, at: Moment) {
+        if let Some(timer) = self.stop_timer.take() {
+            self.timers.cancel(timer);
+        }
+        self.stop_timer = Some(self.timers.arm(at, Timer::Stop));
     }
 
     /// Tells the slots that are done to end, and ends when all have.
@@ -158,7 +186,7 @@ impl Principal {
             self.send_stop(index);
         }
         self.phase = Phase::Cutting;
-        self.timers.arm(reactor.now() + OBEY_WITHIN, Timer::Stop);
+        self.arm_stop(reactor.now() + OBEY_WITHIN);
     }
 
     fn send_stop(&mut self, slot: usize) {

@@ -24,6 +24,7 @@ use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::page::{Access, record, secondary::SecondaryPage};
 use crate::role::launch::{self, Launched};
 use crate::role::liveness::Liveness;
+use crate::role::principal::GROUP_SIGNAL_WITHIN;
 use crate::wire::client::TypeIndex;
 use crate::wire::order::Order;
 use crate::wire::tube::Command;
@@ -62,6 +63,8 @@ enum Timer {
     Accept(TypeIndex),
     /// The grace of a draining secondary is over.
     GraceOver,
+    /// SIGTERM came a moment ago: for us alone, or for the whole group?
+    Sigterm,
 }
 
 struct Listener {
@@ -73,6 +76,8 @@ struct Listener {
 
 struct Secondary {
     config: Config,
+    /// The principal that started us.
+    parent: u32,
     liveness: Liveness,
     page: SecondaryPage,
     jobs: Jobs,
@@ -113,19 +118,17 @@ impl Secondary {
         let (rundir, slot) = (launch::rundir(&sheet), sheet.slot);
         let attach = |error| Failure::internal("attach", &error);
         let page = SecondaryPage::attach(&rundir.secondary_page(slot), Access::ReadWrite).map_err(attach)?;
-        let liveness = Liveness::begin(
-            sheet.name(),
-            watchdog,
-            &rundir.watchdog_page(),
-            &rundir.secondary_orders(slot),
-            page.page(),
-        )?;
         let jobs = Jobs::attach(&rundir.jobs(slot), sheet.incarnation).map_err(attach)?;
         let open = |error| Failure::internal("open the tubes", &error);
         let tube = fifo::Reader::open(&rundir.to_secondary(slot)).map_err(open)?;
         let to_principal = fifo::Writer::open(&rundir.from_secondary(slot)).map_err(open)?;
+        let orders = fifo::Reader::open(&rundir.secondary_orders(slot)).map_err(open)?;
+        // A successor of our principal makes new files under these names, once it is dead.
+        launch::parent_lives(&sheet)?;
+        let liveness = Liveness::begin(sheet.name(), watchdog, &rundir.watchdog_page(), orders, page.page())?;
         let mut secondary = Self {
             handlers: Handlers::new(&sheet.config, slot),
+            parent: sheet.parent,
             config: sheet.config,
             liveness,
             page,
@@ -234,6 +237,20 @@ impl Secondary {
         })
     }
 
+    /// The kernel sends SIGTERM when the principal dies; others may send it to this process
+    /// alone, or to the whole group.
+    fn on_sigterm(&mut self, reactor: &mut Handle<Key>) {
+        if self.is_orphan() || self.liveness.watchdog().has_ended() {
+            self.drain(reactor);
+        } else {
+            self.timers.arm(reactor.now() + GROUP_SIGNAL_WITHIN, Timer::Sigterm);
+        }
+    }
+
+    fn is_orphan(&self) -> bool {
+        process::parent_pid() != self.parent
+    }
+
     /// Takes nothing new, finishes what it has, then ends.
     fn drain(&mut self, reactor: &mut Handle<Key>) {
         if std::mem::replace(&mut self.draining, true) {
@@ -278,7 +295,7 @@ impl Role for Secondary {
                     self.drain(reactor);
                 }
             }
-            SIGTERM => self.drain(reactor),
+            SIGTERM => self.on_sigterm(reactor),
             _ => {}
         }
     }
@@ -322,6 +339,12 @@ impl Role for Secondary {
                     if let Some(listener) = self.listeners.get_mut(kind) {
                         listener.timer_armed = false;
                         reactor.again(listener.id, fifo::READABLE);
+                    }
+                }
+                Timer::Sigterm => {
+                    // A stop is the principal's business: it says when no job is left for us.
+                    if !self.liveness.watchdog_page().is_stopping() || self.is_orphan() {
+                        self.drain(reactor);
                     }
                 }
                 Timer::GraceOver => {

@@ -72,7 +72,14 @@ impl Watchdog {
         let process = &mut self.processes[index];
         if process.record.is_none() {
             process.record = self.page.watch(process.name, process.pidfd.pid(), process.start_time);
+            let name = process.name;
+            if self.tree.is_draining(name) {
+                self.set_verdict(index, Verdict::Draining);
+            } else if self.tree.is_ready(name) {
+                self.set_verdict(index, Verdict::Healthy);
+            }
         }
+        let process = &self.processes[index];
         let name = process.name;
         let record = match &process.page {
             Some(page) => page.record(),
@@ -136,12 +143,22 @@ impl Watchdog {
         for ended in ended {
             self.on_ended(reactor, ended);
         }
-        let Ok(pidfd) = Pidfd::of_process(slot.pid, slot.start_time) else {
+        let pidfd = match Pidfd::of_process(slot.pid, slot.start_time) {
+            Ok(pidfd) if !pidfd.has_ended() => pidfd,
             // It has ended already, and its principal will tell of the next.
-            return true;
+            Ok(_) => return true,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return true,
+            Err(error) => {
+                log::warn!("cannot supervise {name} yet: {error}");
+                return false;
+            }
         };
         let page = SecondaryPage::attach(&self.rundir.secondary_page(name.slot), Access::ReadOnly);
         let orders = fifo::open_end(&self.rundir.secondary_orders(name.slot));
+        // The names are the successor's once there is one: what was opened may be its own.
+        if self.principal_page.slot(name.slot).pid != slot.pid {
+            return false;
+        }
         match (page, orders) {
             (Ok(page), Ok(orders)) => {
                 self.supervise(reactor, name, pidfd, slot.start_time, Some(page), Some(orders));
@@ -223,14 +240,17 @@ impl Watchdog {
             Act::Probe(number) => self.probe(index, number, reactor.now()),
             Act::Suspect => {
                 log::warn!("{name} does not answer: suspect");
-                self.set_verdict(index, Verdict::Suspect);
-                self.tell_principal_to_look();
+                if !self.tree.is_draining(name) {
+                    self.set_verdict(index, Verdict::Suspect);
+                    self.tell_principal_to_look();
+                }
             }
             Act::Trust => {
                 log::info!("{name} answers again");
-                let draining = self.tree.is_draining(name);
-                self.set_verdict(index, if draining { Verdict::Draining } else { Verdict::Healthy });
-                self.tell_principal_to_look();
+                if !self.tree.is_draining(name) {
+                    self.set_verdict(index, Verdict::Healthy);
+                    self.tell_principal_to_look();
+                }
             }
             Act::Examine => {
                 // Perhaps it has answered since the last look.
@@ -304,6 +324,10 @@ impl Watchdog {
 
     fn kill(&mut self, index: usize, reason: Reason) {
         let process = &mut self.processes[index];
+        if process.pidfd.has_ended() {
+            // Its end is on its way to us.
+            return;
+        }
         let letter = proc::stat(process.pid()).map_or('?', |stat| stat.letter);
         log::warn!("killing {} (pid {}, state {letter}): {}", process.name, process.pid(), reason.as_str());
         process.killed_for = Some(reason);
@@ -404,6 +428,9 @@ impl Watchdog {
                 format!("secondary {} pid {pid}: ready, {}", name.slot, ports.join(", "))
             }
         };
+        if name.incarnation > 1 {
+            log::info!("{line}");
+        }
         self.announce(&line);
     }
 

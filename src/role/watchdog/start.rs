@@ -64,7 +64,7 @@ impl Watchdog {
         let now = reactor.now();
         let pid = std::process::id();
         let stat = proc::stat(pid).map_err(|error| Failure::internal("read /proc/self/stat", &error))?;
-        create_file(rundir, &rundir.watchdog_pid_file(), format!("{pid}\n").as_bytes())?;
+        create_file(&rundir.watchdog_pid_file(), format!("{pid}\n").as_bytes())?;
         let (page, principal_page) = create_pages(&config, rundir, &listeners, &ports)
             .map_err(|error| Failure::new(Code::CannotCreate, error))?;
         page.introduce(pid, stat.start_time, now);
@@ -250,13 +250,12 @@ fn refuse_if_alive(rundir: &Rundir, (pid, start_time): (u32, u64)) -> Result<(),
     }
 }
 
-fn create_file(rundir: &Rundir, path: &std::path::Path, contents: &[u8]) -> Result<(), Failure> {
+fn create_file(path: &std::path::Path, contents: &[u8]) -> Result<(), Failure> {
     let write = || {
         fs::write(path, contents)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
     };
     write().map_err(|source| {
-        let _ = rundir;
         Failure::new(Code::CannotCreate, RundirError::Create { path: path.to_owned(), source })
     })
 }
@@ -305,16 +304,16 @@ fn listen_for_tools(rundir: &Rundir, reactor: &mut Handle<Key>) -> Result<UnixLi
 fn fit_descriptor_limit(config: &mut Config) -> Result<(), Failure> {
     let limit = process::raise_descriptor_limit();
     let slots = u64::from(config.secondaries);
-    let listeners = 1 + slots * config.request.len() as u64;
+    let types = config.request.len() as u64;
+    let listeners = 1 + slots * types;
     // Each listener once more while a child is started; a predecessor beside each server.
     let watchdog = 2 * listeners + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
-    let principal = listeners + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
+    let principal = listeners + types + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
     let needed = watchdog.max(principal + FEWEST_CLIENTS);
     if limit < needed {
         let message = format!(
-            "the limit of open descriptors is {limit}; {slots} secondaries with {} request types need {needed}: \
-             raise it (ulimit -n) or configure fewer",
-            config.request.len()
+            "the limit of open descriptors is {limit}; {slots} secondaries with {types} request types need {needed}: \
+             raise it (ulimit -n) or configure fewer"
         );
         return Err(Failure::new(Code::Unavailable, message));
     }
