@@ -122,17 +122,14 @@ fn config_failure(error: ConfigError) -> Failure {
 
 /// Asks the watchdog to stop and waits until it has: then its lock is free.
 fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
-    if !rundir.is_locked() {
-        let message = format!("no osps is running in {}", rundir.path().display());
-        return Err(Failure::new(Code::Unavailable, message));
-    }
+    status::require_running(rundir)?;
     let path = rundir.control();
     let said = ask_to_stop(&path).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => {
             Failure::new(Code::NoPermission, format!("{}: {error}", path.display()))
         }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            let message = format!("the watchdog does not answer within {ANSWER_WITHIN:?}: is it stopped?");
+            let message = format!("the watchdog does not answer within {ANSWER_WITHIN:?}: is it stopped? It will stop the system when it goes on");
             Failure::new(Code::Unavailable, message)
         }
         _ => {
@@ -142,7 +139,7 @@ fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
     if let Some(error) = said.lines().find_map(|line| line.strip_prefix("error ")) {
         return Err(Failure::new(Code::Unavailable, error));
     }
-    while rundir.is_locked() {
+    while rundir.is_locked().unwrap_or(false) {
         pause(LOOK_EVERY);
     }
     if !said.lines().any(|line| line == "stopped") {
@@ -214,31 +211,65 @@ pub fn osps_client() -> ExitCode {
 }
 
 fn run_client(arguments: &ClientArguments) -> Result<ExitCode, Failure> {
-    let unavailable = |error: ClientError| Failure::new(Code::Unavailable, error);
+    match ask_and_exchange(arguments) {
+        // Whoever reads has seen enough (`osps-client ... | head -1`).
+        Err(ClientFailure::Client(ClientError::Output(error)))
+            if error.kind() == io::ErrorKind::BrokenPipe =>
+        {
+            Ok(Code::Ok.into())
+        }
+        Err(ClientFailure::Client(error)) => Err(Failure::new(Code::Unavailable, error)),
+        Err(ClientFailure::Other(failure)) => Err(failure),
+        Ok(()) => Ok(Code::Ok.into()),
+    }
+}
+
+/// What may go wrong in a run of the client.
+enum ClientFailure {
+    Client(ClientError),
+    Other(Failure),
+}
+
+impl From<ClientError> for ClientFailure {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl From<Failure> for ClientFailure {
+    fn from(failure: Failure) -> Self {
+        Self::Other(failure)
+    }
+}
+
+fn ask_and_exchange(arguments: &ClientArguments) -> Result<(), ClientFailure> {
     let at = match &arguments.at {
+        Some(at) if !at.contains(':') => {
+            let message = format!("--at {at}: HOST:PORT is wanted, such as 127.0.0.1:2222");
+            return Err(Failure::new(Code::Usage, message).into());
+        }
         Some(at) => at.clone(),
         None => configured_address(&arguments.common)?,
     };
-    let mut control = Control::connect(&at, arguments.timeout).map_err(unavailable)?;
-    let mut stdout = std::io::stdout().lock();
+    let mut control = Control::connect(&at, arguments.timeout)?;
+    let mut stdout = io::stdout().lock();
     let streams_stdin = arguments.data.is_none() && arguments.repeat == 1;
     if streams_stdin {
-        let stream = control.open(&arguments.kind).map_err(unavailable)?;
-        client::exchange(stream, std::io::stdin(), &mut stdout, arguments.timeout).map_err(unavailable)?;
-        return Ok(Code::Ok.into());
+        let stream = control.open(&arguments.kind)?;
+        client::exchange(stream, io::stdin(), &mut stdout, arguments.timeout)?;
+        return Ok(());
     }
-    let mut data =
-        input_file(arguments.data.as_deref()).map_err(|error| Failure::internal("keep the input", &error))?;
+    let mut data = input_file(arguments.data.as_deref()).map_err(ClientError::Input)?;
     for _ in 0..arguments.repeat {
-        data.rewind().map_err(|error| Failure::internal("rewind the input", &error))?;
-        let stream = control.open(&arguments.kind).map_err(unavailable)?;
-        client::exchange(stream, &data, &mut stdout, arguments.timeout).map_err(unavailable)?;
+        data.rewind().map_err(ClientError::Input)?;
+        let stream = control.open(&arguments.kind)?;
+        client::exchange(stream, &data, &mut stdout, arguments.timeout)?;
     }
-    Ok(Code::Ok.into())
+    Ok(())
 }
 
 /// The input as a file, so that it can be sent again and again.
-fn input_file(data: Option<&str>) -> std::io::Result<std::fs::File> {
+fn input_file(data: Option<&str>) -> io::Result<std::fs::File> {
     let fd = crate::os::process::file_of("osps-client-data", data.unwrap_or_default().as_bytes())?;
     let mut file = std::fs::File::from(fd);
     if data.is_none() {

@@ -45,6 +45,12 @@ pub enum ClientError {
     /// The data connection broke.
     #[error("the exchange with the secondary broke: {0}")]
     Exchange(io::Error),
+    /// Our own input cannot be read.
+    #[error("cannot read the input: {0}")]
+    Input(io::Error),
+    /// Our own output cannot be written.
+    #[error("cannot write the output: {0}")]
+    Output(io::Error),
 }
 
 /// A control connection; it may be used for any number of requests.
@@ -134,45 +140,43 @@ fn connect_within(address: SocketAddr, timeout: Duration) -> io::Result<TcpStrea
 /// `timeout` is an error. Returns the bytes received.
 ///
 /// # Errors
-/// [`ClientError::Exchange`].
+/// [`ClientError::Exchange`], [`ClientError::Input`], [`ClientError::Output`].
 pub fn exchange(
     mut stream: TcpStream,
     mut input: impl Read + AsFd,
     output: &mut dyn Write,
     timeout: Duration,
 ) -> Result<u64, ClientError> {
-    let mut relay = || {
-        stream.set_nonblocking(true)?;
-        let mut pending: Vec<u8> = Vec::new();
-        let (mut input_open, mut received) = (true, 0);
-        loop {
-            let wants_input = input_open && pending.is_empty();
-            let ready = wait(&stream, input.as_fd(), wants_input, !pending.is_empty(), timeout)?;
-            if ready.input {
-                input_open = refill(&mut input, &mut pending)?;
-                if !input_open {
-                    stream.shutdown(Shutdown::Write)?;
-                }
-            }
-            if !pending.is_empty() {
-                let sent = some(stream.write(&pending))?.unwrap_or(0);
-                pending.drain(..sent);
-            }
-            if ready.readable {
-                let mut buffer = [0; 16 * 1024];
-                match some(stream.read(&mut buffer))? {
-                    Some(0) => return Ok(received),
-                    Some(length) => {
-                        output.write_all(&buffer[..length])?;
-                        output.flush()?;
-                        received += length as u64;
-                    }
-                    None => {}
-                }
+    let broke = ClientError::Exchange;
+    stream.set_nonblocking(true).map_err(broke)?;
+    let mut pending: Vec<u8> = Vec::new();
+    let (mut input_open, mut received) = (true, 0);
+    loop {
+        let wants_input = input_open && pending.is_empty();
+        let ready = wait(&stream, input.as_fd(), wants_input, !pending.is_empty(), timeout).map_err(broke)?;
+        if ready.input {
+            input_open = refill(&mut input, &mut pending).map_err(ClientError::Input)?;
+            if !input_open {
+                stream.shutdown(Shutdown::Write).map_err(broke)?;
             }
         }
-    };
-    relay().map_err(ClientError::Exchange)
+        if !pending.is_empty() {
+            let sent = some(stream.write(&pending)).map_err(broke)?.unwrap_or(0);
+            pending.drain(..sent);
+        }
+        if ready.readable {
+            let mut buffer = [0; 16 * 1024];
+            match some(stream.read(&mut buffer)).map_err(broke)? {
+                Some(0) => return Ok(received),
+                Some(length) => {
+                    let shown = output.write_all(&buffer[..length]).and_then(|()| output.flush());
+                    shown.map_err(ClientError::Output)?;
+                    received += length as u64;
+                }
+                None => {}
+            }
+        }
+    }
 }
 
 /// What can be done without blocking.

@@ -12,6 +12,7 @@ use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::exit::{Code, Failure};
 use crate::os::clock;
+use crate::os::pidfd::Pidfd;
 use crate::os::rundir::Rundir;
 use crate::page::jobs::JobTable;
 use crate::page::principal::{Ends, Occupied, PrincipalPage};
@@ -103,10 +104,7 @@ struct Pages<'a> {
 /// # Errors
 /// [`Code::Unavailable`] where none runs there.
 pub fn read(rundir: &Rundir) -> Result<Status, Failure> {
-    if !rundir.is_locked() {
-        let message = format!("no osps is running in {}", rundir.path().display());
-        return Err(Failure::new(Code::Unavailable, message));
-    }
+    require_running(rundir)?;
     let starting = |error: PageError| {
         Failure::new(Code::Unavailable, format!("osps is starting or cannot be read: {error}"))
     };
@@ -119,6 +117,22 @@ pub fn read(rundir: &Rundir) -> Result<Status, Failure> {
     Ok(pages.status())
 }
 
+/// Makes sure that a system runs in a directory.
+///
+/// # Errors
+/// [`Code::Unavailable`] where none does, [`Code::NoPermission`] where that is not to be known.
+pub fn require_running(rundir: &Rundir) -> Result<(), Failure> {
+    let path = rundir.path().display();
+    match rundir.is_locked() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::new(Code::Unavailable, format!("no osps is running in {path}"))),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(Failure::new(Code::NoPermission, format!("no permission to look into {path}: {error}")))
+        }
+        Err(error) => Err(Failure::new(Code::Unavailable, format!("cannot look into {path}: {error}"))),
+    }
+}
+
 impl Pages<'_> {
     fn status(&self) -> Status {
         let tables: Vec<Option<JobTable>> = (1..=self.principal.slots())
@@ -128,7 +142,8 @@ impl Pages<'_> {
         let names = self.directory.requests.iter().take(self.principal.types());
         let requests = names.cloned().zip((0..).map(|kind| self.principal.ends(kind).into())).collect();
         let mut servers = vec![self.principal_server(&ledger)];
-        servers.extend((1..=self.principal.slots()).map(|slot| self.secondary_server(slot)));
+        let slots = (1..=self.principal.slots()).zip(&tables);
+        servers.extend(slots.map(|(slot, table)| self.secondary_server(slot, table.as_ref())));
         servers.extend(
             self.watchdog
                 .watched()
@@ -208,18 +223,24 @@ impl Pages<'_> {
         }
     }
 
-    fn secondary_server(&self, number: u16) -> Server {
+    fn secondary_server(&self, number: u16, table: Option<&JobTable>) -> Server {
         let slot = self.principal.slot(number);
         let name = Name::secondary(number, slot.incarnation);
         let watched = self.watchdog.find(name).and_then(|index| self.watchdog.load(index));
         let state = match (slot.occupied, watched.map(|watched| watched.verdict)) {
             (Occupied::Down | Occupied::GivenUp, _) | (_, Some(Verdict::Draining)) => ServerState::Down,
+            // The principal may hang and not know that it has died.
+            (_, None) if !is_alive(slot.pid, slot.start_time) => ServerState::Down,
             (_, Some(Verdict::Suspect)) => ServerState::Suspect,
             (Occupied::Starting, _) => ServerState::Starting,
             (Occupied::Ready, _) => ServerState::Ready,
         };
         let is_down = matches!(state, ServerState::Down);
         let record = self.secondary_page(number).map(|page| page.record());
+        // What predecessors have claimed stands in their own rows.
+        let held = table.map_or(0, |table| {
+            count(table, |state, holder| state == State::Claimed && holder != slot.incarnation)
+        });
         let gave_up = slot.occupied == Occupied::GivenUp;
         Server {
             role: "secondary",
@@ -232,7 +253,7 @@ impl Pages<'_> {
             rtt_us: if is_down { None } else { round_trip(watched) },
             answered_ms_ago: if is_down { None } else { self.answered_ago(watched, record) },
             ports: self.ports(number),
-            open: slot.open,
+            open: slot.open.saturating_sub(held),
             done: slot.done,
             failed: slot.failed,
             reason: gave_up.then_some("it says that it cannot start: see the log"),
@@ -275,6 +296,10 @@ impl Pages<'_> {
         let record = record.filter(|record| watched.is_some_and(|watched| watched.pid == record.pid))?;
         Some(millis(self.now, record.answered_at?))
     }
+}
+
+fn is_alive(pid: u32, start_time: u64) -> bool {
+    Pidfd::of_process(pid, start_time).is_ok_and(|pidfd| !pidfd.has_ended())
 }
 
 /// Counts the entries of a table that hold a job.

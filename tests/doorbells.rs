@@ -133,3 +133,14 @@ fn predecessors_that_drain_do_not_keep_their_successors_from_serving() {
     }
     one_echo(&system);
 }
+
+#[test]
+fn a_stray_doorbell_keeps_no_job_from_expiring() {
+    let system = System::start("secondaries = 1\nclaim_within = \"1s\"", REQUESTS);
+    let mut control = system.connect();
+    control.write_all(b"echo\n").unwrap();
+    recv(&mut control);
+    let mut stranger = fifo::open_end(&system.rundir().join("wdtube1")).unwrap();
+    stranger.write_all(b"\ndebuttraitement 0 1\n").unwrap();
+    assert_eq!(system.books_are_exact()["ledger"]["expired"], 1);
+}

@@ -8,7 +8,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 
 use common::{REQUESTS, System, ask, breaks, connect, eventually, job, recv, request, say};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 /// `slow` takes long enough to be interrupted, `endless` is never answered.
 const SLOW: &str = r#"
@@ -90,15 +91,15 @@ fn osps_stop_returns_when_everything_has_ended() {
     is_gone(&system);
 }
 
-#[test]
-fn a_graceful_stop_finishes_exchanges_and_serves_jobs_that_were_given() {
+/// Asks a busy system to stop: what runs is finished, what was given is served.
+fn stops_gracefully(ask_to_stop: impl FnOnce(&System)) {
     let top = "secondaries = 2\nclaim_within = \"10m\"";
     let mut system = System::start(top, &format!("{REQUESTS}{SLOW}"));
     let mut running = slow_exchange(&system);
     let mut control = system.connect();
     let given = job(&mut control, "echo");
     let address = system.address();
-    system.signal(system.watchdog.id(), Signal::SIGTERM);
+    ask_to_stop(&system);
     until_stopping(&mut control);
     assert!(recv(&mut running).starts_with("ok message 2 "));
     drop(running);
@@ -108,6 +109,20 @@ fn a_graceful_stop_finishes_exchanges_and_serves_jobs_that_were_given() {
     drop(claimed);
     assert_eq!(system.ended().code(), Some(0));
     is_gone(&system);
+}
+
+#[test]
+fn a_graceful_stop_finishes_exchanges_and_serves_jobs_that_were_given() {
+    stops_gracefully(|system| system.signal(system.watchdog.id(), Signal::SIGTERM));
+}
+
+/// What `timeout(1)`, a service manager or `kill -- -pgid` send: every process gets it.
+#[test]
+fn sigterm_to_the_whole_group_is_a_graceful_stop_too() {
+    stops_gracefully(|system| {
+        let group = Pid::from_raw(i32::try_from(system.watchdog.id()).unwrap());
+        killpg(group, Signal::SIGTERM).unwrap();
+    });
 }
 
 #[test]

@@ -227,3 +227,14 @@ fn pingpong_tells_what_both_saw_and_leaves_nothing_behind() {
     assert_eq!(dir.path().read_dir().unwrap().count(), 0);
     serves(&system);
 }
+
+#[test]
+fn a_file_that_others_write_to_as_well_keeps_every_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "exec 2>errors; echo first >&2; \"$0\" status --runtime-dir none; echo last >&2";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).arg(osps().get_program()).current_dir(dir.path());
+    assert!(shell.status().unwrap().success());
+    let errors = fs::read_to_string(dir.path().join("errors")).unwrap();
+    assert_eq!(errors, "first\nosps: no osps is running in none\nlast\n");
+}

@@ -148,7 +148,7 @@ pub enum Admission {
 
 /// One address, or a list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "an address such as \"127.0.0.1:2222\"")]
+#[serde(untagged, expecting = "must be an address such as \"127.0.0.1:2222\"")]
 pub enum Listen {
     /// `listen = "127.0.0.1:2222"`
     One(SocketAddr),
@@ -323,7 +323,8 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
     let wanted = match key {
         "claim_within" | "queue_within" | "client_idle" | "period" | "suspect_after" | "kill_after"
         | "start_within" | "grace" | "delay" => "; a time is written \"250ms\", \"10s\"",
-        "secondaries" | "max_clients" | "max_jobs" => "; a whole number above 0 is wanted",
+        "secondaries" => "; a whole number from 1 to 1024 is wanted",
+        "max_clients" | "max_jobs" => "; a whole number above 0 is wanted",
         "data_ports" => "; a range such as \"2223-2999\" is wanted",
         "runtime_dir" => "; a path such as \"/run/osps\" is wanted",
         _ => "",
@@ -392,7 +393,7 @@ mod tests {
             ("admission = \"open\"", &["admission", "open", "address"]),
             ("listen = ", &["line 1"]),
             ("\nclaim_within = \"5\"", &["line 2", "claim_within", "\"5\"", "10s"]),
-            ("secondaries = -1", &["secondaries = -1", "above 0"]),
+            ("secondaries = -1", &["secondaries = -1", "1 to 1024"]),
             ("data_ports = 5", &["data_ports = 5", "2223-2999"]),
             ("runtime_dir = \"\"", &["runtime_dir", "/run/osps"]),
             ("runtime_dir = \"/a\\u0000b\"", &["runtime_dir", "directory"]),

@@ -79,7 +79,13 @@ impl Conversation {
         self.input_ended = true;
     }
 
-    /// Time has passed. Returns whether the connection was idle for `idle` and is over.
+    /// The client has taken some of the output.
+    pub fn handle_sent(&mut self, now: Moment) {
+        self.quiet_since = now;
+    }
+
+    /// Time has passed. Returns whether the client was silent for `idle`, or has not read what
+    /// it was sent for so long: then the connection is to be closed at once.
     pub fn handle_timeout(&mut self, now: Moment, idle: Duration) -> bool {
         if let State::Discarding { until, .. } = self.state
             && until.min(self.quiet_since + BARE_SILENCE) <= now
@@ -88,14 +94,14 @@ impl Conversation {
         }
         let waits_for_client = match self.state {
             State::Bare | State::BareAnswered { .. } | State::Lines => true,
-            State::BareAsked | State::LineAsked | State::Discarding { .. } | State::Over => false,
+            State::Over => !self.output.is_empty(),
+            State::BareAsked | State::LineAsked | State::Discarding { .. } => false,
         };
-        let idle_over = self.quiet_since + idle <= now;
-        if waits_for_client && idle_over && self.output.is_empty() {
+        let gone = waits_for_client && self.quiet_since + idle <= now;
+        if gone {
             self.finish();
-            return true;
         }
-        false
+        gone
     }
 
     /// The next request that can be understood, if any. Refuses by itself what is no
@@ -172,12 +178,10 @@ impl Conversation {
     pub fn poll_timeout(&self, types: &Types, idle: Duration) -> Option<Moment> {
         match &self.state {
             State::Bare if self.waits_for_silence(types) => Some(self.quiet_since + BARE_SILENCE),
-            // While output is stuck, its leaving is awaited, not the client's next word.
-            State::Bare | State::BareAnswered { .. } | State::Lines => {
-                self.output.is_empty().then_some(self.quiet_since + idle)
-            }
+            State::Bare | State::BareAnswered { .. } | State::Lines => Some(self.quiet_since + idle),
+            State::Over => (!self.output.is_empty()).then_some(self.quiet_since + idle),
             State::Discarding { until, .. } => Some((*until).min(self.quiet_since + BARE_SILENCE)),
-            State::BareAsked | State::LineAsked | State::Over => None,
+            State::BareAsked | State::LineAsked => None,
         }
     }
 

@@ -12,8 +12,6 @@ use crate::core::supervision::RunState;
 pub struct Stat {
     /// Field 3, as a letter.
     pub letter: char,
-    /// Field 4: the parent's pid.
-    pub parent: u32,
     /// Field 22: when it started, in clock ticks after boot. With the pid it names a
     /// process for ever.
     pub start_time: u64,
@@ -35,9 +33,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let letter = fields.next()?.chars().next()?;
-    let parent = fields.next()?.parse().ok()?;
-    let start_time = fields.nth(22 - 5)?.parse().ok()?;
-    Some(Stat { letter, parent, start_time })
+    let start_time = fields.nth(22 - 4)?.parse().ok()?;
+    Some(Stat { letter, start_time })
 }
 
 impl Stat {
@@ -85,7 +82,7 @@ mod tests {
     fn a_name_with_parentheses_and_spaces_confuses_nobody() {
         let fields: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
         let text = format!("17 (a) R (b) S {}\n", fields.join(" "));
-        assert_eq!(parse_stat(&text), Some(Stat { letter: 'S', parent: 4, start_time: 22 }));
+        assert_eq!(parse_stat(&text), Some(Stat { letter: 'S', start_time: 22 }));
         assert_eq!(parse_stat("17 (a"), None);
     }
 

@@ -31,7 +31,7 @@ pub enum RundirError {
         why: String,
     },
     /// A watchdog runs there already.
-    #[error("osps is already running in {path}, as pid {pid}")]
+    #[error("already running in {path}, as pid {pid}")]
     AlreadyRunning {
         /// The directory.
         path: PathBuf,
@@ -136,13 +136,18 @@ impl Rundir {
     }
 
     /// Whether a watchdog holds the lock. Asks only: a start at the same moment is not disturbed.
-    #[must_use]
-    pub fn is_locked(&self) -> bool {
-        let Ok(file) = OpenOptions::new().read(true).write(true).open(self.file("lock")) else {
-            return false;
+    ///
+    /// # Errors
+    /// What `open(2)` or `fcntl(2)` say, a missing lock apart.
+    pub fn is_locked(&self) -> io::Result<bool> {
+        let file = match OpenOptions::new().read(true).write(true).open(self.file("lock")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
         };
         let mut lock = whole_file(libc::F_WRLCK);
-        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
     }
 
     /// The pid in `watchdog.pid`, as text.
@@ -359,14 +364,14 @@ mod tests {
     fn the_lock_excludes_a_second_watchdog_and_can_be_asked_about() {
         let dir = tempfile::tempdir().unwrap();
         let rundir = Rundir::prepare(&dir.path().join("deep/run")).unwrap();
-        assert!(!rundir.is_locked());
+        assert!(!rundir.is_locked().unwrap());
         let lock = rundir.lock().unwrap();
-        assert!(rundir.is_locked());
+        assert!(rundir.is_locked().unwrap());
         fs::write(rundir.watchdog_pid_file(), "4711\n").unwrap();
         let error = rundir.lock().unwrap_err().to_string();
         assert!(error.contains("4711"), "{error}");
         drop(lock);
-        assert!(!rundir.is_locked());
+        assert!(!rundir.is_locked().unwrap());
     }
 
     #[test]

@@ -21,7 +21,6 @@ use std::path::Path;
 
 use crate::core::job::{Incarnation, MAX_NUMBER, State};
 use crate::core::ledger::{Intent, Place};
-use crate::core::moment::Moment;
 use crate::page::record::{AFTER_RECORD, Record};
 use crate::page::{Access, Kind, Page, PageError, record};
 use crate::wire::client::TypeIndex;
@@ -302,12 +301,6 @@ impl PrincipalPage {
     /// Tells how many jobs are open in a slot.
     pub fn set_open(&self, slot: u16, open: u32) {
         self.page.set(self.slot_at(slot) + 7, u64::from(open));
-    }
-
-    /// When the page's owner became ready.
-    #[must_use]
-    pub fn ready_at(&self) -> Option<Moment> {
-        self.record().ready_at
     }
 
     fn type_at(&self, kind: TypeIndex) -> usize {

@@ -129,7 +129,10 @@ impl Principal {
             return;
         };
         client.timer = None;
-        client.conversation.handle_timeout(reactor.now(), self.config.client_idle);
+        if client.conversation.handle_timeout(reactor.now(), self.config.client_idle) {
+            self.close_client(reactor, key);
+            return;
+        }
         self.touch(key);
         self.converse(reactor, key);
     }
@@ -250,11 +253,15 @@ impl Principal {
             };
             client.dirty = false;
             self.page.count_refused(client.conversation.take_refused());
-            let had_output = !client.conversation.output().is_empty();
-            match client.write() {
+            let before = client.conversation.output().len();
+            let written = client.write();
+            if client.conversation.output().len() < before {
+                client.conversation.handle_sent(reactor.now());
+            }
+            match written {
                 Err(_) => self.close_client(reactor, key),
                 Ok(true) if client.conversation.is_over() => self.close_client(reactor, key),
-                Ok(true) if had_output => {
+                Ok(true) if before > 0 => {
                     // There is room again for what may have been held back.
                     let held_back = client.unread.is_likely() || client.conversation.has_input();
                     if held_back && let Some(id) = client.id {
@@ -262,7 +269,8 @@ impl Principal {
                     }
                     self.arm(key);
                 }
-                Ok(_) => {}
+                // It may never be read: then the client is let go.
+                Ok(_) => self.arm(key),
             }
         }
         self.dirty = dirty;
