@@ -105,6 +105,9 @@ impl Watchdog {
 
     /// Nothing is left but us: removes the files, tells whoever waits for it.
     fn finish(&mut self) {
+        // A pidfd may tell of a death a moment before SIGCHLD does, and a dead principal leaves
+        // us the zombies that it did not reap.
+        while pidfd::reap_any_child().is_some() {}
         if let Err(error) = self.rundir.clean() {
             log::warn!("cannot clean {}: {error}", self.rundir.path().display());
         }
