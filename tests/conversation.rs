@@ -204,20 +204,6 @@ fn an_idle_client_is_let_go_but_not_one_that_is_owed_something() {
     assert!(!server.conversation.is_over(), "idle counts from the answer");
 }
 
-#[test]
-fn a_client_that_never_reads_is_let_go() {
-    let mut server = Server::new();
-    server.run(&[send("requetetype1\n")]);
-    server.conversation.output().extend_from_slice(b"stuck");
-    server.pause(IDLE - Duration::from_millis(1));
-    assert!(!server.conversation.is_over());
-    server.conversation.handle_sent(server.now);
-    server.pause(IDLE - Duration::from_millis(1));
-    assert!(!server.conversation.is_over(), "it has read some");
-    server.pause(Duration::from_millis(1));
-    assert!(server.conversation.is_over());
-}
-
 /// Requests of every sort, each ended by a newline or `\r\n`.
 fn lines() -> impl Strategy<Value = Vec<u8>> {
     let request = prop_oneof![

@@ -170,6 +170,19 @@ fn a_client_that_stays_silent_is_let_go() {
     assert_eq!(system.books_are_exact()["ledger"]["done"], 1);
 }
 
+/// The kernel gives up a peer that takes nothing for so long (`TCP_USER_TIMEOUT`).
+#[test]
+fn a_client_that_never_reads_does_not_hold_its_job_for_ever() {
+    let system = System::start("secondaries = 1\nclient_idle = \"500ms\"", REQUESTS);
+    let mut data = request(system.address(), "echo");
+    data.set_nonblocking(true).unwrap();
+    let bulk = vec![b'x'; 1 << 16];
+    common::eventually("the end of the exchange", || {
+        let _ = data.write(&bulk);
+        (system.status()["requests"]["echo"]["failed"] == 1).then_some(())
+    });
+}
+
 #[test]
 fn the_reference_client_asks_and_exchanges() {
     let system = System::start("secondaries = 2", REQUESTS);

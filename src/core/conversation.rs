@@ -79,13 +79,9 @@ impl Conversation {
         self.input_ended = true;
     }
 
-    /// The client has taken some of the output.
-    pub fn handle_sent(&mut self, now: Moment) {
-        self.quiet_since = now;
-    }
-
-    /// Time has passed. Returns whether the client was silent for `idle`, or has not read what
-    /// it was sent for so long: then the connection is to be closed at once.
+    /// Time has passed. Returns whether the client was silent for `idle` while nothing was owed
+    /// to it: then the connection is over. (Who takes nothing of what was sent to it is the
+    /// kernel's business: `TCP_USER_TIMEOUT`.)
     pub fn handle_timeout(&mut self, now: Moment, idle: Duration) -> bool {
         if let State::Discarding { until, .. } = self.state
             && until.min(self.quiet_since + BARE_SILENCE) <= now
@@ -94,10 +90,9 @@ impl Conversation {
         }
         let waits_for_client = match self.state {
             State::Bare | State::BareAnswered { .. } | State::Lines => true,
-            State::Over => !self.output.is_empty(),
-            State::BareAsked | State::LineAsked | State::Discarding { .. } => false,
+            State::BareAsked | State::LineAsked | State::Discarding { .. } | State::Over => false,
         };
-        let gone = waits_for_client && self.quiet_since + idle <= now;
+        let gone = waits_for_client && self.output.is_empty() && self.quiet_since + idle <= now;
         if gone {
             self.finish();
         }
@@ -178,10 +173,12 @@ impl Conversation {
     pub fn poll_timeout(&self, types: &Types, idle: Duration) -> Option<Moment> {
         match &self.state {
             State::Bare if self.waits_for_silence(types) => Some(self.quiet_since + BARE_SILENCE),
-            State::Bare | State::BareAnswered { .. } | State::Lines => Some(self.quiet_since + idle),
-            State::Over => (!self.output.is_empty()).then_some(self.quiet_since + idle),
+            // While output is stuck, its leaving is awaited, not the client's next word.
+            State::Bare | State::BareAnswered { .. } | State::Lines => {
+                self.output.is_empty().then_some(self.quiet_since + idle)
+            }
             State::Discarding { until, .. } => Some((*until).min(self.quiet_since + BARE_SILENCE)),
-            State::BareAsked | State::LineAsked => None,
+            State::BareAsked | State::LineAsked | State::Over => None,
         }
     }
 

@@ -49,7 +49,10 @@ impl Pidfd {
     /// # Errors
     /// What `pidfd_open(2)` says.
     pub fn of_child(pid: u32) -> io::Result<Self> {
-        let fd = pidfd_open(raw(pid)?, PidfdFlags::NONBLOCK)?;
+        let fd = pidfd_open(raw(pid)?, PidfdFlags::NONBLOCK).map_err(|error| match error {
+            rustix::io::Errno::SRCH => io::ErrorKind::NotFound.into(),
+            other => io::Error::from(other),
+        })?;
         Ok(Self { fd, pid, watched: None })
     }
 

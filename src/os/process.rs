@@ -32,7 +32,8 @@ const HELD_SIGNALS: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIG
 /// all others are closed. `argv[0]` is `osps`, so that `ps` shows `osps secondary 2`.
 ///
 /// The child starts with the signals above held back (see [`release_signals`]), ignores the
-/// terminal's, and is sent SIGTERM when this process dies.
+/// terminal's, and is killed when this process dies, until it says that SIGTERM will do
+/// ([`die_gently_with_parent`]).
 ///
 /// # Errors
 /// What `fork(2)`, `execve(2)` or `pidfd_open(2)` say.
@@ -45,7 +46,9 @@ pub fn spawn(arguments: &[String], descriptors: Vec<(OwnedFd, RawFd)>) -> io::Re
     unsafe {
         command.pre_exec(move || {
             close_others_on_exec();
-            set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+            // SIGKILL, for SIGTERM is held back and a stopped process would not act on it; see
+            // `die_gently_with_parent`.
+            set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
             if getppid() != Some(parent) {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
@@ -117,6 +120,15 @@ fn disposition(signal: Signal, handler: SigHandler) -> io::Result<()> {
 /// What `pthread_sigmask(3)` says.
 pub fn release_signals() -> io::Result<()> {
     Ok(SigSet::empty().thread_set_mask()?)
+}
+
+/// From now on this process is sent SIGTERM when its parent dies: its handlers stand. Where the
+/// parent has died before, nothing would come any more: the caller looks at [`parent_pid`].
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn die_gently_with_parent() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?)
 }
 
 /// Takes a descriptor that this process was started with, and keeps it from children.

@@ -61,6 +61,8 @@ impl Liveness {
             .watch(reactor, watchdog)
             .map_err(|error| Failure::internal("watch the watchdog", &error))?;
         record::declare_ready(page, reactor.now());
+        process::die_gently_with_parent()
+            .map_err(|error| Failure::internal("ask for the parent-death signal", &error))?;
         process::release_signals().map_err(|error| Failure::internal("release signals", &error))?;
         self.ring();
         Ok(())

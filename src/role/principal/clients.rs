@@ -255,9 +255,6 @@ impl Principal {
             self.page.count_refused(client.conversation.take_refused());
             let before = client.conversation.output().len();
             let written = client.write();
-            if client.conversation.output().len() < before {
-                client.conversation.handle_sent(reactor.now());
-            }
             match written {
                 Err(_) => self.close_client(reactor, key),
                 Ok(true) if client.conversation.is_over() => self.close_client(reactor, key),
@@ -269,8 +266,7 @@ impl Principal {
                     }
                     self.arm(key);
                 }
-                // It may never be read: then the client is let go.
-                Ok(_) => self.arm(key),
+                Ok(_) => {}
             }
         }
         self.dirty = dirty;

@@ -64,11 +64,6 @@ impl Exchange {
         !self.input_ended && self.session.wants_input() && self.unsent.len() < OUTPUT_LIMIT
     }
 
-    /// Whether the next move is the client's: to say something, or to read what it was sent.
-    fn waits_for_client(&self) -> bool {
-        !self.unsent.is_empty() || self.owes_nothing()
-    }
-
     fn owes_nothing(&self) -> bool {
         self.unsent.is_empty() && !self.session.owes_answer()
     }
@@ -91,13 +86,10 @@ impl Exchange {
     }
 
     /// Sends what was left over, then `output`; keeps what the client does not take.
-    fn write(&mut self, now: Moment, output: &mut Vec<u8>) -> io::Result<()> {
+    fn write(&mut self, output: &mut Vec<u8>) -> io::Result<()> {
         if !self.unsent.is_empty() {
             self.unsent.append(output);
             let sent = write_some(&mut self.stream, &self.unsent)?;
-            if sent > 0 {
-                self.quiet_since = now;
-            }
             self.unsent.drain(..sent);
             return Ok(());
         }
@@ -119,7 +111,7 @@ impl Exchange {
         if !output.is_empty() {
             self.quiet_since = now;
         }
-        if self.write(now, output).is_err() {
+        if self.write(output).is_err() {
             return Io::Broken;
         }
         if self.input_ended && self.owes_nothing() {
@@ -167,9 +159,8 @@ impl Secondary {
             exchange.wake_at = None;
             let mut turn = Turn { now, output: &mut self.scratch, wake_at: &mut exchange.wake_at };
             exchange.session.on_timer(&mut turn);
-        } else if exchange.waits_for_client() && exchange.quiet_since + self.config.client_idle <= now {
-            let end = if exchange.owes_nothing() { State::Done } else { State::Failed };
-            self.close_exchange(reactor, key, end);
+        } else if exchange.owes_nothing() && exchange.quiet_since + self.config.client_idle <= now {
+            self.close_exchange(reactor, key, State::Done);
             return;
         }
         let io = exchange.send(now, &mut self.scratch);
@@ -223,7 +214,7 @@ impl Secondary {
         let Some(exchange) = self.exchanges.get_mut(key) else {
             return;
         };
-        let idle = exchange.waits_for_client().then_some(exchange.quiet_since + self.config.client_idle);
+        let idle = exchange.owes_nothing().then_some(exchange.quiet_since + self.config.client_idle);
         let Some(at) = exchange.wake_at.into_iter().chain(idle).min() else {
             return;
         };

@@ -152,6 +152,9 @@ impl Secondary {
         }
         secondary.to_principal.push(Command::Ready);
         secondary.liveness.declare_ready(reactor, secondary.page.page(), Key::Orders, Key::Watchdog)?;
+        if secondary.is_orphan() {
+            secondary.drain(reactor);
+        }
         Ok(secondary)
     }
 

@@ -101,7 +101,9 @@ impl Watchdog {
         let patience = if after_crash { BIND_WITHIN } else { Duration::ZERO };
         let mut listeners = Vec::new();
         for &address in config.listen.addresses() {
-            listeners.push(bind_patiently(address, patience).map_err(|error| bind_failure(address, &error))?);
+            listeners.push(
+                bind_patiently(address, config, patience).map_err(|error| bind_failure(address, &error))?,
+            );
         }
         let host = config.listen.addresses().first().map(SocketAddr::ip);
         let host = host.ok_or_else(|| Failure::new(Code::Config, "listen: no address"))?;
@@ -138,7 +140,7 @@ fn bind_next(
 ) -> Result<TcpListener, Failure> {
     for port in candidates {
         let address = SocketAddr::new(host, port);
-        match bind_listener(address) {
+        match bind_listener(address, config.client_idle) {
             Ok(listener) => return Ok(listener),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 log::info!("data port {address} is taken by another program: passed over");
@@ -155,10 +157,10 @@ fn bind_next(
     Err(Failure::new(Code::Unavailable, message))
 }
 
-fn bind_patiently(address: SocketAddr, patience: Duration) -> io::Result<TcpListener> {
+fn bind_patiently(address: SocketAddr, config: &Config, patience: Duration) -> io::Result<TcpListener> {
     let give_up_at = clock::now() + patience;
     loop {
-        match bind_listener(address) {
+        match bind_listener(address, config.client_idle) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && clock::now() < give_up_at => {
                 pause(Duration::from_millis(10));
             }
