@@ -2,7 +2,7 @@
 
 use std::fs::{File, read_to_string};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
 use crate::core::supervision::RunState;
@@ -48,6 +48,21 @@ impl Stat {
             _ => RunState::Waiting,
         }
     }
+}
+
+/// The children of this process that run the same program as it does: all its servers, and
+/// those who came to it as orphans. Nobody where the kernel does not tell
+/// (`CONFIG_PROC_CHILDREN`).
+#[must_use]
+pub fn children_of_same_program() -> Vec<u32> {
+    let program = |pid: &str| std::fs::metadata(format!("/proc/{pid}/exe")).map(|exe| (exe.dev(), exe.ino()));
+    let Ok(own) = program("self") else {
+        return Vec::new();
+    };
+    let children = read_to_string(format!("/proc/self/task/{}/children", std::process::id()));
+    let children = children.unwrap_or_default();
+    let of_same = children.split_ascii_whitespace().filter(|pid| program(pid).is_ok_and(|exe| exe == own));
+    of_same.filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// The CPU clock of a process, `/proc/<pid>/schedstat`, kept open.

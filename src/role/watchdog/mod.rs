@@ -9,8 +9,10 @@ mod start;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use mio::net::UnixListener;
+use rustix::process::Signal;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use slab::Slab;
 
@@ -21,6 +23,7 @@ use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
 use crate::os::log::Lines;
 use crate::os::pidfd::{self, Pidfd};
+use crate::os::proc;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::os::rundir::{Lock, Rundir};
@@ -40,6 +43,9 @@ enum Key {
     /// A connection to it, by its place in the slab.
     ControlClient(usize),
 }
+
+/// How long a killed orphan may take to end before the watchdog ends without it.
+const ORPHANS_END_WITHIN: Duration = Duration::from_secs(1);
 
 struct Watchdog {
     config: Config,
@@ -96,6 +102,23 @@ impl Watchdog {
         }
     }
 
+    /// Kills children of ours that stand in no table: a principal that dies while it starts a
+    /// secondary leaves one of which nobody knows, and which may be stopped.
+    fn kill_unknown_children(&self) -> Vec<Pidfd> {
+        let known = |pid: &u32| self.processes.iter().any(|process| process.pid() == *pid);
+        let unknown = proc::children_of_same_program().into_iter().filter(|pid| !known(pid));
+        let orphans: Vec<Pidfd> = unknown.filter_map(|pid| Pidfd::of_child(pid).ok()).collect();
+        for orphan in &orphans {
+            if !orphan.has_ended() {
+                log::warn!("pid {} is an orphan of which nobody knows: killed", orphan.pid());
+            }
+            if let Err(error) = orphan.signal(Signal::KILL) {
+                log::warn!("cannot kill pid {}: {error}", orphan.pid());
+            }
+        }
+        orphans
+    }
+
     fn ask_to_stop(&mut self, reactor: &mut Handle<Key>, who: &str) {
         let how = if self.tree.is_stopping() { "at once" } else { "gracefully" };
         log::info!("stopping {how}: {who}");
@@ -107,6 +130,11 @@ impl Watchdog {
     fn finish(&mut self) {
         // A pidfd may tell of a death a moment before SIGCHLD does, and a dead principal leaves
         // us the zombies that it did not reap.
+        for orphan in self.kill_unknown_children() {
+            if !orphan.ends_within(ORPHANS_END_WITHIN) {
+                log::warn!("pid {} does not end", orphan.pid());
+            }
+        }
         while pidfd::reap_any_child().is_some() {}
         if let Err(error) = self.rundir.clean() {
             log::warn!("cannot clean {}: {error}", self.rundir.path().display());

@@ -378,6 +378,9 @@ impl Watchdog {
         {
             log::warn!("cannot remove the files of {name}: {error}");
         }
+        if name.role == Role::Principal {
+            self.kill_unknown_children();
+        }
         let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
         self.tree.handle_exited(reactor.now(), name, cannot_start);
     }
