@@ -173,45 +173,38 @@ fn fill(pipe: &PipeWriter) {
     while file.write(b".").is_ok() {}
 }
 
+/// Runs a talkative system whose outputs are both that pipe; `meanwhile` happens once it is
+/// ready. It must serve and stop as if it were heard.
+fn serves_into(pipe: PipeWriter, meanwhile: impl FnOnce()) {
+    let mut system = System::start_by("secondaries = 2", REQUESTS, |mut command| {
+        command.env("RUST_LOG", "trace").stdout(pipe.try_clone().unwrap()).stderr(pipe);
+        command
+    });
+    system.all_ready();
+    meanwhile();
+    serves(&system);
+    assert_eq!(system.stop().code(), Some(0));
+    assert!(!system.has_processes());
+}
+
 #[test]
 fn outputs_that_nobody_reads_hold_nothing_up() {
     let (_unread, full) = std::io::pipe().unwrap();
     fill(&full);
-    let mut system = System::start_by("secondaries = 2", REQUESTS, |mut command| {
-        command.env("RUST_LOG", "trace").stdout(full.try_clone().unwrap()).stderr(full);
-        command
-    });
-    system.all_ready();
-    serves(&system);
-    assert_eq!(system.stop().code(), Some(0));
-    assert!(!system.has_processes());
+    serves_into(full, || ());
 }
 
 #[test]
 fn outputs_whose_reader_is_gone_hold_nothing_up() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut system = System::start_by("secondaries = 2", REQUESTS, |mut command| {
-        command.env("RUST_LOG", "trace").stdout(writer.try_clone().unwrap()).stderr(writer);
-        command
-    });
-    system.all_ready();
-    serves(&system);
-    assert_eq!(system.stop().code(), Some(0));
-    assert!(!system.has_processes());
+    serves_into(writer, || ());
 }
 
 #[test]
 fn an_output_whose_reader_goes_away_holds_nothing_up() {
     let (reader, writer) = std::io::pipe().unwrap();
-    let mut system = System::start_by("secondaries = 2", REQUESTS, |mut command| {
-        command.env("RUST_LOG", "trace").stdout(writer.try_clone().unwrap()).stderr(writer);
-        command
-    });
-    system.all_ready();
-    drop(reader);
-    serves(&system);
-    assert_eq!(system.stop().code(), Some(0));
+    serves_into(writer, || drop(reader));
 }
 
 #[test]

@@ -164,6 +164,40 @@ impl<K> Timers<K> {
     }
 }
 
+/// The timer of something whose deadline mostly moves later, as that of a busy connection
+/// does at each request. It is moved only when it must come earlier; one that comes too
+/// early is armed again by whoever finds that nothing is due.
+#[derive(Debug, Default)]
+pub struct LazyTimer {
+    armed: Option<(TimerId, Moment)>,
+}
+
+impl LazyTimer {
+    /// Makes sure that the timer comes at that moment or before.
+    pub fn arm<K>(&mut self, timers: &mut Timers<K>, at: Moment, key: K) {
+        match self.armed {
+            Some((_, armed)) if armed <= at => {}
+            Some((timer, _)) => {
+                timers.move_to(timer, at);
+                self.armed = Some((timer, at));
+            }
+            None => self.armed = Some((timers.arm(at, key), at)),
+        }
+    }
+
+    /// The timer has come.
+    pub fn fired(&mut self) {
+        self.armed = None;
+    }
+
+    /// The timer must not come any more.
+    pub fn cancel<K>(&mut self, timers: &mut Timers<K>) {
+        if let Some((timer, _)) = self.armed.take() {
+            timers.cancel(timer);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +216,21 @@ mod tests {
         assert_eq!(timers.cancel(first), None, "the entry is used again, the name is not");
         assert_eq!(timers.cancel(second), Some('b'));
         assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn a_lazy_timer_moves_only_earlier_and_leaves_nothing_behind() {
+        let (mut timers, mut lazy) = (Timers::default(), LazyTimer::default());
+        for (wanted, armed) in [(20, 20), (30, 20), (10, 10), (15, 10)] {
+            lazy.arm(&mut timers, at(wanted), 'a');
+            assert_eq!((timers.next(), timers.len()), (Some(at(armed)), 1));
+        }
+        assert_eq!(timers.pop_due(at(10)), Some('a'));
+        lazy.fired();
+        lazy.arm(&mut timers, at(30), 'a');
+        assert_eq!(timers.next(), Some(at(30)));
+        lazy.cancel(&mut timers);
+        assert!(timers.is_empty());
     }
 
     proptest! {

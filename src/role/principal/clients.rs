@@ -11,7 +11,7 @@ use mio::net::TcpStream;
 use crate::core::conversation::Conversation;
 use crate::core::dispatch::NoSlot;
 use crate::core::moment::Moment;
-use crate::core::timers::TimerId;
+use crate::core::timers::{LazyTimer, TimerId};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, write_some};
 use crate::role::principal::{Key, Principal, Timer};
@@ -32,7 +32,7 @@ pub struct Client {
     conversation: Conversation,
     /// The kernel may hold input that was not read, because none was wanted.
     unread: Unread,
-    timer: Option<(TimerId, Moment)>,
+    timer: LazyTimer,
     dirty: bool,
     /// The request that waits for a secondary, and until when.
     waits: Option<(TypeIndex, Moment)>,
@@ -83,7 +83,7 @@ impl Principal {
             address,
             conversation: Conversation::new(reactor.now()),
             unread: Unread::default(),
-            timer: None,
+            timer: LazyTimer::default(),
             dirty: false,
             waits: None,
         });
@@ -128,7 +128,7 @@ impl Principal {
         let Some(client) = self.clients.get_mut(key) else {
             return;
         };
-        client.timer = None;
+        client.timer.fired();
         if client.conversation.handle_timeout(reactor.now(), self.config.client_idle) {
             self.close_client(reactor, key);
             return;
@@ -274,9 +274,7 @@ impl Principal {
 
     fn close_client(&mut self, reactor: &mut Handle<Key>, key: usize) {
         let mut client = self.clients.remove(key);
-        if let Some((timer, _)) = client.timer {
-            self.timers.cancel(timer);
-        }
+        client.timer.cancel(&mut self.timers);
         if let Some(id) = client.id {
             reactor.deregister(&mut client.stream, id);
         }
@@ -286,8 +284,7 @@ impl Principal {
         }
     }
 
-    /// The timer is moved only when it must come earlier; one that comes too early is
-    /// armed again. So a busy connection does not move it at each request.
+    /// Sees to it that the conversation is woken in time.
     fn arm(&mut self, key: usize) {
         let Some(client) = self.clients.get_mut(key) else {
             return;
@@ -295,13 +292,6 @@ impl Principal {
         let Some(at) = client.conversation.poll_timeout(&self.types, self.config.client_idle) else {
             return;
         };
-        match client.timer {
-            Some((_, armed)) if armed <= at => {}
-            Some((timer, _)) => {
-                self.timers.move_to(timer, at);
-                client.timer = Some((timer, at));
-            }
-            None => client.timer = Some((self.timers.arm(at, Timer::Client(key)), at)),
-        }
+        client.timer.arm(&mut self.timers, at, Timer::Client(key));
     }
 }

@@ -7,7 +7,7 @@ use mio::net::TcpStream;
 
 use crate::core::job::State;
 use crate::core::moment::Moment;
-use crate::core::timers::TimerId;
+use crate::core::timers::LazyTimer;
 use crate::handler::{BuiltIn, Session, Turn};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, write_some};
@@ -30,7 +30,7 @@ pub struct Exchange {
     input_ended: bool,
     wake_at: Option<Moment>,
     quiet_since: Moment,
-    timer: Option<(TimerId, Moment)>,
+    timer: LazyTimer,
 }
 
 /// What reading or writing came to.
@@ -56,7 +56,7 @@ impl Exchange {
             input_ended: false,
             wake_at: None,
             quiet_since: now,
-            timer: None,
+            timer: LazyTimer::default(),
         }
     }
 
@@ -153,7 +153,7 @@ impl Secondary {
         let Some(exchange) = self.exchanges.get_mut(key) else {
             return;
         };
-        exchange.timer = None;
+        exchange.timer.fired();
         self.scratch.clear();
         if exchange.wake_at.is_some_and(|wake_at| wake_at <= now) {
             exchange.wake_at = None;
@@ -191,9 +191,7 @@ impl Secondary {
     /// Closes the connection and tells how its job ended.
     pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: State) {
         let mut exchange = self.exchanges.remove(key);
-        if let Some((timer, _)) = exchange.timer {
-            self.timers.cancel(timer);
-        }
+        exchange.timer.cancel(&mut self.timers);
         if let Some(id) = exchange.id {
             reactor.deregister(&mut exchange.stream, id);
         }
@@ -208,8 +206,7 @@ impl Secondary {
         }
     }
 
-    /// One timer serves both: the session's wish and the client's silence. It is moved
-    /// only when it must come earlier; one that comes too early is armed again.
+    /// One timer serves both: the session's wish and the client's silence.
     fn arm(&mut self, key: usize) {
         let Some(exchange) = self.exchanges.get_mut(key) else {
             return;
@@ -218,14 +215,7 @@ impl Secondary {
         let Some(at) = exchange.wake_at.into_iter().chain(idle).min() else {
             return;
         };
-        match exchange.timer {
-            Some((_, armed)) if armed <= at => {}
-            Some((timer, _)) => {
-                self.timers.move_to(timer, at);
-                exchange.timer = Some((timer, at));
-            }
-            None => exchange.timer = Some((self.timers.arm(at, Timer::Exchange(key)), at)),
-        }
+        exchange.timer.arm(&mut self.timers, at, Timer::Exchange(key));
     }
 }
 
