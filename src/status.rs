@@ -7,15 +7,17 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use crate::core::job::Table;
 use crate::core::job::{Incarnation, State};
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
+use crate::core::slots::Occupied;
 use crate::exit::{Code, Failure};
 use crate::os::clock;
 use crate::os::pidfd::Pidfd;
 use crate::os::rundir::Rundir;
 use crate::page::jobs::JobTable;
-use crate::page::principal::{Ends, Occupied, PrincipalPage};
+use crate::page::principal::{Ends, PrincipalPage};
 use crate::page::record::Record;
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{Directory, Verdict, WatchdogPage, Watched};

@@ -50,11 +50,21 @@ impl Dispatch {
         self.loads.iter().map(|load| u64::from(load.open)).sum()
     }
 
-    /// The available slot with the fewest open jobs; equals take turns.
+    /// As [`Dispatch::find`]; equals take turns.
     ///
     /// # Errors
     /// Says why there is none.
     pub fn choose(&mut self) -> Result<usize, NoSlot> {
+        let slot = self.find()?;
+        self.turn = (slot + 1) % self.loads.len();
+        Ok(slot)
+    }
+
+    /// The available slot with the fewest open jobs.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    pub fn find(&self) -> Result<usize, NoSlot> {
         let slots = self.loads.len();
         let mut best: Option<usize> = None;
         let mut any_available = false;
@@ -69,14 +79,7 @@ impl Dispatch {
                 best = Some(slot);
             }
         }
-        match best {
-            Some(slot) => {
-                self.turn = (slot + 1) % slots;
-                Ok(slot)
-            }
-            None if any_available => Err(NoSlot::AllFull),
-            None => Err(NoSlot::NoneReady),
-        }
+        best.ok_or(if any_available { NoSlot::AllFull } else { NoSlot::NoneReady })
     }
 }
 

@@ -12,6 +12,10 @@
 //! while the slot went to another job cannot succeed.
 
 use std::fmt;
+use std::net::IpAddr;
+
+use crate::core::moment::Moment;
+use crate::wire::client::TypeIndex;
 
 /// How often a server was started in its seat: unique among the living.
 ///
@@ -23,6 +27,50 @@ pub type JobNumber = u64;
 
 /// The highest job number that a state word can carry.
 pub const MAX_NUMBER: JobNumber = (1 << 44) - 1;
+
+/// What is known of a job when it is given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// The request type.
+    pub kind: TypeIndex,
+    /// Who asked for it.
+    pub client: IpAddr,
+    /// When.
+    pub given_at: Moment,
+}
+
+/// The job table of a slot, as both its sides see it. An index out of bounds is as good as
+/// garbage: it may come from a doorbell.
+pub trait Table {
+    /// How many jobs it can hold.
+    fn capacity(&self) -> u32;
+
+    /// The state word of an entry.
+    ///
+    /// # Errors
+    /// [`Garbage`], where somebody wrote nonsense there or the index is out of bounds.
+    fn state(&self, index: u32) -> Result<Word, Garbage>;
+
+    /// What was written of the job at that index.
+    fn job(&self, index: u32) -> Option<Job>;
+
+    /// Changes a state word if it still is what it was. Returns whether it was.
+    fn swap(&self, index: u32, from: Word, to: Word) -> bool;
+
+    /// Overwrites a state word, whatever stands there. For the principal only.
+    fn overwrite(&self, index: u32, word: Word);
+
+    /// Notes when a job was claimed. For the secondary only.
+    fn note_claim(&self, index: u32, now: Moment);
+
+    /// Jobs published so far.
+    fn published(&self) -> u64;
+
+    /// The indices of its entries.
+    fn indices(&self) -> std::ops::Range<u32> {
+        0..self.capacity()
+    }
+}
 
 /// Where a job stands. `Waiting` may become `Claimed` or `Expired`; `Claimed` may
 /// become `Done` or `Failed`; what has ended becomes `Free` once it is in the books.

@@ -15,6 +15,8 @@ pub mod list;
 pub mod moment;
 pub mod name;
 pub mod restart;
+pub mod service;
+pub mod slots;
 pub mod supervision;
 pub mod timers;
 pub mod tree;

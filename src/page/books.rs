@@ -1,53 +1,116 @@
 //! The steps of a job's life in the books, each such that a successor can finish it
 //! wherever its keeper was killed.
 
-use crate::core::job::{JobNumber, State, Word};
+use std::path::Path;
+
+use crate::core::job::{Incarnation, Job, JobNumber, State, Table, Word};
 use crate::core::ledger::{Intent, Place};
-use crate::page::jobs::{Job, JobTable};
+use crate::core::slots::{self, Occupied};
+use crate::page::jobs::JobTable;
 use crate::page::principal::PrincipalPage;
+use crate::page::{Access, PageError};
 
-/// Gives a job out at a free entry: first the intent, then the job, then the counters.
-pub fn give(page: &PrincipalPage, table: &JobTable, slot: u16, entry: u32, job: Job) -> JobNumber {
-    let intent = page.intend_to_give(slot, entry);
-    let number = intent.place().number;
-    table.publish(entry, number, job);
-    page.enter(intent);
-    number
+/// The books of a tree: the principal's page and the job table of each slot.
+#[derive(Debug)]
+pub struct Books {
+    page: PrincipalPage,
+    tables: Vec<JobTable>,
 }
 
-/// Enters the end of a job that has ended and frees its entry: first the intent, then the
-/// counters, then the entry. Returns whether the entry is free.
-pub fn settle(page: &PrincipalPage, table: &JobTable, slot: u16, entry: u32, word: Word) -> bool {
-    debug_assert!(word.has_ended());
-    let kind = table.job(entry).map_or(usize::MAX, |job| job.kind);
-    if kind < page.types() {
-        let place = Place { slot, entry, number: word.number };
-        page.enter(page.intend_to_end(place, kind, word.state));
-    } else {
-        log::error!("secondary {slot}: job {} has no known type: not in the books", word.number);
+impl Books {
+    /// Maps the books; `tables` are the job tables in the order of their slots.
+    ///
+    /// # Errors
+    /// [`PageError`].
+    pub fn attach(
+        page: PrincipalPage,
+        tables: impl Iterator<Item = impl AsRef<Path>>,
+    ) -> Result<Self, PageError> {
+        let tables = tables
+            .map(|path| JobTable::attach(path.as_ref(), Access::ReadWrite))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { page, tables })
     }
-    table.swap(entry, word, word.in_state(State::Free))
+
+    /// The principal's page.
+    #[must_use]
+    pub fn page(&self) -> &PrincipalPage {
+        &self.page
+    }
+
+    /// The job tables, in the order of their slots.
+    #[must_use]
+    pub fn tables(&self) -> &[JobTable] {
+        &self.tables
+    }
 }
 
-/// Finishes what a predecessor was about to do when it was killed. To be called once, before
-/// anything else is done to the books; `table_of` finds the table of a slot.
-pub fn redo<'a>(page: &PrincipalPage, table_of: impl FnOnce(u16) -> Option<&'a JobTable>) {
-    let Some(intent) = page.intent() else {
-        return;
-    };
-    let Place { slot, entry, .. } = intent.place();
-    let Some(table) = table_of(slot) else {
-        return;
-    };
-    let Some(word) = table.state(entry).ok().filter(|word| intent.was_taken(*word)) else {
-        return;
-    };
-    page.enter(intent);
-    if let Intent::End { end, .. } = intent
-        && word.state == end
-    {
-        let freed = table.swap(entry, word, word.in_state(State::Free));
-        debug_assert!(freed, "nobody but the principal frees an entry");
+/// In the pages slots are counted from 1.
+fn number(slot: usize) -> u16 {
+    u16::try_from(slot + 1).unwrap_or(u16::MAX)
+}
+
+impl slots::Books for Books {
+    type Table = JobTable;
+
+    fn table(&self, slot: usize) -> &JobTable {
+        &self.tables[slot]
+    }
+
+    /// First the intent, then the job, then the counters.
+    fn give(&self, slot: usize, entry: u32, job: Job) -> JobNumber {
+        let intent = self.page.intend_to_give(number(slot), entry);
+        let number = intent.place().number;
+        self.tables[slot].publish(entry, number, job);
+        self.page.enter(intent);
+        number
+    }
+
+    /// First the intent, then the counters, then the entry.
+    fn settle(&self, slot: usize, entry: u32, word: Word) -> bool {
+        debug_assert!(word.has_ended());
+        let table = &self.tables[slot];
+        // Who overwrote the type of a job does not get it out of the books.
+        let kind = table.job(entry).map(|job| job.kind).filter(|&kind| kind < self.page.types());
+        let place = Place { slot: number(slot), entry, number: word.number };
+        self.page.enter(self.page.intend_to_end(place, kind.unwrap_or(0), word.state));
+        table.swap(entry, word, word.in_state(State::Free))
+    }
+
+    fn redo(&self) {
+        let Some(intent) = self.page.intent() else {
+            return;
+        };
+        let Place { slot, entry, .. } = intent.place();
+        let Some(table) = usize::from(slot).checked_sub(1).and_then(|slot| self.tables.get(slot)) else {
+            return;
+        };
+        let Some(word) = table.state(entry).ok().filter(|word| intent.was_taken(*word)) else {
+            return;
+        };
+        self.page.enter(intent);
+        if let Intent::End { end, .. } = intent
+            && word.state == end
+        {
+            let freed = table.swap(entry, word, word.in_state(State::Free));
+            debug_assert!(freed, "nobody but the principal frees an entry");
+        }
+    }
+
+    fn set_open(&self, slot: usize, open: u32) {
+        self.page.set_open(number(slot), open);
+    }
+
+    fn set_occupied(&self, slot: usize, occupied: Occupied) {
+        self.page.set_occupied(number(slot), occupied);
+    }
+
+    fn last_incarnation(&self, slot: usize) -> Incarnation {
+        self.page.slot(number(slot)).incarnation
+    }
+
+    fn reserve(&self, slot: usize, incarnation: Incarnation) {
+        self.page.reserve(number(slot), incarnation);
     }
 }
 
@@ -55,58 +118,55 @@ pub fn redo<'a>(page: &PrincipalPage, table_of: impl FnOnce(u16) -> Option<&'a J
 mod tests {
     use super::*;
     use crate::core::moment::Moment;
-    use crate::page::{Access, fuse};
-    use std::path::Path;
-
-    const SLOT: u16 = 1;
+    use crate::core::slots::Books as _;
+    use crate::page::fuse;
 
     /// A principal's view of its books; dropped where it is "killed".
-    struct Keeper {
-        page: PrincipalPage,
-        table: JobTable,
-    }
+    struct Keeper(Books);
 
     impl Keeper {
         fn attach(dir: &Path) -> Self {
             let page = PrincipalPage::attach(&dir.join("principal"), Access::ReadWrite).unwrap();
-            let table = JobTable::attach(&dir.join("jobs"), Access::ReadWrite).unwrap();
-            Self { page, table }
+            Self(Books::attach(page, std::iter::once(dir.join("jobs"))).unwrap())
+        }
+
+        fn table(&self) -> &JobTable {
+            self.0.table(0)
         }
 
         fn give(&self, entry: u32, kind: usize) {
             let client = std::net::Ipv4Addr::LOCALHOST.into();
-            let job = Job { kind, client, given_at: Moment::from_nanos(1) };
-            give(&self.page, &self.table, SLOT, entry, job);
+            self.0.give(0, entry, Job { kind, client, given_at: Moment::from_nanos(1) });
         }
 
         fn settle_all(&self) {
-            for entry in self.table.indices() {
-                let word = self.table.state(entry).unwrap();
+            for entry in self.table().indices() {
+                let word = self.table().state(entry).unwrap();
                 if word.has_ended() {
-                    assert!(settle(&self.page, &self.table, SLOT, entry, word));
+                    assert!(self.0.settle(0, entry, word));
                 }
             }
         }
 
         fn expire(&self, entry: u32) {
-            let word = self.table.state(entry).unwrap();
-            if word.state == State::Waiting && self.table.swap(entry, word, word.in_state(State::Expired)) {
+            let word = self.table().state(entry).unwrap();
+            if word.state == State::Waiting && self.table().swap(entry, word, word.in_state(State::Expired)) {
                 self.settle_all();
             }
         }
 
         fn open(&self) -> u64 {
-            let words = self.table.indices().map(|entry| self.table.state(entry).unwrap());
+            let words = self.table().indices().map(|entry| self.table().state(entry).unwrap());
             words.filter(|word| word.state != State::Free).count() as u64
         }
 
         /// Each entry that ended was counted once, by type and by slot.
         fn assert_exact(&self, when: &str) {
-            let ends: Vec<_> = (0..2).map(|kind| self.page.ends(kind)).collect();
+            let ends: Vec<_> = (0..2).map(|kind| self.0.page().ends(kind)).collect();
             let sum = |count: fn(&crate::page::principal::Ends) -> u64| ends.iter().map(count).sum::<u64>();
             let (done, failed, expired) = (sum(|e| e.done), sum(|e| e.failed), sum(|e| e.expired));
-            assert_eq!(self.page.accepted(), done + failed + expired + self.open(), "{when}");
-            let slot = self.page.slot(SLOT);
+            assert_eq!(self.0.page().accepted(), done + failed + expired + self.open(), "{when}");
+            let slot = self.0.page().slot(1);
             assert_eq!((slot.done, slot.failed), (done, failed), "{when}");
         }
     }
@@ -152,10 +212,10 @@ mod tests {
                     (0..2).for_each(|entry| serve(dir.path(), entry, State::Done));
                 }
                 let successor = Keeper::attach(dir.path());
-                redo(&successor.page, |_| Some(&successor.table));
+                successor.0.redo();
                 successor.settle_all();
                 successor.assert_exact(&format!("killed before store {stores}"));
-                redo(&successor.page, |_| Some(&successor.table));
+                successor.0.redo();
                 successor.assert_exact("what was finished is not finished again");
                 (0..2).for_each(|entry| serve(dir.path(), entry, State::Done));
                 successor.settle_all();

@@ -24,26 +24,14 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crate::core::job::{Garbage, JobNumber, Word};
+use crate::core::job::{Garbage, Job, JobNumber, Table, Word};
 use crate::core::moment::Moment;
 use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError};
-use crate::wire::client::TypeIndex;
 
 /// More entries than any configuration may ask for.
 pub const MAX_CAPACITY: usize = 1 << 20;
 const ENTRY_WORDS: usize = 8;
 const PUBLISHED: usize = 4;
-
-/// What the principal writes of a job before it publishes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Job {
-    /// The request type.
-    pub kind: TypeIndex,
-    /// Who asked for it.
-    pub client: IpAddr,
-    /// When.
-    pub given_at: Moment,
-}
 
 /// The job table of one slot.
 #[derive(Debug)]
@@ -75,26 +63,6 @@ impl JobTable {
         Ok(Self { page, capacity })
     }
 
-    /// How many jobs it can hold.
-    #[must_use]
-    pub fn capacity(&self) -> u32 {
-        u32::try_from(self.capacity).unwrap_or(u32::MAX)
-    }
-
-    /// The indices of its entries.
-    pub fn indices(&self) -> std::ops::Range<u32> {
-        0..self.capacity()
-    }
-
-    /// The state word of an entry.
-    ///
-    /// # Errors
-    /// [`Garbage`], where somebody wrote nonsense there or the index is out of bounds.
-    pub fn state(&self, index: u32) -> Result<Word, Garbage> {
-        let at = self.entry(index).ok_or(Garbage(u64::MAX))?;
-        Word::unpack(self.page.get(at))
-    }
-
     /// Writes a job into a free entry and publishes it as waiting. For the principal only.
     pub fn publish(&self, index: u32, number: JobNumber, job: Job) {
         let Some(at) = self.entry(index) else {
@@ -113,9 +81,23 @@ impl JobTable {
         self.page.add(PUBLISHED, 1);
     }
 
-    /// What was written of the job at that index.
-    #[must_use]
-    pub fn job(&self, index: u32) -> Option<Job> {
+    fn entry(&self, index: u32) -> Option<usize> {
+        let index = index as usize;
+        (index < self.capacity).then_some(HEADER_WORDS + index * ENTRY_WORDS)
+    }
+}
+
+impl Table for JobTable {
+    fn capacity(&self) -> u32 {
+        u32::try_from(self.capacity).unwrap_or(u32::MAX)
+    }
+
+    fn state(&self, index: u32) -> Result<Word, Garbage> {
+        let at = self.entry(index).ok_or(Garbage(u64::MAX))?;
+        Word::unpack(self.page.get(at))
+    }
+
+    fn job(&self, index: u32) -> Option<Job> {
         let at = self.entry(index)?;
         let high = u128::from(self.page.get(at + 2)) << 64;
         let address = Ipv6Addr::from_bits(high | u128::from(self.page.get(at + 3)));
@@ -126,41 +108,30 @@ impl JobTable {
         })
     }
 
-    /// Jobs published so far.
-    #[must_use]
-    pub fn published(&self) -> u64 {
-        self.page.get(PUBLISHED)
-    }
-
-    /// Changes a state word if it still is what it was. Returns whether it was.
-    #[must_use]
-    pub fn swap(&self, index: u32, from: Word, to: Word) -> bool {
+    fn swap(&self, index: u32, from: Word, to: Word) -> bool {
         let Some(at) = self.entry(index) else {
             return false;
         };
-        #[cfg(test)]
+        #[cfg(debug_assertions)]
         crate::page::fuse::burn();
         let (from, to) = (from.pack(), to.pack());
         self.page.word(at).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Notes when a job was claimed. For the secondary only.
-    pub fn note_claim(&self, index: u32, now: Moment) {
+    fn overwrite(&self, index: u32, word: Word) {
+        if let Some(at) = self.entry(index) {
+            self.page.set(at, word.pack());
+        }
+    }
+
+    fn note_claim(&self, index: u32, now: Moment) {
         if let Some(at) = self.entry(index) {
             self.page.set(at + 7, now.as_nanos());
         }
     }
 
-    /// Overwrites an entry that holds nonsense. For the principal only.
-    pub fn reset(&self, index: u32) {
-        if let Some(at) = self.entry(index) {
-            self.page.set(at, Word::FREE.pack());
-        }
-    }
-
-    fn entry(&self, index: u32) -> Option<usize> {
-        let index = index as usize;
-        (index < self.capacity).then_some(HEADER_WORDS + index * ENTRY_WORDS)
+    fn published(&self) -> u64 {
+        self.page.get(PUBLISHED)
     }
 }
 

@@ -27,8 +27,8 @@ use crate::core::moment::Moment;
 use crate::os::segment::Segment;
 
 pub mod books;
-#[cfg(test)]
-pub(crate) mod fuse;
+#[cfg(debug_assertions)]
+pub mod fuse;
 pub mod jobs;
 pub mod principal;
 pub mod record;
@@ -166,7 +166,7 @@ impl Page {
 
     /// Stores a word after all that was stored before.
     pub fn set(&self, index: usize, value: u64) {
-        #[cfg(test)]
+        #[cfg(debug_assertions)]
         fuse::burn();
         self.words[index].store(value, Ordering::Release);
     }

@@ -21,6 +21,7 @@ use std::path::Path;
 
 use crate::core::job::{Incarnation, MAX_NUMBER, State};
 use crate::core::ledger::{Intent, Place};
+use crate::core::slots::Occupied;
 use crate::page::record::{AFTER_RECORD, Record};
 use crate::page::{Access, Kind, Page, PageError, record};
 use crate::wire::client::TypeIndex;
@@ -38,19 +39,6 @@ const INTENT_AT: usize = 24;
 const TYPES_AT: usize = 32;
 const TYPE_WORDS: usize = 4;
 const SLOT_WORDS: usize = 8;
-
-/// What a slot is doing, as the principal knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Occupied {
-    /// No process; it will be started when its back-off is over.
-    Down,
-    /// A process was started.
-    Starting,
-    /// Its loop runs.
-    Ready,
-    /// It said that it cannot start, and is left down.
-    GivenUp,
-}
 
 /// One row of the table of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use mio::net::TcpStream;
 
 use crate::core::conversation::Conversation;
 use crate::core::dispatch::NoSlot;
+use crate::core::job::Job;
 use crate::core::moment::Moment;
 use crate::core::timers::{LazyTimer, TimerId};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
@@ -48,8 +49,8 @@ pub struct Waiting {
 
 impl Waiting {
     /// Takes out everybody.
-    pub fn drain(&mut self) -> impl Iterator<Item = usize> + '_ {
-        self.clients.drain(..).map(|(key, _)| key)
+    pub fn drain(&mut self) -> Vec<usize> {
+        self.clients.drain(..).map(|(key, _)| key).collect()
     }
 }
 
@@ -154,14 +155,14 @@ impl Principal {
     /// Gives the job or refuses it; false where the request may wait for a secondary.
     fn answer(&mut self, reactor: &mut Handle<Key>, key: usize, kind: TypeIndex) -> bool {
         let now = reactor.now();
-        if self.refuses_requests() {
+        if self.core.refuses_requests() {
             self.clients[key].conversation.refuse(now, Refusal::Stopping);
             return true;
         }
         let address = self.clients[key].address;
-        match self.give(reactor, kind, address) {
-            Ok(port) => {
-                self.clients[key].conversation.answer_port(now, port);
+        match self.core.give(Job { kind, client: address, given_at: now }) {
+            Ok(slot) => {
+                self.clients[key].conversation.answer_port(now, self.sheet.ports[slot][kind]);
                 true
             }
             Err(NoSlot::NoneReady | NoSlot::AllFull) => false,
@@ -203,7 +204,7 @@ impl Principal {
             }
             self.waiting.clients.pop_front();
             if self.waits(key, until).is_some() {
-                let why = match self.dispatch.choose() {
+                let why = match self.core.dispatch().find() {
                     Err(NoSlot::NoneReady) => Refusal::NoneReady,
                     Ok(_) | Err(NoSlot::AllFull) => Refusal::AllFull,
                 };
@@ -252,7 +253,7 @@ impl Principal {
                 continue;
             };
             client.dirty = false;
-            self.page.count_refused(client.conversation.take_refused());
+            self.core.books().page().count_refused(client.conversation.take_refused());
             let before = client.conversation.output().len();
             let written = client.write();
             match written {
@@ -278,7 +279,7 @@ impl Principal {
         if let Some(id) = client.id {
             reactor.deregister(&mut client.stream, id);
         }
-        self.page.count_refused(client.conversation.take_refused());
+        self.page().count_refused(client.conversation.take_refused());
         if self.accept_paused {
             self.accept_again(reactor);
         }

@@ -5,10 +5,8 @@
 //! told, then the clients are answered (*told before answered*).
 
 mod clients;
-mod jobs;
 mod servers;
 mod slot;
-mod stop;
 
 use std::net::TcpListener as StdListener;
 use std::os::fd::OwnedFd;
@@ -20,11 +18,11 @@ use signal_hook::consts::{SIGTERM, SIGUSR1};
 use slab::Slab;
 
 use crate::config::Config;
-use crate::core::dispatch::Dispatch;
 use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
-use crate::core::timers::{TimerId, Timers};
+use crate::core::slots::{Settings, Slots};
+use crate::core::timers::Timers;
 use crate::exit::{Code, Failure};
 use crate::os::fifo::READABLE;
 use crate::os::listener;
@@ -32,6 +30,7 @@ use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::os::rundir::Rundir;
 use crate::page::Access;
+use crate::page::books::Books;
 use crate::page::principal::PrincipalPage;
 use crate::role::launch::{self, Launched, Sheet};
 use crate::role::liveness::Liveness;
@@ -40,9 +39,6 @@ use crate::wire::order::Order;
 
 use clients::{Client, Waiting};
 use slot::Slot;
-use stop::Phase;
-
-pub use stop::GROUP_SIGNAL_WITHIN;
 
 /// What the reactor gives back with an event. Slots are counted from 0 in here.
 #[derive(Clone, Copy, Debug)]
@@ -66,18 +62,10 @@ enum Key {
 enum Timer {
     /// A control connection: silence, or a bare request is complete.
     Client(usize),
-    /// The oldest waiting job of a slot expires.
-    Expire(usize),
-    /// The back-off of a slot is over.
-    Start(usize),
     /// The request that has waited longest for a secondary has waited long enough.
     Waiting,
     /// Accept again: descriptors had run out.
     Accept,
-    /// A stop has lasted as long as it may.
-    Stop,
-    /// SIGTERM came a moment ago, and no stop was ordered since.
-    HandOver,
 }
 
 struct Principal {
@@ -86,7 +74,8 @@ struct Principal {
     types: Types,
     rundir: Rundir,
     liveness: Liveness,
-    page: PrincipalPage,
+    /// Who is in the slots, and which jobs they have.
+    core: Slots<Books>,
     /// Kept open for descriptors that the watchdog will send one day.
     _channel: Option<OwnedFd>,
     listener: Option<(TcpListener, SourceId)>,
@@ -103,10 +92,7 @@ struct Principal {
     slots: Vec<Slot>,
     /// The slot that is reconciled next.
     reconcile_next: usize,
-    dispatch: Dispatch,
     timers: Timers<Timer>,
-    phase: Phase,
-    stop_timer: Option<TimerId>,
 }
 
 /// Runs a principal until it is told to end.
@@ -135,17 +121,23 @@ impl Principal {
             .map_err(|error| Failure::internal("open the orders", &error))?;
         let liveness = Liveness::begin(sheet.name(), watchdog, &rundir.watchdog_page(), orders, page.page())?;
         let config = sheet.config.clone();
+        let tables = (1..=config.secondaries).map(|number| rundir.jobs(number));
+        let books = Books::attach(page, tables).map_err(attach)?;
         let mut listeners = listeners.into_iter();
         let listener = listeners.next().map(listener::from_inherited);
-        let slots = Self::take_slots(&sheet, &rundir, &mut listeners).map_err(attach)?;
+        let slots = data_listeners(&config, &mut listeners);
+        let settings = Settings {
+            max_jobs: config.max_jobs,
+            claim_within: config.claim_within,
+            grace: config.watchdog.grace,
+        };
         let mut principal = Self {
             types: Types::new(config.request.iter().map(|request| request.name.as_str())),
-            dispatch: Dispatch::new(slots.len(), config.max_jobs),
+            core: Slots::new(books, slots.len(), settings, u64::from(std::process::id())),
             sheet,
             config,
             rundir,
             liveness,
-            page,
             _channel: channel,
             listener: None,
             accept_paused: false,
@@ -157,8 +149,6 @@ impl Principal {
             slots,
             reconcile_next: 0,
             timers: Timers::default(),
-            phase: Phase::Serving,
-            stop_timer: None,
         };
         if let Some(mut socket) = listener {
             let id = reactor
@@ -166,30 +156,16 @@ impl Principal {
                 .map_err(|error| Failure::internal("watch the control listener", &error))?;
             principal.listener = Some((socket, id));
         }
-        principal.redo_intent();
-        for slot in 0..principal.slots.len() {
-            principal.take_over(reactor, slot);
-        }
-        for slot in 0..principal.slots.len() {
-            principal.start_secondary(reactor, slot);
-        }
-        principal.liveness.declare_ready(reactor, principal.page.page(), Key::Orders, Key::Watchdog)?;
+        principal.take_over(reactor);
+        let Self { liveness, core, .. } = &mut principal;
+        liveness.declare_ready(reactor, core.books().page().page(), Key::Orders, Key::Watchdog)?;
+        #[cfg(debug_assertions)]
+        crate::page::fuse::light_by_environment(&principal.sheet.name().to_string());
         Ok(principal)
     }
 
-    fn take_slots(
-        sheet: &Sheet,
-        rundir: &Rundir,
-        listeners: &mut impl Iterator<Item = OwnedFd>,
-    ) -> Result<Vec<Slot>, crate::page::PageError> {
-        let types = sheet.config.request.len();
-        let numbers = 1..=sheet.config.secondaries;
-        numbers
-            .map(|number| {
-                let sockets = listeners.by_ref().take(types).map(StdListener::from).collect();
-                Slot::attach(number, &rundir.jobs(number), sockets, u64::from(std::process::id()))
-            })
-            .collect()
+    fn page(&self) -> &PrincipalPage {
+        self.core.books().page()
     }
 
     fn accept(&mut self, reactor: &mut Handle<Key>) -> Progress {
@@ -233,11 +209,40 @@ impl Principal {
     fn obey(&mut self, reactor: &mut Handle<Key>, order: Order) {
         match order {
             Order::Look => self.read_verdicts(reactor),
-            Order::Stop => self.begin_stop(reactor),
-            Order::StopNow => self.stop_now(reactor),
-            Order::Drain => self.hand_over(reactor),
+            Order::Stop => self.core.handle_stop(reactor.now()),
+            Order::StopNow => self.core.handle_stop_now(reactor.now()),
+            Order::Drain => {
+                log::info!("told to end: a successor takes over");
+                self.core.handle_hand_over();
+            }
         }
     }
+
+    /// Stops if the watchdog's page says so, its order notwithstanding.
+    fn read_stop(&mut self, reactor: &mut Handle<Key>) {
+        if self.liveness.watchdog_page().is_stopping() {
+            self.core.handle_stop(reactor.now());
+        }
+    }
+
+    fn on_sigterm(&mut self, reactor: &mut Handle<Key>) {
+        if self.liveness.watchdog().has_ended() {
+            self.core.handle_watchdog_died(reactor.now());
+        }
+        self.read_stop(reactor);
+        self.core.handle_term(reactor.now());
+    }
+}
+
+/// Slots count from 0 in memory, from 1 in names and files.
+fn number(slot: usize) -> u16 {
+    u16::try_from(slot + 1).unwrap_or(u16::MAX)
+}
+
+/// The slots with their listening sockets.
+fn data_listeners(config: &Config, listeners: &mut impl Iterator<Item = OwnedFd>) -> Vec<Slot> {
+    let sockets = |_| listeners.by_ref().take(config.request.len()).map(StdListener::from).collect();
+    (0..config.secondaries).map(sockets).map(|listeners| Slot { listeners, ..Slot::default() }).collect()
 }
 
 impl Role for Principal {
@@ -246,7 +251,8 @@ impl Role for Principal {
     fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: i32) {
         match signal {
             SIGUSR1 => {
-                self.liveness.answer_probe(self.page.page(), reactor.now());
+                let Self { liveness, core, .. } = self;
+                liveness.answer_probe(core.books().page().page(), reactor.now());
                 self.reconcile(reactor);
             }
             SIGTERM => self.on_sigterm(reactor),
@@ -272,14 +278,14 @@ impl Role for Principal {
                 progress
             }
             Key::Watchdog => {
-                self.watchdog_died(reactor);
+                self.core.handle_watchdog_died(reactor.now());
                 Progress::Drained
             }
         }
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.timers.next()
+        self.timers.next().into_iter().chain(self.core.poll_timeout()).min()
     }
 
     fn on_deadline(&mut self, reactor: &mut Handle<Key>) {
@@ -290,29 +296,24 @@ impl Role for Principal {
             };
             match timer {
                 Timer::Client(key) => self.on_client_timer(reactor, key),
-                Timer::Expire(slot) => self.expire(reactor, slot),
-                Timer::Start(slot) => {
-                    self.slots[slot].start_timer = None;
-                    self.start_secondary(reactor, slot);
-                }
                 Timer::Waiting => self.refuse_the_tired(reactor),
                 Timer::Accept => {
                     self.accept_timer_armed = false;
                     self.accept_again(reactor);
                 }
-                Timer::Stop => self.stop_is_over(reactor),
-                Timer::HandOver => {
-                    if !self.stop_is_ordered(reactor) {
-                        self.hand_over(reactor);
-                    }
-                }
             }
+        }
+        if self.core.poll_timeout().is_some_and(|at| at <= reactor.now()) {
+            self.read_stop(reactor);
+            self.core.handle_timeout(reactor.now());
         }
     }
 
     fn settle(&mut self, reactor: &mut Handle<Key>) {
+        self.carry_out(reactor);
         self.serve_waiting(reactor);
-        self.advance_stop(reactor);
+        self.core.finish_turn(reactor.now());
+        self.carry_out(reactor);
         self.flush_tubes(reactor);
         self.answer_clients(reactor);
     }

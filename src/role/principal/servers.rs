@@ -1,36 +1,47 @@
-//! Starting secondaries, hearing from them, and burying them.
+//! Starting secondaries, hearing from them, and burying them: what the core decides about
+//! slots is done here.
 
 use rustix::process::Signal;
 
-use crate::core::job::{Incarnation, next_incarnation};
+use crate::core::job::Incarnation;
 use crate::core::name::Name;
-use crate::core::restart::{Death, Verdict as RestartVerdict};
+use crate::core::slots::Action;
 use crate::exit::Code;
 use crate::os::fifo::{self, Reader, Writer};
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc;
 use crate::os::reactor::{Handle, Progress};
 use crate::os::rundir;
-use crate::page::principal::Occupied;
 use crate::page::record::Condition;
 use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, PageError};
 use crate::role::launch::{self, Sheet};
-use crate::role::principal::slot::{Predecessor, Server, Slot};
-use crate::role::principal::{Key, Principal, Timer};
+use crate::role::principal::slot::{Predecessor, Server};
+use crate::role::principal::{Key, Principal, number};
+use crate::wire::client::Refusal;
 use crate::wire::tube::Command;
 
 /// Slots that are looked through at one probe.
 const RECONCILED_AT_A_PROBE: usize = 16;
 
 impl Principal {
-    /// Takes a slot over from a dead principal: finds who of its secondaries still lives,
-    /// then what has become of their jobs.
-    pub(super) fn take_over(&mut self, reactor: &mut Handle<Key>, index: usize) {
-        let number = self.slots[index].number;
-        let last = self.page.slot(number);
+    /// Finds out who of a dead principal's secondaries lives, and goes on from there.
+    pub(super) fn take_over(&mut self, reactor: &mut Handle<Key>) {
+        let living = (0..self.slots.len())
+            .map(|slot| {
+                self.adopt_living(reactor, slot);
+                self.slots[slot].predecessors.iter().map(|predecessor| predecessor.incarnation).collect()
+            })
+            .collect();
+        self.core.handle_takeover(reactor.now(), living);
+        self.carry_out(reactor);
+    }
+
+    fn adopt_living(&mut self, reactor: &mut Handle<Key>, slot: usize) {
+        let number = number(slot);
+        let last = self.page().slot(number);
         if let Ok(page) = SecondaryPage::attach(&self.rundir.secondary_page(number), Access::ReadOnly) {
-            self.slots[index].counts = page.counts();
+            self.slots[slot].counts = page.counts();
         }
         let watched: Vec<(Incarnation, u32, u64)> = self
             .liveness
@@ -41,58 +52,85 @@ impl Principal {
             .chain([(last.incarnation, last.pid, last.start_time)])
             .collect();
         for (incarnation, pid, start_time) in watched {
-            if self.slots[index].is_living(incarnation) {
+            if self.slots[slot].predecessors.iter().any(|known| known.incarnation == incarnation) {
                 continue;
             }
             if let Ok(pidfd) = Pidfd::of_process(pid, start_time) {
-                if incarnation == last.incarnation
-                    && let Err(error) = self.rundir.retire_secondary(number, incarnation)
-                {
-                    log::warn!("secondary {number}: cannot rename its files: {error}");
+                if incarnation == last.incarnation {
+                    self.retire_files(slot, incarnation);
                 }
-                self.adopt(reactor, index, incarnation, pidfd);
+                self.adopt(reactor, slot, incarnation, pidfd);
             }
         }
-        self.recover(reactor, index);
-        self.page.set_occupied(number, Occupied::Down);
     }
 
     /// Watches a draining predecessor: its doorbells and its end.
-    fn adopt(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation, mut pidfd: Pidfd) {
-        let path = self.rundir.from_predecessor(self.slots[index].number, incarnation);
+    fn adopt(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation, mut pidfd: Pidfd) {
+        let path = self.rundir.from_predecessor(number(slot), incarnation);
         let tube = Reader::open(&path).ok().map(|mut tube| {
-            watch_tube(reactor, &mut tube, index, incarnation);
+            watch_tube(reactor, &mut tube, slot, incarnation);
             tube
         });
-        watch_end(reactor, &mut pidfd, index, incarnation);
-        self.slots[index].predecessors.push(Predecessor { incarnation, pidfd, tube });
+        watch_end(reactor, &mut pidfd, slot, incarnation);
+        self.slots[slot].predecessors.push(Predecessor { incarnation, pidfd, tube });
     }
 
-    /// Starts a secondary in an empty slot.
-    pub(super) fn start_secondary(&mut self, reactor: &mut Handle<Key>, index: usize) {
-        let slot = &self.slots[index];
-        if slot.current.is_some() || slot.start_timer.is_some() {
-            return;
+    /// Does what the core says.
+    pub(super) fn carry_out(&mut self, reactor: &mut Handle<Key>) {
+        while let Some(action) = self.core.poll_action() {
+            match action {
+                Action::Tell { slot, command } => {
+                    if let Some(server) = self.slots[slot].current.as_mut() {
+                        server.writer.push(command);
+                    }
+                }
+                Action::Start { slot, incarnation } => self.start_secondary(reactor, slot, incarnation),
+                Action::Retire { slot, incarnation } => self.retire(reactor, slot, incarnation),
+                Action::BackOff { slot, deaths, wait } => {
+                    let number = number(slot);
+                    log::warn!("secondary {number}: {deaths} young deaths in a row, next start in {wait:?}");
+                }
+                Action::GiveUp { slot } => {
+                    log::error!("secondary {} says that it cannot start: it stays down", number(slot));
+                }
+                Action::Mended { slot, entry } => {
+                    let number = number(slot);
+                    log::error!(
+                        "secondary {number}: somebody wrote into entry {entry} of the job table: mended"
+                    );
+                }
+                Action::RefuseWaiting => {
+                    for key in self.waiting.drain() {
+                        self.refuse_waiting(reactor, key, Refusal::Stopping);
+                    }
+                }
+                Action::StopAccepting => self.stop_accepting(reactor),
+                Action::KillAll => self.kill_all(),
+                Action::End { remove_files } => {
+                    if remove_files {
+                        self.remove_files();
+                    }
+                    reactor.stop();
+                }
+            }
         }
-        let number = slot.number;
-        if !self.may_start(index) {
-            return;
-        }
-        let incarnation = next_incarnation(self.page.slot(number).incarnation);
-        self.page.reserve(number, incarnation);
-        match self.spawn(reactor, index, incarnation) {
+    }
+
+    fn start_secondary(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation) {
+        let number = number(slot);
+        match self.spawn(reactor, slot, incarnation) {
             Ok(server) => {
                 let start_time = proc::stat(server.pidfd.pid()).map_or(0, |stat| stat.start_time);
-                self.page.occupy(number, incarnation, server.pidfd.pid(), start_time);
+                self.page().occupy(number, incarnation, server.pidfd.pid(), start_time);
                 if incarnation > 1 {
-                    self.page.count_restart(number);
+                    self.page().count_restart(number);
                 }
-                self.slots[index].current = Some(server);
+                self.slots[slot].current = Some(server);
                 self.liveness.ring();
             }
             Err(error) => {
                 log::error!("cannot start secondary {number}.{incarnation}: {error}");
-                self.schedule_start(reactor, index, Death { ready_since: None, cannot_start: false });
+                self.core.handle_start_failed(reactor.now(), slot, incarnation);
             }
         }
     }
@@ -100,38 +138,30 @@ impl Principal {
     fn spawn(
         &self,
         reactor: &mut Handle<Key>,
-        index: usize,
+        slot: usize,
         incarnation: Incarnation,
     ) -> Result<Server, String> {
-        let slot = &self.slots[index];
+        let number = number(slot);
         let page = self.make_files(slot).map_err(|error| error.to_string())?;
         let open = |error| format!("its tubes cannot be opened: {error}");
-        let mut tube = Reader::open(&self.rundir.from_secondary(slot.number)).map_err(open)?;
-        let writer = Writer::open(&self.rundir.to_secondary(slot.number)).map_err(open)?;
-        let sheet =
-            Sheet { slot: slot.number, incarnation, parent: std::process::id(), ..self.sheet.clone() };
-        let mut pidfd = launch::spawn(&sheet, self.liveness.watchdog(), None, slot.listeners.iter())
+        let mut tube = Reader::open(&self.rundir.from_secondary(number)).map_err(open)?;
+        let writer = Writer::open(&self.rundir.to_secondary(number)).map_err(open)?;
+        let sheet = Sheet { slot: number, incarnation, parent: std::process::id(), ..self.sheet.clone() };
+        let listeners = self.slots[slot].listeners.iter();
+        let mut pidfd = launch::spawn(&sheet, self.liveness.watchdog(), None, listeners)
             .map_err(|error| error.to_string())?;
-        watch_end(reactor, &mut pidfd, index, incarnation);
-        watch_tube(reactor, &mut tube, index, incarnation);
-        Ok(Server {
-            incarnation,
-            pidfd,
-            page,
-            tube,
-            writer,
-            ready_since: None,
-            suspect: false,
-            stop_sent: false,
-        })
+        watch_end(reactor, &mut pidfd, slot, incarnation);
+        watch_tube(reactor, &mut tube, slot, incarnation);
+        Ok(Server { incarnation, pidfd, page, tube, writer })
     }
 
     /// New files for a new incarnation: no stale byte survives in a FIFO.
-    fn make_files(&self, slot: &Slot) -> Result<SecondaryPage, PageError> {
-        let number = slot.number;
+    fn make_files(&self, slot: usize) -> Result<SecondaryPage, PageError> {
+        let number = number(slot);
         let io = |what| move |source| PageError::Io { what, path: self.rundir.path().to_owned(), source };
         self.rundir.remove_secondary(number, None).map_err(io("clean"))?;
-        let page = SecondaryPage::create(&self.rundir.secondary_page(number), number, slot.counts)?;
+        let counts = self.slots[slot].counts;
+        let page = SecondaryPage::create(&self.rundir.secondary_page(number), number, counts)?;
         for fifo in [
             self.rundir.to_secondary(number),
             self.rundir.from_secondary(number),
@@ -142,22 +172,32 @@ impl Principal {
         Ok(page)
     }
 
+    /// The server of a slot drains: another needs its names.
+    fn retire(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation) {
+        let known = &mut self.slots[slot];
+        if let Some(mut server) = known.current.take_if(|server| server.incarnation == incarnation) {
+            server.writer.unwatch(reactor);
+            known.counts = server.page.counts();
+            let Server { pidfd, tube, .. } = server;
+            known.predecessors.push(Predecessor { incarnation, pidfd, tube: Some(tube) });
+        }
+        self.retire_files(slot, incarnation);
+    }
+
+    fn retire_files(&self, slot: usize, incarnation: Incarnation) {
+        let number = number(slot);
+        if let Err(error) = self.rundir.retire_secondary(number, incarnation) {
+            log::warn!("secondary {number}: cannot rename its files: {error}");
+        }
+    }
+
     pub(super) fn read_tube(
         &mut self,
         reactor: &mut Handle<Key>,
-        index: usize,
+        slot: usize,
         incarnation: Incarnation,
     ) -> Progress {
-        let slot = &mut self.slots[index];
-        let tube = match slot.current.as_mut() {
-            Some(server) if server.incarnation == incarnation => Some(&mut server.tube),
-            _ => slot
-                .predecessors
-                .iter_mut()
-                .find(|predecessor| predecessor.incarnation == incarnation)
-                .and_then(|predecessor| predecessor.tube.as_mut()),
-        };
-        let Some(tube) = tube else {
+        let Some(tube) = self.slots[slot].tube(incarnation) else {
             return Progress::Drained;
         };
         let mut commands = Vec::new();
@@ -167,11 +207,11 @@ impl Principal {
             Err(_) => malformed += 1,
         });
         if malformed > 0 {
-            log::warn!("secondary {}.{incarnation}: {malformed} lines are no commands", slot.number);
-            self.look_through(index);
+            log::warn!("secondary {}.{incarnation}: {malformed} lines are no commands", number(slot));
+            self.core.look_through(slot);
         }
         for command in commands {
-            self.hear(reactor, index, incarnation, command);
+            self.hear(reactor, slot, incarnation, command);
         }
         read.unwrap_or_else(|error| {
             log::warn!("cannot read a tube: {error}");
@@ -180,148 +220,93 @@ impl Principal {
     }
 
     /// A secondary says something.
-    fn hear(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation, command: Command) {
+    fn hear(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation, command: Command) {
+        let now = reactor.now();
         match command {
-            Command::Ready => self.on_server_ready(reactor, index, incarnation),
-            Command::Draining => self.on_server_draining(reactor, index, incarnation),
-            Command::Debut(job) => self.on_debut(index, job),
-            Command::Fin(job) | Command::Err(job) => self.on_end(index, job),
-            Command::Resync => self.look_through(index),
+            Command::Ready => self.core.handle_ready(now, slot, incarnation),
+            Command::Draining => self.core.handle_draining(now, slot, incarnation),
+            Command::Debut(job) => self.core.handle_debut(slot, job),
+            Command::Fin(job) | Command::Err(job) => self.core.handle_end(slot, job),
+            Command::Resync => self.core.look_through(slot),
             Command::Job(_) | Command::Stop | Command::Ping(_) | Command::Pong(_) => {
-                log::warn!("secondary {}.{incarnation} says {command:?}", self.slots[index].number);
+                log::warn!("secondary {}.{incarnation} says {command:?}", number(slot));
             }
         }
-    }
-
-    fn on_server_ready(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation) {
-        let slot = &mut self.slots[index];
-        let Some(server) = slot.current.as_mut().filter(|server| server.incarnation == incarnation) else {
-            return;
-        };
-        if server.ready_since.is_none() {
-            server.ready_since = Some(reactor.now());
-            self.page.set_occupied(slot.number, Occupied::Ready);
-            self.update_availability(reactor, index);
-        }
-    }
-
-    /// A secondary was sent SIGTERM: it finishes what it has, its successor takes the slot.
-    fn on_server_draining(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation) {
-        let slot = &mut self.slots[index];
-        let Some(mut server) = slot.current.take_if(|server| server.incarnation == incarnation) else {
-            return;
-        };
-        server.writer.unwatch(reactor);
-        slot.counts = server.page.counts();
-        let Server { pidfd, tube, .. } = server;
-        slot.predecessors.push(Predecessor { incarnation, pidfd, tube: Some(tube) });
-        let number = slot.number;
-        if let Err(error) = self.rundir.retire_secondary(number, incarnation) {
-            log::warn!("secondary {number}: cannot rename its files: {error}");
-        }
-        self.page.set_occupied(number, Occupied::Down);
-        self.update_availability(reactor, index);
-        self.start_secondary(reactor, index);
     }
 
     /// The kernel says that a secondary has ended.
-    pub(super) fn on_ended(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation) {
+    pub(super) fn on_ended(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation) {
         // What it said before it died may still stand in its tube: 64 KiB at most (pipe(7)).
         for _ in 0..8 {
-            if self.read_tube(reactor, index, incarnation) == Progress::Drained {
+            if self.read_tube(reactor, slot, incarnation) == Progress::Drained {
                 break;
             }
         }
-        if self.slots[index].current.as_ref().is_some_and(|server| server.incarnation == incarnation) {
-            self.bury_server(reactor, index);
+        self.carry_out(reactor);
+        if let Some(server) = self.slots[slot].current.take_if(|server| server.incarnation == incarnation) {
+            self.bury_server(reactor, slot, server);
         } else {
-            self.bury_predecessor(reactor, index, incarnation);
+            self.bury_predecessor(reactor, slot, incarnation);
         }
+        self.carry_out(reactor);
     }
 
-    fn bury_server(&mut self, reactor: &mut Handle<Key>, index: usize) {
-        let Some(server) = self.slots[index].current.take() else {
-            return;
-        };
-        let (number, incarnation) = (self.slots[index].number, server.incarnation);
+    fn bury_server(&mut self, reactor: &mut Handle<Key>, slot: usize, server: Server) {
         let exit = reap(&server.pidfd);
-        self.slots[index].counts = server.page.counts();
-        let Server { mut pidfd, mut tube, mut writer, ready_since, stop_sent, .. } = server;
+        self.slots[slot].counts = server.page.counts();
+        let Server { incarnation, mut pidfd, mut tube, mut writer, .. } = server;
         pidfd.unwatch(reactor);
         tube.unwatch(reactor);
         writer.unwatch(reactor);
-        let failed = self.fail_claims_of(index, incarnation);
-        let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
-        if !stop_sent {
-            log::warn!(
-                "secondary {number}.{incarnation} (pid {}) has ended: {exit}; {failed} jobs failed with it",
-                pidfd.pid()
-            );
-        }
-        self.page.set_occupied(number, Occupied::Down);
-        self.update_availability(reactor, index);
+        self.enter_death(reactor, slot, incarnation, pidfd.pid(), exit);
         self.liveness.ring();
-        if self.may_start(index) {
-            self.schedule_start(reactor, index, Death { ready_since, cannot_start });
-        }
     }
 
-    fn bury_predecessor(&mut self, reactor: &mut Handle<Key>, index: usize, incarnation: Incarnation) {
-        let slot = &mut self.slots[index];
-        let found = slot.predecessors.iter().position(|predecessor| predecessor.incarnation == incarnation);
+    fn bury_predecessor(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation) {
+        let predecessors = &mut self.slots[slot].predecessors;
+        let found = predecessors.iter().position(|predecessor| predecessor.incarnation == incarnation);
         let Some(found) = found else {
             return;
         };
-        let Predecessor { mut pidfd, tube, .. } = slot.predecessors.swap_remove(found);
-        let number = slot.number;
+        let Predecessor { mut pidfd, tube, .. } = predecessors.swap_remove(found);
         let exit = reap(&pidfd);
         pidfd.unwatch(reactor);
         if let Some(mut tube) = tube {
             tube.unwatch(reactor);
         }
-        let failed = self.fail_claims_of(index, incarnation);
-        log::info!(
-            "secondary {number}.{incarnation} (pid {}) has drained: {exit}; {failed} jobs failed with it",
-            pidfd.pid()
-        );
-        if let Err(error) = self.rundir.remove_secondary(number, Some(incarnation)) {
-            log::warn!("secondary {number}: cannot remove its files: {error}");
+        self.enter_death(reactor, slot, incarnation, pidfd.pid(), exit);
+        if let Err(error) = self.rundir.remove_secondary(number(slot), Some(incarnation)) {
+            log::warn!("secondary {}: cannot remove its files: {error}", number(slot));
         }
     }
 
-    fn schedule_start(&mut self, reactor: &mut Handle<Key>, index: usize, death: Death) {
-        let now = reactor.now();
-        let slot = &mut self.slots[index];
-        let number = slot.number;
-        match slot.restart.after_death(now, death) {
-            RestartVerdict::StartAt(at) if at <= now => self.start_secondary(reactor, index),
-            RestartVerdict::StartAt(at) => {
-                let deaths = slot.restart.young_deaths();
-                log::warn!(
-                    "secondary {number}: {deaths} young deaths in a row, next start in {:?}",
-                    at.since(now)
-                );
-                slot.start_timer = Some(self.timers.arm(at, Timer::Start(index)));
-            }
-            RestartVerdict::GiveUp => {
-                log::error!("secondary {number} says that it cannot start: it stays down");
-                self.page.set_occupied(number, Occupied::GivenUp);
-            }
-        }
+    fn enter_death(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        slot: usize,
+        incarnation: Incarnation,
+        pid: u32,
+        exit: Exit,
+    ) {
+        let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
+        let Some(loss) = self.core.handle_exited(reactor.now(), slot, incarnation, cannot_start) else {
+            return;
+        };
+        let level = if loss.expected { log::Level::Info } else { log::Level::Warn };
+        let (number, failed) = (number(slot), loss.failed);
+        log::log!(
+            level,
+            "secondary {number}.{incarnation} (pid {pid}) has ended: {exit}; {failed} jobs failed with it"
+        );
     }
 
     /// The watchdog's verdicts have changed.
     pub(super) fn read_verdicts(&mut self, reactor: &mut Handle<Key>) {
         let suspects = self.liveness.suspects();
-        for index in 0..self.slots.len() {
-            let number = self.slots[index].number;
-            let Some(server) = self.slots[index].current.as_mut() else {
-                continue;
-            };
-            let suspect = suspects.contains(&Name::secondary(number, server.incarnation));
-            if suspect != server.suspect {
-                server.suspect = suspect;
-                self.update_availability(reactor, index);
+        for slot in 0..self.slots.len() {
+            if let Some(incarnation) = self.core.current(slot) {
+                let suspect = suspects.contains(&Name::secondary(number(slot), incarnation));
+                self.core.handle_suspicion(reactor.now(), slot, incarnation, suspect);
             }
         }
     }
@@ -329,46 +314,32 @@ impl Principal {
     /// At each probe: looks at the truth, whose doorbells may have been lost or stolen
     /// (`cat wdtube1` takes lines away). A few slots at a time.
     pub(super) fn reconcile(&mut self, reactor: &mut Handle<Key>) {
-        self.stop_is_ordered(reactor);
+        self.read_stop(reactor);
         self.read_verdicts(reactor);
         for _ in 0..self.slots.len().min(RECONCILED_AT_A_PROBE) {
-            let index = self.reconcile_next % self.slots.len();
-            self.reconcile_next = index + 1;
-            self.reconcile_slot(reactor, index);
+            let slot = self.reconcile_next % self.slots.len();
+            self.reconcile_next = slot + 1;
+            self.reconcile_slot(reactor, slot);
         }
     }
 
-    fn reconcile_slot(&mut self, reactor: &mut Handle<Key>, index: usize) {
-        if self.dispatch.load(index).open > 0 {
-            self.look_through(index);
+    fn reconcile_slot(&mut self, reactor: &mut Handle<Key>, slot: usize) {
+        if self.core.dispatch().load(slot).open > 0 {
+            self.core.look_through(slot);
         }
-        let Some(server) = self.slots[index].current.as_mut() else {
+        self.core.repeat_stop(slot);
+        let Some(server) = self.slots[slot].current.as_ref() else {
             return;
         };
-        if server.stop_sent {
-            server.writer.push(Command::Stop);
-        }
         let (incarnation, record) = (server.incarnation, server.page.record());
         if record.incarnation != incarnation || record.pid != server.pidfd.pid() {
             return;
         }
         match record.condition {
-            Condition::Ready => self.on_server_ready(reactor, index, incarnation),
-            Condition::Draining => self.on_server_draining(reactor, index, incarnation),
+            Condition::Ready => self.core.handle_ready(reactor.now(), slot, incarnation),
+            Condition::Draining => self.core.handle_draining(reactor.now(), slot, incarnation),
             Condition::None | Condition::Starting => {}
         }
-    }
-
-    fn update_availability(&mut self, reactor: &mut Handle<Key>, index: usize) {
-        let slot = &mut self.slots[index];
-        let available =
-            slot.current.as_ref().is_some_and(|server| server.ready_since.is_some() && !server.suspect);
-        self.dispatch.load_mut(index).available = available;
-        slot.serving_since = match (available, slot.serving_since) {
-            (true, None) => Some(reactor.now()),
-            (true, since) => since,
-            (false, _) => None,
-        };
     }
 
     /// Rings each secondary once with all that the turn produced for it.
@@ -379,8 +350,19 @@ impl Principal {
         }
     }
 
-    /// Kills what is left when a stop has lasted too long.
-    pub(super) fn kill_all(&self) {
+    /// The watchdog has died: nobody would accept in our stead, so nothing is accepted.
+    fn stop_accepting(&mut self, reactor: &mut Handle<Key>) {
+        if let Some((mut listener, id)) = self.listener.take() {
+            log::warn!("the watchdog has died: finishing what is under way");
+            reactor.deregister(&mut listener, id);
+        }
+        for slot in &mut self.slots {
+            slot.listeners.clear();
+        }
+    }
+
+    fn kill_all(&self) {
+        log::warn!("secondaries that do not end are killed");
         for slot in &self.slots {
             let current = slot.current.iter().map(|server| &server.pidfd);
             for pidfd in current.chain(slot.predecessors.iter().map(|predecessor| &predecessor.pidfd)) {
@@ -392,13 +374,13 @@ impl Principal {
     }
 
     /// Removes what the last incarnations leave, when all have ended.
-    pub(super) fn remove_files(&self) {
-        for slot in &self.slots {
-            if let Err(error) = self.rundir.remove_secondary(slot.number, None) {
-                log::warn!("secondary {}: cannot remove its files: {error}", slot.number);
+    fn remove_files(&self) {
+        for number in (0..self.slots.len()).map(number) {
+            if let Err(error) = self.rundir.remove_secondary(number, None) {
+                log::warn!("secondary {number}: cannot remove its files: {error}");
             }
-            if let Err(error) = rundir::remove(&self.rundir.jobs(slot.number)) {
-                log::warn!("secondary {}: cannot remove its job table: {error}", slot.number);
+            if let Err(error) = rundir::remove(&self.rundir.jobs(number)) {
+                log::warn!("secondary {number}: cannot remove its job table: {error}");
             }
         }
     }

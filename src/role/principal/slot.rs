@@ -1,33 +1,15 @@
-//! One slot of the principal: its job table, its ports, and who is in it.
+//! What the kernel gives us for each slot: sockets, processes, tubes.
 
 use std::net::TcpListener;
-use std::path::Path;
 
-use crate::core::job::{Incarnation, State};
-use crate::core::list::{Ends, Links};
-use crate::core::moment::Moment;
-use crate::core::restart::Restart;
-use crate::core::timers::TimerId;
+use crate::core::job::Incarnation;
 use crate::os::fifo::{Reader, Writer};
 use crate::os::pidfd::Pidfd;
-use crate::page::jobs::JobTable;
 use crate::page::secondary::{Counts, SecondaryPage};
-use crate::page::{Access, PageError};
 
 /// A slot, whoever is in it.
+#[derive(Default)]
 pub struct Slot {
-    /// Counted from 1, as in names and files.
-    pub number: u16,
-    /// The truth about its jobs.
-    pub table: JobTable,
-    /// Entries of the table that hold no job.
-    pub free: Vec<u32>,
-    /// Jobs that wait to be claimed, oldest first.
-    pub waiting: Ends,
-    /// The links of that list.
-    pub links: Links,
-    /// When the oldest of them expires.
-    pub expire_timer: Option<TimerId>,
     /// Its listening sockets, by request type, to hand to a successor.
     pub listeners: Vec<TcpListener>,
     /// The server in it.
@@ -36,12 +18,6 @@ pub struct Slot {
     pub predecessors: Vec<Predecessor>,
     /// What its secondaries have counted so far, to go on from.
     pub counts: Counts,
-    /// When to start again.
-    pub restart: Restart,
-    /// Armed while a back-off lasts.
-    pub start_timer: Option<TimerId>,
-    /// Since when it has had a server that can accept; jobs expire only while it has.
-    pub serving_since: Option<Moment>,
 }
 
 /// The secondary that serves a slot.
@@ -56,12 +32,6 @@ pub struct Server {
     pub tube: Reader,
     /// `dwtube<n>`.
     pub writer: Writer,
-    /// When it said that its loop runs.
-    pub ready_since: Option<Moment>,
-    /// The watchdog says that it does not answer.
-    pub suspect: bool,
-    /// It was told to end.
-    pub stop_sent: bool,
 }
 
 /// A secondary that drains: it may be another principal's child.
@@ -75,42 +45,15 @@ pub struct Predecessor {
 }
 
 impl Slot {
-    /// Maps the slot's job table; nobody is in the slot yet.
-    pub fn attach(
-        number: u16,
-        jobs: &Path,
-        listeners: Vec<TcpListener>,
-        seed: u64,
-    ) -> Result<Self, PageError> {
-        let table = JobTable::attach(jobs, Access::ReadWrite)?;
-        let links = Links::new(table.capacity() as usize);
-        Ok(Self {
-            number,
-            table,
-            free: Vec::new(),
-            waiting: Ends::default(),
-            links,
-            expire_timer: None,
-            listeners,
-            current: None,
-            predecessors: Vec::new(),
-            counts: Counts::default(),
-            restart: Restart::new(seed << 16 | u64::from(number)),
-            start_timer: None,
-            serving_since: None,
-        })
-    }
-
-    /// Whether an incarnation is known to live: what it has claimed is its business.
-    pub fn is_living(&self, incarnation: Incarnation) -> bool {
-        self.current.as_ref().is_some_and(|server| server.incarnation == incarnation)
-            || self.predecessors.iter().any(|predecessor| predecessor.incarnation == incarnation)
-    }
-
-    /// Whether any job of the slot waits to be claimed.
-    pub fn has_waiting(&self) -> bool {
-        self.table
-            .indices()
-            .any(|index| self.table.state(index).is_ok_and(|word| word.state == State::Waiting))
+    /// The tube in which that incarnation speaks, whether it serves or drains.
+    pub fn tube(&mut self, incarnation: Incarnation) -> Option<&mut Reader> {
+        match self.current.as_mut() {
+            Some(server) if server.incarnation == incarnation => Some(&mut server.tube),
+            _ => self
+                .predecessors
+                .iter_mut()
+                .find(|predecessor| predecessor.incarnation == incarnation)
+                .and_then(|predecessor| predecessor.tube.as_mut()),
+        }
     }
 }

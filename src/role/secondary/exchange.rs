@@ -12,7 +12,7 @@ use crate::handler::{BuiltIn, Session, Turn};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, write_some};
 use crate::role::secondary::{Key, READ_BYTES, Secondary, Timer};
-use crate::wire::tube::{Command, JobRef};
+use crate::wire::tube::JobRef;
 
 /// With this much unsent output nothing more is read from a client.
 const OUTPUT_LIMIT: usize = 64 * 1024;
@@ -195,15 +195,7 @@ impl Secondary {
         if let Some(id) = exchange.id {
             reactor.deregister(&mut exchange.stream, id);
         }
-        if self.jobs.end(exchange.job, end) {
-            let command = match end {
-                State::Done => Command::Fin(exchange.job),
-                State::Free | State::Waiting | State::Claimed | State::Failed | State::Expired => {
-                    Command::Err(exchange.job)
-                }
-            };
-            self.to_principal.push(command);
-        }
+        self.service.handle_end(exchange.job, end);
     }
 
     /// One timer serves both: the session's wish and the client's silence.

@@ -1,7 +1,6 @@
 //! The secondary: accepts on its own ports, runs the handlers, tells the principal.
 
 mod exchange;
-mod jobs;
 
 use std::process::ExitCode;
 
@@ -14,6 +13,7 @@ use crate::config::Config;
 use crate::core::job::State;
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
+use crate::core::service::{Action, Service, Surroundings};
 use crate::core::timers::Timers;
 use crate::exit::{Code, Failure};
 use crate::handler::Handlers;
@@ -21,16 +21,16 @@ use crate::os::fifo;
 use crate::os::listener;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
-use crate::page::{Access, record, secondary::SecondaryPage};
+use crate::page::jobs::JobTable;
+use crate::page::secondary::SecondaryPage;
+use crate::page::{Access, record};
 use crate::role::launch::{self, Launched};
 use crate::role::liveness::Liveness;
-use crate::role::principal::GROUP_SIGNAL_WITHIN;
 use crate::wire::client::TypeIndex;
 use crate::wire::order::Order;
 use crate::wire::tube::Command;
 
 use exchange::Exchange;
-use jobs::Jobs;
 
 /// Connections accepted in one turn, per port.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -61,10 +61,6 @@ enum Timer {
     Exchange(usize),
     /// Accept again on that port: descriptors had run out.
     Accept(TypeIndex),
-    /// The grace of a draining secondary is over.
-    GraceOver,
-    /// SIGTERM came a moment ago: for us alone, or for the whole group?
-    Sigterm,
 }
 
 struct Listener {
@@ -80,7 +76,7 @@ struct Secondary {
     parent: u32,
     liveness: Liveness,
     page: SecondaryPage,
-    jobs: Jobs,
+    service: Service<JobTable>,
     handlers: Handlers,
     /// By request type; empty once it drains.
     listeners: Vec<Listener>,
@@ -91,7 +87,6 @@ struct Secondary {
     buffer: Box<[u8; READ_BYTES]>,
     /// Output of the session whose turn it is, before it is sent.
     scratch: Vec<u8>,
-    draining: bool,
     descriptors_ran_out: bool,
 }
 
@@ -108,6 +103,8 @@ pub fn run() -> Result<ExitCode, Failure> {
     let mut reactor = Reactor::new(&[SIGUSR1, SIGTERM])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     let mut secondary = Secondary::start(launched, reactor.handle())?;
+    #[cfg(debug_assertions)]
+    crate::page::fuse::light_by_environment(&name.to_string());
     reactor.run(&mut secondary).map_err(|error| Failure::internal("run the event loop", &error))?;
     Ok(Code::Ok.into())
 }
@@ -118,7 +115,7 @@ impl Secondary {
         let (rundir, slot) = (launch::rundir(&sheet), sheet.slot);
         let attach = |error| Failure::internal("attach", &error);
         let page = SecondaryPage::attach(&rundir.secondary_page(slot), Access::ReadWrite).map_err(attach)?;
-        let jobs = Jobs::attach(&rundir.jobs(slot), sheet.incarnation).map_err(attach)?;
+        let table = JobTable::attach(&rundir.jobs(slot), Access::ReadWrite).map_err(attach)?;
         let open = |error| Failure::internal("open the tubes", &error);
         let tube = fifo::Reader::open(&rundir.to_secondary(slot)).map_err(open)?;
         let to_principal = fifo::Writer::open(&rundir.from_secondary(slot)).map_err(open)?;
@@ -128,11 +125,11 @@ impl Secondary {
         let liveness = Liveness::begin(sheet.name(), watchdog, &rundir.watchdog_page(), orders, page.page())?;
         let mut secondary = Self {
             handlers: Handlers::new(&sheet.config, slot),
+            service: Service::new(table, sheet.incarnation, sheet.config.watchdog.grace),
             parent: sheet.parent,
             config: sheet.config,
             liveness,
             page,
-            jobs,
             listeners: Vec::new(),
             exchanges: Slab::new(),
             timers: Timers::default(),
@@ -140,7 +137,6 @@ impl Secondary {
             to_principal,
             buffer: Box::new([0; READ_BYTES]),
             scratch: Vec::new(),
-            draining: false,
             descriptors_ran_out: false,
         };
         let watch = |error| Failure::internal("watch a descriptor", &error);
@@ -153,7 +149,7 @@ impl Secondary {
         secondary.to_principal.push(Command::Ready);
         secondary.liveness.declare_ready(reactor, secondary.page.page(), Key::Orders, Key::Watchdog)?;
         if secondary.is_orphan() {
-            secondary.drain(reactor);
+            secondary.service.handle_drain(reactor.now());
         }
         Ok(secondary)
     }
@@ -190,11 +186,11 @@ impl Secondary {
     ) {
         self.descriptors_ran_out = false;
         let client = listener::client_address(peer);
-        let mut job = self.jobs.claim(kind, client, reactor.now());
+        let mut job = self.service.claim(kind, client, reactor.now());
         if job.is_none() {
             // Perhaps its doorbell is still in the tube.
-            let _ = self.read_tube(reactor);
-            job = self.jobs.claim_after_look(kind, client, reactor.now());
+            let _ = self.read_tube();
+            job = self.service.claim_after_look(kind, client, reactor.now());
         }
         let Some(job) = job else {
             self.page.count_rejected();
@@ -202,18 +198,17 @@ impl Secondary {
             return;
         };
         self.page.count_admitted();
-        self.to_principal.push(Command::Debut(job));
         let session = self.handlers.open(kind);
         self.open_exchange(reactor, Exchange::new(stream, job, session, reactor.now()));
     }
 
     /// Reads `dwtube<n>`: jobs, and perhaps the order to end.
-    fn read_tube(&mut self, reactor: &mut Handle<Key>) -> Progress {
+    fn read_tube(&mut self) -> Progress {
         let (mut stop, mut malformed) = (false, 0);
-        let Self { tube, jobs, .. } = self;
+        let Self { tube, service, .. } = self;
         let read = tube.read(|line| match Command::parse(line) {
-            Ok(Command::Job(job)) => jobs.announce(job),
-            Ok(Command::Resync) => jobs.look_through(),
+            Ok(Command::Job(job)) => service.handle_job(job),
+            Ok(Command::Resync) => service.look_through(),
             Ok(Command::Stop) => stop = true,
             Ok(
                 Command::Ready
@@ -228,11 +223,11 @@ impl Secondary {
         });
         if malformed > 0 {
             // A line of ours may have been among them.
-            jobs.look_through();
+            service.look_through();
             self.page.count_malformed(malformed);
         }
         if stop {
-            self.stop_now(reactor);
+            service.handle_stop();
         }
         read.unwrap_or_else(|error| {
             log::warn!("cannot read the tube: {error}");
@@ -240,49 +235,47 @@ impl Secondary {
         })
     }
 
-    /// The kernel sends SIGTERM when the principal dies; others may send it to this process
-    /// alone, or to the whole group.
-    fn on_sigterm(&mut self, reactor: &mut Handle<Key>) {
-        if self.is_orphan() || self.liveness.watchdog().has_ended() {
-            self.drain(reactor);
-        } else {
-            self.timers.arm(reactor.now() + GROUP_SIGNAL_WITHIN, Timer::Sigterm);
-        }
-    }
-
     fn is_orphan(&self) -> bool {
         process::parent_pid() != self.parent
     }
 
-    /// Takes nothing new, finishes what it has, then ends.
-    fn drain(&mut self, reactor: &mut Handle<Key>) {
-        if std::mem::replace(&mut self.draining, true) {
-            return;
+    fn surroundings(&self) -> Surroundings {
+        Surroundings {
+            is_orphan: self.is_orphan() || self.liveness.watchdog().has_ended(),
+            is_stopping: self.liveness.watchdog_page().is_stopping(),
         }
-        // The watchdog holds these sockets open: only deregistering ends our interest.
-        for Listener { mut socket, id, .. } in self.listeners.drain(..) {
-            reactor.deregister(&mut socket, id);
-        }
-        record::declare_draining(self.page.page());
-        self.to_principal.push(Command::Draining);
-        self.liveness.ring();
-        self.timers.arm(reactor.now() + self.config.watchdog.grace, Timer::GraceOver);
-    }
-
-    /// Ends at once: what is open fails.
-    fn stop_now(&mut self, reactor: &mut Handle<Key>) {
-        let open: Vec<usize> = self.exchanges.iter().map(|(key, _)| key).collect();
-        for key in open {
-            self.close_exchange(reactor, key, State::Failed);
-        }
-        reactor.stop();
     }
 
     fn obey(&mut self, reactor: &mut Handle<Key>, order: Order) {
         match order {
-            Order::Drain => self.drain(reactor),
-            Order::Stop | Order::StopNow => self.stop_now(reactor),
+            Order::Drain => self.service.handle_drain(reactor.now()),
+            Order::Stop | Order::StopNow => self.service.handle_stop(),
             Order::Look => {}
+        }
+    }
+
+    /// Does what the core says.
+    fn carry_out(&mut self, reactor: &mut Handle<Key>, action: Action) {
+        match action {
+            Action::Tell(command) => self.to_principal.push(command),
+            Action::StopAccepting => {
+                // The watchdog holds these sockets open: only deregistering ends our interest.
+                for Listener { mut socket, id, .. } in self.listeners.drain(..) {
+                    reactor.deregister(&mut socket, id);
+                }
+                record::declare_draining(self.page.page());
+                self.liveness.ring();
+            }
+            Action::CutAll => {
+                let open: Vec<usize> = self.exchanges.iter().map(|(key, _)| key).collect();
+                if !open.is_empty() {
+                    log::warn!("{} exchanges are cut off", open.len());
+                }
+                for key in open {
+                    self.close_exchange(reactor, key, State::Failed);
+                }
+            }
+            Action::End => reactor.stop(),
         }
     }
 }
@@ -295,10 +288,10 @@ impl Role for Secondary {
             SIGUSR1 => {
                 self.liveness.answer_probe(self.page.page(), reactor.now());
                 if self.liveness.is_to_drain() {
-                    self.drain(reactor);
+                    self.service.handle_drain(reactor.now());
                 }
             }
-            SIGTERM => self.on_sigterm(reactor),
+            SIGTERM => self.service.handle_term(reactor.now(), self.surroundings()),
             _ => {}
         }
     }
@@ -307,7 +300,7 @@ impl Role for Secondary {
         match key {
             Key::Listener(kind) => self.accept(reactor, kind),
             Key::Exchange(key) => self.on_exchange(reactor, key, ready),
-            Key::Tube => self.read_tube(reactor),
+            Key::Tube => self.read_tube(),
             Key::TubeRoom => Progress::Drained,
             Key::Orders => {
                 let (orders, progress) = self.liveness.read_orders();
@@ -317,17 +310,15 @@ impl Role for Secondary {
                 progress
             }
             Key::Watchdog => {
-                if !self.draining {
-                    log::warn!("the watchdog has died: finishing {} exchanges", self.exchanges.len());
-                    self.drain(reactor);
-                }
+                log::warn!("the watchdog has died: {} exchanges to finish", self.exchanges.len());
+                self.service.handle_drain(reactor.now());
                 Progress::Drained
             }
         }
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.timers.next()
+        self.timers.next().into_iter().chain(self.service.poll_timeout()).min()
     }
 
     fn on_deadline(&mut self, reactor: &mut Handle<Key>) {
@@ -344,23 +335,17 @@ impl Role for Secondary {
                         reactor.again(listener.id, fifo::READABLE);
                     }
                 }
-                Timer::Sigterm => {
-                    // A stop is the principal's business: it says when no job is left for us.
-                    if !self.liveness.watchdog_page().is_stopping() || self.is_orphan() {
-                        self.drain(reactor);
-                    }
-                }
-                Timer::GraceOver => {
-                    log::warn!("grace is over: {} exchanges are cut off", self.exchanges.len());
-                    self.stop_now(reactor);
-                }
             }
+        }
+        if self.service.poll_timeout().is_some_and(|at| at <= reactor.now()) {
+            self.service.handle_timeout(reactor.now(), self.surroundings());
         }
     }
 
     fn settle(&mut self, reactor: &mut Handle<Key>) {
-        if self.draining && self.exchanges.is_empty() {
-            reactor.stop();
+        self.service.finish_turn();
+        while let Some(action) = self.service.poll_action() {
+            self.carry_out(reactor, action);
         }
         self.to_principal.flush_or_watch(reactor, Key::TubeRoom);
     }

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use crate::core::moment::{Moment, nanos};
 use crate::core::name::{Name, Role};
+use crate::core::slots::Occupied;
 use crate::core::supervision::{Act, Evidence, Reason, RunState};
 use crate::core::tree::Action;
 use crate::exit::Code;
@@ -16,7 +17,7 @@ use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc::{self, CpuClock};
 use crate::os::reactor::Handle;
 use crate::os::rundir;
-use crate::page::principal::{Occupied, Slot};
+use crate::page::principal::Slot;
 use crate::page::record::{Condition, Record};
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{RecordIndex, Verdict};

@@ -1,0 +1,216 @@
+//! Giving jobs, and entering their ends in the books.
+
+use crate::core::dispatch::NoSlot;
+use crate::core::job::{Garbage, Incarnation, Job, JobNumber, State, Table, Word};
+use crate::core::moment::Moment;
+use crate::core::slots::{Action, Books, Slots, Timer};
+use crate::wire::tube::{Command, JobRef};
+
+impl<B: Books> Slots<B> {
+    /// Gives a job to the least loaded secondary, tells it, and returns its slot.
+    ///
+    /// # Errors
+    /// Says why nobody can take it.
+    pub fn give(&mut self, job: Job) -> Result<usize, NoSlot> {
+        let index = self.dispatch.choose()?;
+        let slot = &mut self.slots[index];
+        let Some(entry) = slot.free.pop() else {
+            debug_assert!(false, "slot {index} has room by its load, none in its table");
+            return Err(NoSlot::AllFull);
+        };
+        let number = self.books.give(index, entry, job);
+        slot.given[entry as usize] = number;
+        slot.links.push_back(&mut slot.waiting, entry);
+        if slot.expire_timer.is_none() {
+            let at = job.given_at + self.settings.claim_within;
+            slot.expire_timer = Some(self.timers.arm(at, Timer::Expire(index)));
+        }
+        let command = Command::Job(JobRef { index: entry, number });
+        self.actions.push_back(Action::Tell { slot: index, command });
+        self.change_open(index, |open| open + 1);
+        Ok(index)
+    }
+
+    /// A secondary says that it has begun an exchange: the job waits no longer.
+    pub fn handle_debut(&mut self, slot: usize, job: JobRef) {
+        // The table has the last word: a stray line must not make a waiting job immortal.
+        let word = self.books.table(slot).state(job.index);
+        let claimed = word.is_ok_and(|word| word.number == job.number && word.state != State::Waiting);
+        let slot = &mut self.slots[slot];
+        if claimed && slot.links.contains(job.index) {
+            slot.links.remove(&mut slot.waiting, job.index);
+        }
+    }
+
+    /// A job is said to have ended: enters what its state word says.
+    pub fn handle_end(&mut self, slot: usize, job: JobRef) {
+        // A doorbell that came twice, or garbage: the table says otherwise.
+        if self.given(slot, job.index) == Some(job.number) {
+            self.look_at(slot, job.index);
+        }
+    }
+
+    /// Looks through a slot's table: doorbells may have been lost, or stolen (`cat wdtube1`
+    /// takes lines away).
+    pub fn look_through(&mut self, slot: usize) {
+        for entry in self.books.table(slot).indices() {
+            self.look_at(slot, entry);
+        }
+    }
+
+    /// Enters an end, or puts right what somebody else has written.
+    fn look_at(&mut self, slot: usize, entry: u32) {
+        let given = self.slots[slot].given[entry as usize];
+        match (given, self.books.table(slot).state(entry)) {
+            (0, Ok(Word { state: State::Free, .. })) => {}
+            (0, Ok(_) | Err(_)) => {
+                self.books.table(slot).overwrite(entry, Word::FREE);
+                self.actions.push_back(Action::Mended { slot, entry });
+            }
+            (_, Ok(word)) if word.number == given && word.has_ended() => self.enter_end(slot, entry, word),
+            (_, Ok(word)) if word.number == given && word.state != State::Free => {}
+            (_, Ok(_) | Err(_)) => {
+                let failed = Word::waiting(given).in_state(State::Failed);
+                self.books.table(slot).overwrite(entry, failed);
+                self.actions.push_back(Action::Mended { slot, entry });
+                self.enter_end(slot, entry, failed);
+            }
+        }
+    }
+
+    /// An incarnation has died: what it had claimed has failed, and only that.
+    pub(super) fn fail_claims_of(&mut self, slot: usize, incarnation: Incarnation) -> u32 {
+        let mut failed = 0;
+        let table = self.books.table(slot);
+        for entry in table.indices() {
+            if let Ok(word) = table.state(entry)
+                && word.state == State::Claimed
+                && word.holder == incarnation
+                && word.number == self.slots[slot].given[entry as usize]
+                && table.swap(entry, word, word.in_state(State::Failed))
+            {
+                failed += 1;
+            }
+        }
+        self.look_through(slot);
+        failed
+    }
+
+    /// Takes over a table that a dead principal left, before anybody is in the slot but
+    /// predecessors that live.
+    pub(super) fn recover(&mut self, now: Moment, index: usize) {
+        let (mut waiting, mut dead) = (Vec::new(), Vec::new());
+        for entry in self.books.table(index).indices().rev() {
+            let state = self.books.table(index).state(entry);
+            let slot = &mut self.slots[index];
+            match state {
+                Ok(Word { state: State::Free, .. }) => slot.free.push(entry),
+                Ok(word) => {
+                    slot.given[entry as usize] = word.number;
+                    match word.state {
+                        State::Waiting => waiting.push((word.number, entry)),
+                        State::Claimed if !slot.predecessors.contains(&word.holder) => dead.push(word.holder),
+                        State::Free | State::Claimed | State::Done | State::Failed | State::Expired => {}
+                    }
+                }
+                Err(Garbage(_)) => {
+                    slot.free.push(entry);
+                    self.books.table(index).overwrite(entry, Word::FREE);
+                    self.actions.push_back(Action::Mended { slot: index, entry });
+                }
+            }
+        }
+        waiting.sort_unstable();
+        let slot = &mut self.slots[index];
+        for (_, entry) in &waiting {
+            slot.links.push_back(&mut slot.waiting, *entry);
+        }
+        if !waiting.is_empty() {
+            let at = now + self.settings.claim_within;
+            slot.expire_timer = Some(self.timers.arm(at, Timer::Expire(index)));
+        }
+        let open = slot.given.iter().filter(|&&number| number != 0).count();
+        self.change_open(index, |_| u32::try_from(open).unwrap_or(u32::MAX));
+        self.look_through(index);
+        dead.sort_unstable();
+        dead.dedup();
+        for incarnation in dead {
+            self.fail_claims_of(index, incarnation);
+        }
+    }
+
+    /// Jobs that nobody came for in time expire; but while a slot has no server that could
+    /// accept, their clients may stand in its backlog, and time does not count.
+    pub(super) fn expire(&mut self, now: Moment, index: usize) {
+        self.slots[index].expire_timer = None;
+        while let Some(entry) = self.slots[index].waiting.first() {
+            let table = self.books.table(index);
+            let slot = &mut self.slots[index];
+            let word = table.state(entry).unwrap_or(Word::FREE);
+            if word.state != State::Waiting {
+                // Claimed: the doorbell that says so is still under way.
+                slot.links.remove(&mut slot.waiting, entry);
+                continue;
+            }
+            let given_at = table.job(entry).map_or(now, |job| job.given_at.min(now));
+            let expires_at = match slot.serving_since {
+                Some(since) => given_at.max(since) + self.settings.claim_within,
+                None => now + self.settings.claim_within,
+            };
+            if expires_at > now {
+                slot.expire_timer = Some(self.timers.arm(expires_at, Timer::Expire(index)));
+                return;
+            }
+            slot.links.remove(&mut slot.waiting, entry);
+            self.expire_one(index, entry, word);
+        }
+    }
+
+    /// The end of everything: what still waits has expired.
+    pub(super) fn expire_all(&mut self) {
+        for slot in 0..self.slots.len() {
+            for entry in self.books.table(slot).indices() {
+                if let Ok(word) = self.books.table(slot).state(entry)
+                    && word.state == State::Waiting
+                {
+                    self.expire_one(slot, entry, word);
+                }
+            }
+        }
+    }
+
+    fn expire_one(&mut self, slot: usize, entry: u32, word: Word) {
+        if self.books.table(slot).swap(entry, word, word.in_state(State::Expired)) {
+            self.look_at(slot, entry);
+        }
+    }
+
+    /// Whether any job of the slot waits to be claimed.
+    pub(super) fn has_waiting(&self, slot: usize) -> bool {
+        let table = self.books.table(slot);
+        table.indices().any(|entry| table.state(entry).is_ok_and(|word| word.state == State::Waiting))
+    }
+
+    /// Enters an end in the books and frees the entry.
+    fn enter_end(&mut self, index: usize, entry: u32, word: Word) {
+        let slot = &mut self.slots[index];
+        if slot.links.contains(entry) {
+            slot.links.remove(&mut slot.waiting, entry);
+        }
+        if self.books.settle(index, entry, word) {
+            slot.given[entry as usize] = 0;
+            slot.free.push(entry);
+            self.change_open(index, |open| open.saturating_sub(1));
+        }
+    }
+
+    fn given(&self, slot: usize, entry: u32) -> Option<JobNumber> {
+        self.slots[slot].given.get(entry as usize).copied().filter(|&number| number != 0)
+    }
+
+    fn change_open(&mut self, slot: usize, change: impl FnOnce(u32) -> u32) {
+        let load = self.dispatch.load_mut(slot);
+        load.open = change(load.open);
+        self.books.set_open(slot, load.open);
+    }
+}

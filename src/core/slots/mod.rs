@@ -1,0 +1,314 @@
+//! The principal's slots: which secondary is in each, which jobs it has, when one is started
+//! again, and how all of them end.
+//!
+//! The shell says what it heard (`handle_*`), asks for ports ([`Slots::give`]), and does what
+//! [`Slots::poll_action`] tells it, in that order: what a turn produced for a secondary is
+//! told before a client is answered. Slots are counted from 0 in here; names, files and the
+//! books count them from 1.
+
+mod jobs;
+mod servers;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::core::dispatch::Dispatch;
+use crate::core::job::{Incarnation, Job, JobNumber, Table, Word};
+use crate::core::list::{Ends, Links};
+use crate::core::moment::Moment;
+use crate::core::restart::Restart;
+use crate::core::timers::{TimerId, Timers};
+use crate::wire::tube::Command;
+
+pub use stop::GROUP_SIGNAL_WITHIN;
+use stop::Phase;
+
+/// The books in shared memory, as their keeper sees them. Slots are counted from 0.
+pub trait Books {
+    /// The job table of a slot.
+    type Table: Table;
+
+    /// The job table of a slot.
+    fn table(&self, slot: usize) -> &Self::Table;
+
+    /// Enters a new job in the books and publishes it as waiting at a free entry.
+    fn give(&self, slot: usize, entry: u32, job: Job) -> JobNumber;
+
+    /// Enters the end of a job that has ended and frees its entry. Returns whether it is free.
+    fn settle(&self, slot: usize, entry: u32, word: Word) -> bool;
+
+    /// Finishes the step at which a predecessor was interrupted.
+    fn redo(&self);
+
+    /// Tells how many jobs are open in a slot.
+    fn set_open(&self, slot: usize, open: u32);
+
+    /// Tells what a slot is doing.
+    fn set_occupied(&self, slot: usize, occupied: Occupied);
+
+    /// The incarnation that was last started in a slot.
+    fn last_incarnation(&self, slot: usize) -> Incarnation;
+
+    /// Uses up an incarnation before its process is started: should this principal die in
+    /// between, its successor will not give the same name to another.
+    fn reserve(&self, slot: usize, incarnation: Incarnation);
+}
+
+/// What a slot is doing, as the principal knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occupied {
+    /// No process; it will be started when its back-off is over.
+    Down,
+    /// A process was started.
+    Starting,
+    /// Its loop runs.
+    Ready,
+    /// It said that it cannot start, and is left down.
+    GivenUp,
+}
+
+/// What the configuration says about slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Claimed or waiting jobs, per slot.
+    pub max_jobs: u32,
+    /// How long a job waits to be claimed.
+    pub claim_within: Duration,
+    /// How long exchanges may go on when all is to stop.
+    pub grace: Duration,
+}
+
+/// What the shell has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Start this incarnation in an empty slot, or say [`Slots::handle_start_failed`].
+    Start {
+        /// Where.
+        slot: usize,
+        /// Which.
+        incarnation: Incarnation,
+    },
+    /// Say it through the slot's tube.
+    Tell {
+        /// To whom.
+        slot: usize,
+        /// What.
+        command: Command,
+    },
+    /// The slot's secondary drains: a successor needs its names.
+    Retire {
+        /// Where.
+        slot: usize,
+        /// Which.
+        incarnation: Incarnation,
+    },
+    /// A start waits until then.
+    BackOff {
+        /// Where.
+        slot: usize,
+        /// Young deaths in a row.
+        deaths: u32,
+        /// How long.
+        wait: Duration,
+    },
+    /// The slot's secondary says that it cannot start: it stays down.
+    GiveUp {
+        /// Where.
+        slot: usize,
+    },
+    /// Somebody wrote into the job table who should not: the entry was put right.
+    Mended {
+        /// Where.
+        slot: usize,
+        /// The entry.
+        entry: u32,
+    },
+    /// Refuse the requests that wait for a secondary.
+    RefuseWaiting,
+    /// Close the control listener and forget the data listeners.
+    StopAccepting,
+    /// Kill all that live.
+    KillAll,
+    /// Nobody is left, or a successor takes over: end. The files go where they are ours.
+    End {
+        /// Whether nothing will ever be done with the files again.
+        remove_files: bool,
+    },
+}
+
+/// What is known about a death once it is in the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Claimed jobs that failed with it.
+    pub failed: u32,
+    /// Whether it was told to end or drained.
+    pub expected: bool,
+}
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug)]
+enum Timer {
+    /// The oldest waiting job of a slot expires.
+    Expire(usize),
+    /// The back-off of a slot is over.
+    Start(usize),
+    /// A stop has lasted as long as it may.
+    Stop,
+    /// SIGTERM came a moment ago, and no stop was ordered since.
+    HandOver,
+}
+
+/// The secondary that serves a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Server {
+    incarnation: Incarnation,
+    /// When it said that its loop runs.
+    ready_since: Option<Moment>,
+    /// The watchdog says that it does not answer.
+    suspect: bool,
+    /// It was told to end.
+    stop_sent: bool,
+}
+
+#[derive(Debug)]
+struct Slot {
+    current: Option<Server>,
+    /// Those before it that still finish their exchanges.
+    predecessors: Vec<Incarnation>,
+    /// Entries of the table that hold no job.
+    free: Vec<u32>,
+    /// The job that was given at each entry, zero where none is: who writes something else
+    /// into the table is not believed.
+    given: Vec<JobNumber>,
+    /// Jobs that wait to be claimed, oldest first.
+    waiting: Ends,
+    links: Links,
+    /// Armed while jobs wait to be claimed.
+    expire_timer: Option<TimerId>,
+    /// Armed while a back-off lasts.
+    start_timer: Option<TimerId>,
+    restart: Restart,
+    /// Since when it has had a server that can accept; jobs expire only while it has.
+    serving_since: Option<Moment>,
+}
+
+/// All slots of a principal.
+#[derive(Debug)]
+pub struct Slots<B> {
+    books: B,
+    settings: Settings,
+    slots: Vec<Slot>,
+    dispatch: Dispatch,
+    timers: Timers<Timer>,
+    phase: Phase,
+    stop_timer: Option<TimerId>,
+    /// The watchdog has died: nobody would accept in our stead, so nothing is accepted.
+    orphaned: bool,
+    actions: VecDeque<Action>,
+}
+
+impl<B: Books> Slots<B> {
+    /// So many slots, with nobody known to be in them. The seed decides jitter.
+    #[must_use]
+    pub fn new(books: B, slots: usize, settings: Settings, seed: u64) -> Self {
+        let slot = |slot: usize| Slot {
+            current: None,
+            predecessors: Vec::new(),
+            free: Vec::new(),
+            given: vec![0; books.table(slot).capacity() as usize],
+            waiting: Ends::default(),
+            links: Links::new(books.table(slot).capacity() as usize),
+            expire_timer: None,
+            start_timer: None,
+            restart: Restart::new(seed << 16 | slot as u64),
+            serving_since: None,
+        };
+        Self {
+            slots: (0..slots).map(slot).collect(),
+            dispatch: Dispatch::new(slots, settings.max_jobs),
+            books,
+            settings,
+            timers: Timers::default(),
+            phase: Phase::Serving,
+            stop_timer: None,
+            orphaned: false,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The books.
+    pub fn books(&self) -> &B {
+        &self.books
+    }
+
+    /// Which secondaries can take jobs, and how many each has.
+    #[must_use]
+    pub fn dispatch(&self) -> &Dispatch {
+        &self.dispatch
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there is no slot.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Moment) {
+        // One that is armed again at once waits for the next turn: others come in between.
+        for _ in 0..self.timers.len() {
+            let Some(timer) = self.timers.pop_due(now) else {
+                break;
+            };
+            match timer {
+                Timer::Expire(slot) => self.expire(now, slot),
+                Timer::Start(slot) => {
+                    self.slots[slot].start_timer = None;
+                    self.start(slot);
+                }
+                Timer::Stop => self.stop_is_over(now),
+                Timer::HandOver => self.hand_over(),
+            }
+        }
+        self.check_invariants();
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Slots::handle_timeout`] must be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        self.timers.next()
+    }
+
+    /// What must hold after each entry into the core.
+    fn check_invariants(&self) {
+        if cfg!(debug_assertions) {
+            for (index, slot) in self.slots.iter().enumerate() {
+                let open = slot.given.iter().filter(|&&number| number != 0).count();
+                assert_eq!(self.dispatch.load(index).open as usize, open, "open jobs of slot {index}");
+                assert_eq!(slot.free.len() + open, slot.given.len(), "entries of slot {index}");
+                assert!(
+                    slot.current.is_none() || slot.start_timer.is_none(),
+                    "slot {index} is started twice"
+                );
+                assert!(
+                    slot.waiting.is_empty() || slot.expire_timer.is_some(),
+                    "slot {index} waits for ever"
+                );
+            }
+        }
+    }
+}

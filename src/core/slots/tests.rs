@@ -1,0 +1,266 @@
+//! The slots of a principal over books in plain memory.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use super::*;
+use crate::core::dispatch::NoSlot;
+use crate::core::job::{Garbage, State};
+use crate::wire::tube::JobRef;
+
+const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const CAPACITY: usize = 2;
+const SETTINGS: Settings =
+    Settings { max_jobs: 2, claim_within: Duration::from_secs(5), grace: Duration::from_secs(10) };
+
+/// A job table in plain memory.
+#[derive(Default)]
+struct PlainTable {
+    words: [Cell<Option<u64>>; CAPACITY],
+    jobs: [Cell<Option<Job>>; CAPACITY],
+}
+
+impl Table for PlainTable {
+    fn capacity(&self) -> u32 {
+        2
+    }
+
+    fn state(&self, index: u32) -> Result<Word, Garbage> {
+        let word = self.words.get(index as usize).ok_or(Garbage(0))?;
+        Word::unpack(word.get().unwrap_or(Word::FREE.pack()))
+    }
+
+    fn job(&self, index: u32) -> Option<Job> {
+        self.jobs.get(index as usize)?.get()
+    }
+
+    fn swap(&self, index: u32, from: Word, to: Word) -> bool {
+        let is_from = self.state(index) == Ok(from);
+        if is_from {
+            self.overwrite(index, to);
+        }
+        is_from
+    }
+
+    fn overwrite(&self, index: u32, word: Word) {
+        self.words[index as usize].set(Some(word.pack()));
+    }
+
+    fn note_claim(&self, _: u32, _: Moment) {}
+
+    fn published(&self) -> u64 {
+        0
+    }
+}
+
+/// Books in plain memory, which two principals may keep one after the other.
+#[derive(Default)]
+struct PlainBooks {
+    tables: [PlainTable; 2],
+    accepted: Cell<u64>,
+    ends: RefCell<Vec<(JobNumber, State)>>,
+    incarnations: [Cell<Incarnation>; 2],
+    occupied: [Cell<Option<Occupied>>; 2],
+}
+
+impl Books for &PlainBooks {
+    type Table = PlainTable;
+
+    fn table(&self, slot: usize) -> &PlainTable {
+        &self.tables[slot]
+    }
+
+    fn give(&self, slot: usize, entry: u32, job: Job) -> JobNumber {
+        let number = self.accepted.get() + 1;
+        self.accepted.set(number);
+        self.tables[slot].jobs[entry as usize].set(Some(job));
+        self.tables[slot].overwrite(entry, Word::waiting(number));
+        number
+    }
+
+    fn settle(&self, slot: usize, entry: u32, word: Word) -> bool {
+        self.ends.borrow_mut().push((word.number, word.state));
+        self.tables[slot].swap(entry, word, word.in_state(State::Free))
+    }
+
+    fn redo(&self) {}
+
+    fn set_open(&self, _: usize, _: u32) {}
+
+    fn set_occupied(&self, slot: usize, occupied: Occupied) {
+        self.occupied[slot].set(Some(occupied));
+    }
+
+    fn last_incarnation(&self, slot: usize) -> Incarnation {
+        self.incarnations[slot].get()
+    }
+
+    fn reserve(&self, slot: usize, incarnation: Incarnation) {
+        self.incarnations[slot].set(incarnation);
+    }
+}
+
+fn at(millis: u64) -> Moment {
+    Moment::from_nanos(millis * 1_000_000)
+}
+
+fn job(now: Moment) -> Job {
+    Job { kind: 0, client: HOME, given_at: now }
+}
+
+fn actions(slots: &mut Slots<&PlainBooks>) -> Vec<Action> {
+    std::iter::from_fn(|| slots.poll_action()).collect()
+}
+
+/// Two slots whose first secondaries are ready.
+fn serving(books: &PlainBooks) -> Slots<&PlainBooks> {
+    let mut slots = Slots::new(books, 2, SETTINGS, 1);
+    slots.handle_takeover(at(0), vec![vec![], vec![]]);
+    let starts = [0, 1].map(|slot| Action::Start { slot, incarnation: 1 });
+    assert_eq!(actions(&mut slots), starts);
+    slots.handle_ready(at(1), 0, 1);
+    slots.handle_ready(at(1), 1, 1);
+    slots
+}
+
+/// What a secondary does with a job that waits.
+fn claim(books: &PlainBooks, slot: usize, entry: u32, holder: Incarnation) {
+    let word = books.tables[slot].state(entry).unwrap();
+    assert!(books.tables[slot].swap(entry, word, word.claimed_by(holder)));
+}
+
+#[test]
+fn a_claimed_job_fails_with_its_server_and_a_waiting_one_outlives_it() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    slots.handle_suspicion(at(2), 1, 1, true);
+    assert_eq!(slots.give(job(at(2))), Ok(0));
+    assert_eq!(slots.give(job(at(2))), Ok(0));
+    assert_eq!(slots.give(job(at(2))), Err(NoSlot::AllFull));
+    let told: Vec<_> = actions(&mut slots);
+    assert!(matches!(told[..], [Action::Tell { slot: 0, .. }, Action::Tell { slot: 0, .. }]), "{told:?}");
+    let entry = (0..2).find(|&entry| books.tables[0].state(entry).unwrap().number == 1).unwrap();
+    claim(&books, 0, entry, 1);
+    let loss = slots.handle_exited(at(2000), 0, 1, false);
+    assert_eq!(loss, Some(Loss { failed: 1, expected: false }));
+    assert_eq!(*books.ends.borrow(), [(1, State::Failed)]);
+    assert_eq!(actions(&mut slots), [Action::Start { slot: 0, incarnation: 2 }]);
+    // Nobody could accept meanwhile: its time begins anew with the successor.
+    slots.handle_timeout(at(5002));
+    slots.handle_ready(at(6000), 0, 2);
+    slots.handle_timeout(at(10_999));
+    assert_eq!(books.ends.borrow().len(), 1);
+    slots.handle_timeout(at(11_000));
+    assert_eq!(books.ends.borrow()[1..], [(2, State::Expired)]);
+    assert_eq!(slots.dispatch().open(), 0);
+    assert_eq!(slots.handle_exited(at(2000), 0, 1, false), None, "it is dead already");
+}
+
+#[test]
+fn a_young_death_waits_and_who_cannot_start_stays_down() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    slots.handle_exited(at(5), 0, 1, false);
+    slots.handle_exited(at(5), 1, 1, false);
+    let waits = actions(&mut slots);
+    assert!(matches!(waits[..], [Action::BackOff { deaths: 1, .. }, Action::BackOff { .. }]), "{waits:?}");
+    slots.handle_timeout(at(20));
+    slots.handle_start_failed(at(20), 0, 2);
+    slots.handle_exited(at(21), 1, 2, true);
+    let next = actions(&mut slots);
+    assert_eq!(next[..2], [0, 1].map(|slot| Action::Start { slot, incarnation: 2 }), "{next:?}");
+    assert!(matches!(next[2], Action::BackOff { slot: 0, deaths: 2, .. }), "{next:?}");
+    assert_eq!(next[3..], [Action::GiveUp { slot: 1 }]);
+    assert_eq!(books.occupied[1].get(), Some(Occupied::GivenUp));
+    let at_last = slots.poll_timeout().unwrap();
+    slots.handle_timeout(at_last);
+    assert_eq!(actions(&mut slots), [Action::Start { slot: 0, incarnation: 3 }], "only that one");
+}
+
+#[test]
+fn a_successor_finds_what_became_of_each_job() {
+    let books = PlainBooks::default();
+    let mut first = serving(&books);
+    for _ in 0..4 {
+        first.give(job(at(2))).unwrap();
+    }
+    claim(&books, 0, 0, 1);
+    claim(&books, 1, 0, 1);
+    let word = books.tables[1].state(1).unwrap().claimed_by(1).in_state(State::Done);
+    books.tables[1].overwrite(1, word);
+    drop(first);
+    let mut second = Slots::new(&books, 2, SETTINGS, 2);
+    // The secondary of slot 0 has died, that of slot 1 finishes its exchange.
+    second.handle_takeover(at(3), vec![vec![], vec![1]]);
+    let ends: Vec<State> = books.ends.borrow().iter().map(|(_, end)| *end).collect();
+    assert_eq!(ends, [State::Failed, State::Done]);
+    assert_eq!(second.dispatch().open(), 2);
+    let starts = [0, 1].map(|slot| Action::Start { slot, incarnation: 2 });
+    assert_eq!(actions(&mut second), starts);
+    second.handle_exited(at(9), 1, 1, false);
+    assert_eq!(books.ends.borrow()[2].1, State::Failed);
+    assert_eq!(actions(&mut second), [], "a predecessor is not replaced: its successor serves");
+}
+
+#[test]
+fn who_writes_into_the_table_hurts_one_job_at_most() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    slots.give(job(at(2))).unwrap();
+    actions(&mut slots);
+    let entry = (0..2).find(|&entry| books.tables[0].state(entry).unwrap().number == 1).unwrap();
+    books.tables[0].words[entry as usize].set(Some(u64::MAX));
+    books.tables[0].overwrite(1 - entry, Word::waiting(77).in_state(State::Done));
+    books.tables[1].overwrite(0, Word::waiting(78));
+    slots.look_through(0);
+    slots.look_through(1);
+    assert_eq!(*books.ends.borrow(), [(1, State::Failed)]);
+    assert_eq!(actions(&mut slots).len(), 3, "each entry is mended");
+    for (slot, entry) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        assert_eq!(books.tables[slot].state(entry).unwrap().state, State::Free);
+    }
+    for index in [2, u32::MAX] {
+        slots.handle_debut(0, JobRef { index, number: 1 });
+        slots.handle_end(0, JobRef { index, number: 1 });
+    }
+    assert_eq!(slots.dispatch().open(), 0);
+}
+
+#[test]
+fn a_stop_ends_the_secondaries_first() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    slots.give(job(at(2))).unwrap();
+    actions(&mut slots);
+    slots.handle_stop(at(3));
+    assert!(slots.refuses_requests());
+    slots.finish_turn(at(3));
+    let stop = |slot| Action::Tell { slot, command: Command::Stop };
+    assert_eq!(actions(&mut slots), [Action::RefuseWaiting, stop(1)]);
+    assert_eq!(slots.handle_exited(at(4), 1, 1, false), Some(Loss { failed: 0, expected: true }));
+    slots.handle_timeout(at(5002));
+    slots.finish_turn(at(5002));
+    assert_eq!(actions(&mut slots), [stop(0)], "its job has expired");
+    slots.handle_exited(at(5003), 0, 1, false);
+    slots.finish_turn(at(5003));
+    assert_eq!(actions(&mut slots), [Action::End { remove_files: true }]);
+}
+
+#[test]
+fn without_a_watchdog_nothing_is_accepted_and_all_ends() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    slots.handle_watchdog_died(at(3));
+    slots.finish_turn(at(3));
+    let stop = |slot| Action::Tell { slot, command: Command::Stop };
+    assert_eq!(actions(&mut slots), [Action::StopAccepting, Action::RefuseWaiting, stop(0), stop(1)]);
+    slots.handle_timeout(at(10_003));
+    slots.finish_turn(at(10_003));
+    slots.handle_timeout(at(10_400));
+    assert_eq!(actions(&mut slots), [Action::KillAll]);
+    slots.handle_exited(at(10_401), 0, 1, false);
+    slots.handle_exited(at(10_401), 1, 1, false);
+    slots.finish_turn(at(10_401));
+    assert_eq!(actions(&mut slots), [Action::End { remove_files: false }]);
+}
