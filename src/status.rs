@@ -1,14 +1,15 @@
 //! `osps status`: what each process is doing, read from shared memory alone. It
 //! asks nobody, so it works while servers hang.
 
+mod text;
+
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use crate::core::job::Table;
-use crate::core::job::{Incarnation, State};
+use crate::core::job::{Incarnation, State, Table};
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::core::slots::Occupied;
@@ -17,6 +18,7 @@ use crate::os::clock;
 use crate::os::pidfd::Pidfd;
 use crate::os::rundir::Rundir;
 use crate::page::jobs::JobTable;
+use crate::page::obituary::{Obituary, role_name};
 use crate::page::principal::{Ends, PrincipalPage};
 use crate::page::record::Record;
 use crate::page::secondary::SecondaryPage;
@@ -36,6 +38,48 @@ pub struct Status {
     requests: BTreeMap<String, EndsOf>,
     ledger: Ledger,
     servers: Vec<Server>,
+    /// The last deaths, the latest first.
+    obituaries: Vec<Death>,
+}
+
+/// An obituary, told from now.
+#[derive(Debug, Serialize)]
+struct Death {
+    role: &'static str,
+    slot: u16,
+    incarnation: Incarnation,
+    pid: u32,
+    ms_ago: u64,
+    /// `exit 3`, `signal 9`.
+    cause: String,
+    /// Why the watchdog, or the principal at the end of a stop, has killed it.
+    killed: Option<&'static str>,
+    /// Its state letter and the kernel function in which it waited, when it was killed.
+    state: Option<char>,
+    wchan: Option<String>,
+    /// How long before its death it answered last.
+    answered_ms_before: Option<u64>,
+    jobs: u64,
+}
+
+impl Death {
+    fn new(obituary: Obituary, now: Moment) -> Self {
+        let Name { role, slot, incarnation } = obituary.name;
+        let killed = obituary.killed.as_ref();
+        Self {
+            role: role_name(role),
+            slot,
+            incarnation,
+            pid: obituary.pid,
+            ms_ago: millis(now, obituary.at),
+            cause: obituary.exit.map_or_else(String::new, |exit| exit.to_string()),
+            killed: killed.map(|killed| killed.reason.as_str()),
+            state: killed.and_then(|killed| killed.letter),
+            answered_ms_before: obituary.answered_ms(),
+            jobs: obituary.jobs,
+            wchan: obituary.killed.map(|killed| killed.wchan).filter(|wchan| !wchan.is_empty()),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -160,7 +204,15 @@ impl Pages<'_> {
             requests,
             ledger,
             servers,
+            obituaries: self.obituaries(),
         }
+    }
+
+    fn obituaries(&self) -> Vec<Death> {
+        let of_both = self.watchdog.obituaries().records().chain(self.principal.obituaries().records());
+        let mut obituaries: Vec<Obituary> = of_both.collect();
+        obituaries.sort_by_key(|obituary| Reverse(obituary.at));
+        obituaries.into_iter().map(|obituary| Death::new(obituary, self.now)).collect()
     }
 
     /// The books. Nobody is stopped for reading them, so a read may fall between two steps
@@ -326,64 +378,5 @@ impl Status {
     /// Never in practice: all of it can be written as JSON.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string(self)
-    }
-
-    /// A table for people.
-    #[must_use]
-    pub fn to_text(&self) -> String {
-        let mut text = String::new();
-        let listen: Vec<String> = self.listen.iter().map(ToString::to_string).collect();
-        let seconds = self.uptime_ms / 1000;
-        let _ = writeln!(
-            text,
-            "osps {}, watchdog pid {}, up {seconds} s, listening on {}",
-            self.version,
-            self.pid,
-            listen.join(", ")
-        );
-        let Ledger { accepted, done, failed, expired, open, refused, rejected } = self.ledger;
-        let _ = writeln!(
-            text,
-            "jobs: {accepted} accepted = {done} done + {failed} failed + {expired} expired + {open} open"
-        );
-        let _ = writeln!(text, "refused requests: {refused}, rejected data connections: {rejected}");
-        let _ = writeln!(
-            text,
-            "\n{:<12} {:>7} {:<9} {:>8} {:>6} {:>8} {:>9} {:>6} {:>9} {:>7}",
-            "SERVER", "PID", "STATE", "RESTARTS", "KILLS", "RTT us", "ANSWERED", "OPEN", "DONE", "FAILED"
-        );
-        for server in &self.servers {
-            let name = match server.slot {
-                0 => server.role.to_owned(),
-                slot => format!("{} {slot}", server.role),
-            };
-            let state = format!("{:?}", server.state).to_lowercase();
-            let or_dash =
-                |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
-            let answered = server.answered_ms_ago.map_or_else(|| "-".to_owned(), |ago| format!("{ago} ms"));
-            let _ = writeln!(
-                text,
-                "{name:<12} {:>7} {state:<9} {:>8} {:>6} {:>8} {answered:>9} {:>6} {:>9} {:>7}{}",
-                or_dash(server.pid.map(u64::from)),
-                server.restarts,
-                server.kills,
-                or_dash(server.rtt_us),
-                server.open,
-                server.done,
-                server.failed,
-                server.reason.map(|reason| format!("  {reason}")).unwrap_or_default()
-            );
-        }
-        let _ = writeln!(text, "\n{:<20} {:>9} {:>9} {:>9}  PORTS", "REQUEST", "DONE", "FAILED", "EXPIRED");
-        for (name, EndsOf { done, failed, expired }) in &self.requests {
-            let ports: Vec<String> = self
-                .servers
-                .iter()
-                .filter_map(|server| server.ports.get(name))
-                .map(ToString::to_string)
-                .collect();
-            let _ = writeln!(text, "{name:<20} {done:>9} {failed:>9} {expired:>9}  {}", ports.join(" "));
-        }
-        text
     }
 }

@@ -50,6 +50,14 @@ impl Stat {
     }
 }
 
+/// The kernel function in which a process waits (`/proc/<pid>/wchan`); empty where the kernel
+/// does not tell, or it runs.
+#[must_use]
+pub fn wchan(pid: u32) -> String {
+    let name = read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    if name == "0" { String::new() } else { name }
+}
+
 /// The children of this process that run the same program as it does: all its servers, and
 /// those who came to it as orphans. Nobody where the kernel does not tell
 /// (`CONFIG_PROC_CHILDREN`).

@@ -30,13 +30,14 @@ pub mod books;
 #[cfg(debug_assertions)]
 pub mod fuse;
 pub mod jobs;
+pub mod obituary;
 pub mod principal;
 pub mod record;
 pub mod secondary;
 pub mod watchdog;
 
 /// Changes with every change of what a word means. A binary refuses pages of another version.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"OSPSpage");
 /// Words that every page begins with.

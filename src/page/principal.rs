@@ -14,6 +14,7 @@
 //! | 24..29 | the intent ([`crate::core::ledger`]) |
 //! | 32.. | per request type: done, failed, expired, spare |
 //! | then | per slot, eight words: see [`Slot`] |
+//! | then | obituaries of the secondaries that a principal reaped ([`super::obituary`]) |
 //!
 //! A slot: incarnation, pid, start time, condition, restarts, done, failed, open.
 
@@ -22,6 +23,7 @@ use std::path::Path;
 use crate::core::job::{Incarnation, MAX_NUMBER, State};
 use crate::core::ledger::{Intent, Place};
 use crate::core::slots::Occupied;
+use crate::page::obituary::{self, Ring};
 use crate::page::record::{AFTER_RECORD, Record};
 use crate::page::{Access, Kind, Page, PageError, record};
 use crate::wire::client::TypeIndex;
@@ -291,6 +293,12 @@ impl PrincipalPage {
         self.page.set(self.slot_at(slot) + 7, u64::from(open));
     }
 
+    /// The obituaries of secondaries that were reaped by their principal.
+    #[must_use]
+    pub fn obituaries(&self) -> Ring<'_> {
+        Ring::new(&self.page, TYPES_AT + self.types * TYPE_WORDS + self.slots * SLOT_WORDS)
+    }
+
     fn type_at(&self, kind: TypeIndex) -> usize {
         assert!(kind < self.types, "request type {kind} of {}", self.types);
         TYPES_AT + kind * TYPE_WORDS
@@ -304,5 +312,5 @@ impl PrincipalPage {
 }
 
 fn words(slots: usize, types: usize) -> usize {
-    TYPES_AT + types * TYPE_WORDS + slots * SLOT_WORDS
+    TYPES_AT + types * TYPE_WORDS + slots * SLOT_WORDS + obituary::WORDS
 }

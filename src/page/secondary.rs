@@ -7,7 +7,8 @@
 //! | 16 | data connections nobody was waiting for |
 //! | 17 | data connections admitted |
 //! | 18 | lines in the tube that were no commands |
-//! | 19..24 | spare |
+//! | 19 | jobs that this incarnation has claimed and not ended |
+//! | 20..24 | spare |
 
 use std::path::Path;
 
@@ -17,6 +18,7 @@ use crate::page::{Access, Kind, Page, PageError, record};
 const REJECTED: usize = AFTER_RECORD;
 const ADMITTED: usize = AFTER_RECORD + 1;
 const MALFORMED: usize = AFTER_RECORD + 2;
+const OPEN: usize = AFTER_RECORD + 3;
 const WORDS: usize = AFTER_RECORD + 8;
 
 /// The page of one secondary.
@@ -67,6 +69,17 @@ impl SecondaryPage {
             admitted: self.page.get(ADMITTED),
             malformed: self.page.get(MALFORMED),
         }
+    }
+
+    /// Jobs that the secondary has claimed and not ended: what dies with it.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.page.get(OPEN)
+    }
+
+    /// Tells how many jobs are claimed and not ended.
+    pub fn set_open(&self, jobs: u32) {
+        self.page.set(OPEN, u64::from(jobs));
     }
 
     /// Counts a data connection that nobody was waiting for.

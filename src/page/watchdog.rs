@@ -11,6 +11,8 @@
 //! | 13..16 | spare |
 //! | 16.. | kills by slot: word 0 the principal, word n secondary n |
 //! | then | records of eight words, one for each supervised process |
+//! | then | the last processes that were sent SIGKILL, and why ([`super::obituary`]) |
+//! | then | obituaries of those whom the watchdog reaped ([`super::obituary`]) |
 //! | then | the directory: its length in bytes, then UTF-8 JSON ([`Directory`]) |
 //!
 //! A record: name (role, slot, incarnation; 0: unused), pid, start time, probe number,
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
+use crate::page::obituary::{self, Ring};
 use crate::page::principal::MAX_SLOTS;
 use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError};
 
@@ -178,6 +181,18 @@ impl WatchdogPage {
         self.page.add(KILLS_AT + usize::from(slot).min(self.slots), 1);
     }
 
+    /// Who was sent SIGKILL last, and why: written before the signal is sent.
+    #[must_use]
+    pub fn killed(&self) -> Ring<'_> {
+        Ring::new(&self.page, self.record_at(self.records))
+    }
+
+    /// The obituaries of principals, and of secondaries whose principal died before them.
+    #[must_use]
+    pub fn obituaries(&self) -> Ring<'_> {
+        Ring::new(&self.page, self.record_at(self.records) + obituary::WORDS)
+    }
+
     /// Begins to watch a process; `None` where all records are taken.
     #[must_use]
     pub fn watch(&self, name: Name, pid: u32, start_time: u64) -> Option<RecordIndex> {
@@ -275,10 +290,11 @@ impl WatchdogPage {
 }
 
 fn words(slots: usize, records: usize, directory_words: usize) -> usize {
-    KILLS_AT + slots + 1 + records * RECORD_WORDS + directory_words
+    KILLS_AT + slots + 1 + records * RECORD_WORDS + 2 * obituary::WORDS + directory_words
 }
 
-fn pack(name: Name) -> u64 {
+/// A name in one word: role, slot, incarnation.
+pub(super) fn pack(name: Name) -> u64 {
     let role: u64 = match name.role {
         Role::Principal => 1,
         Role::Secondary => 2,
@@ -286,7 +302,8 @@ fn pack(name: Name) -> u64 {
     role << 32 | u64::from(name.slot) << 16 | u64::from(name.incarnation)
 }
 
-fn unpack(word: u64) -> Option<Name> {
+/// The name in a word.
+pub(super) fn unpack(word: u64) -> Option<Name> {
     let [a, b, c, d, ..] = word.to_le_bytes();
     let incarnation: Incarnation = u16::from_le_bytes([a, b]);
     let slot = u16::from_le_bytes([c, d]);

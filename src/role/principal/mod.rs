@@ -92,6 +92,8 @@ struct Principal {
     slots: Vec<Slot>,
     /// The slot that is reconciled next.
     reconcile_next: usize,
+    /// A stop has lasted too long: whoever is left was killed for that.
+    kills_all: bool,
     timers: Timers<Timer>,
 }
 
@@ -148,6 +150,7 @@ impl Principal {
             dirty: Vec::new(),
             slots,
             reconcile_next: 0,
+            kills_all: false,
             timers: Timers::default(),
         };
         if let Some(mut socket) = listener {

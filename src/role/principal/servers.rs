@@ -4,14 +4,17 @@
 use rustix::process::Signal;
 
 use crate::core::job::Incarnation;
+use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::slots::Action;
+use crate::core::supervision::Reason;
 use crate::exit::Code;
 use crate::os::fifo::{self, Reader, Writer};
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc;
 use crate::os::reactor::{Handle, Progress};
 use crate::os::rundir;
+use crate::page::obituary::{Condition as KillCondition, Obituary};
 use crate::page::record::Condition;
 use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, PageError};
@@ -72,7 +75,7 @@ impl Principal {
             tube
         });
         watch_end(reactor, &mut pidfd, slot, incarnation);
-        self.slots[slot].predecessors.push(Predecessor { incarnation, pidfd, tube });
+        self.slots[slot].predecessors.push(Predecessor { incarnation, pidfd, tube, page: None });
     }
 
     /// Does what the core says.
@@ -178,8 +181,8 @@ impl Principal {
         if let Some(mut server) = known.current.take_if(|server| server.incarnation == incarnation) {
             server.writer.unwatch(reactor);
             known.counts = server.page.counts();
-            let Server { pidfd, tube, .. } = server;
-            known.predecessors.push(Predecessor { incarnation, pidfd, tube: Some(tube) });
+            let Server { pidfd, tube, page, .. } = server;
+            known.predecessors.push(Predecessor { incarnation, pidfd, tube: Some(tube), page: Some(page) });
         }
         self.retire_files(slot, incarnation);
     }
@@ -254,11 +257,12 @@ impl Principal {
     fn bury_server(&mut self, reactor: &mut Handle<Key>, slot: usize, server: Server) {
         let exit = reap(&server.pidfd);
         self.slots[slot].counts = server.page.counts();
-        let Server { incarnation, mut pidfd, mut tube, mut writer, .. } = server;
+        let Server { incarnation, mut pidfd, mut tube, mut writer, page } = server;
         pidfd.unwatch(reactor);
         tube.unwatch(reactor);
         writer.unwatch(reactor);
-        self.enter_death(reactor, slot, incarnation, pidfd.pid(), exit);
+        let answered_at = answered_at(&page, incarnation);
+        self.enter_death(reactor, slot, &Deceased { incarnation, pid: pidfd.pid(), exit, answered_at });
         self.liveness.ring();
     }
 
@@ -268,36 +272,49 @@ impl Principal {
         let Some(found) = found else {
             return;
         };
-        let Predecessor { mut pidfd, tube, .. } = predecessors.swap_remove(found);
+        let Predecessor { mut pidfd, tube, page, .. } = predecessors.swap_remove(found);
         let exit = reap(&pidfd);
         pidfd.unwatch(reactor);
         if let Some(mut tube) = tube {
             tube.unwatch(reactor);
         }
-        self.enter_death(reactor, slot, incarnation, pidfd.pid(), exit);
+        let answered_at = page.and_then(|page| answered_at(&page, incarnation));
+        self.enter_death(reactor, slot, &Deceased { incarnation, pid: pidfd.pid(), exit, answered_at });
         if let Err(error) = self.rundir.remove_secondary(number(slot), Some(incarnation)) {
             log::warn!("secondary {}: cannot remove its files: {error}", number(slot));
         }
     }
 
-    fn enter_death(
-        &mut self,
-        reactor: &mut Handle<Key>,
-        slot: usize,
-        incarnation: Incarnation,
-        pid: u32,
-        exit: Exit,
-    ) {
+    /// Enters a death in the books and in the memory of the tree.
+    fn enter_death(&mut self, reactor: &mut Handle<Key>, slot: usize, deceased: &Deceased) {
+        let Deceased { incarnation, pid, exit, answered_at } = *deceased;
         let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
         let Some(loss) = self.core.handle_exited(reactor.now(), slot, incarnation, cannot_start) else {
             return;
         };
-        let level = if loss.expected { log::Level::Info } else { log::Level::Warn };
-        let (number, failed) = (number(slot), loss.failed);
-        log::log!(
-            level,
-            "secondary {number}.{incarnation} (pid {pid}) has ended: {exit}; {failed} jobs failed with it"
-        );
+        let name = Name::secondary(number(slot), incarnation);
+        if exit == Exit::Unknown {
+            // A dead principal's: the watchdog reaps it and writes the obituary.
+            log::info!("{name} (pid {pid}) has drained; {} jobs failed with it", loss.failed);
+            return;
+        }
+        let by_watchdog = self.liveness.watchdog_page().killed().find(name).and_then(|kill| kill.killed);
+        let by_us = || {
+            let stopping = self.kills_all && exit == Exit::Signal(Signal::KILL.as_raw());
+            stopping.then(|| KillCondition { reason: Reason::Stopping, letter: None, wchan: String::new() })
+        };
+        let obituary = Obituary {
+            name,
+            pid,
+            at: reactor.now(),
+            exit: Some(exit),
+            killed: by_watchdog.or_else(by_us),
+            answered_at,
+            jobs: u64::from(loss.failed),
+        };
+        let level = if loss.expected && exit == Exit::Code(0) { log::Level::Info } else { log::Level::Warn };
+        log::log!(level, "{obituary}");
+        self.page().obituaries().push(&obituary);
     }
 
     /// The watchdog's verdicts have changed.
@@ -361,7 +378,8 @@ impl Principal {
         }
     }
 
-    fn kill_all(&self) {
+    fn kill_all(&mut self) {
+        self.kills_all = true;
         log::warn!("secondaries that do not end are killed");
         for slot in &self.slots {
             let current = slot.current.iter().map(|server| &server.pidfd);
@@ -384,6 +402,20 @@ impl Principal {
             }
         }
     }
+}
+
+/// A secondary that has ended.
+struct Deceased {
+    incarnation: Incarnation,
+    pid: u32,
+    exit: Exit,
+    answered_at: Option<Moment>,
+}
+
+/// When a secondary answered last, if the page is its own.
+fn answered_at(page: &SecondaryPage, incarnation: Incarnation) -> Option<Moment> {
+    let record = page.record();
+    record.answered_at.filter(|_| record.incarnation == incarnation)
 }
 
 fn watch_end(reactor: &mut Handle<Key>, pidfd: &mut Pidfd, slot: usize, incarnation: Incarnation) {

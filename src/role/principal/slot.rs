@@ -42,6 +42,8 @@ pub struct Predecessor {
     pub pidfd: Pidfd,
     /// Its `wdtube<n>`, where it could be opened.
     pub tube: Option<Reader>,
+    /// Its page, where it served under us.
+    pub page: Option<SecondaryPage>,
 }
 
 impl Slot {

@@ -344,6 +344,9 @@ impl Role for Secondary {
 
     fn settle(&mut self, reactor: &mut Handle<Key>) {
         self.service.finish_turn();
+        if self.page.open() != u64::from(self.service.open()) {
+            self.page.set_open(self.service.open());
+        }
         while let Some(action) = self.service.poll_action() {
             self.carry_out(reactor, action);
         }

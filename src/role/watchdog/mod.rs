@@ -3,9 +3,11 @@
 //! from the network.
 
 mod control;
+mod obituaries;
 mod processes;
 mod start;
 
+use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -27,6 +29,7 @@ use crate::os::proc;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::os::rundir::{Lock, Rundir};
+use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
 
@@ -59,6 +62,8 @@ struct Watchdog {
     ports: Vec<Vec<u16>>,
     tree: Tree,
     processes: Vec<Process>,
+    /// Secondaries that have ended and that their principal is to reap, the last first.
+    departed: VecDeque<Obituary>,
     /// A pidfd of this very process, for children to watch.
     me: Pidfd,
     /// Our end of the descriptor channel to the principal; new for each of them.
@@ -97,7 +102,7 @@ impl Watchdog {
             let name = self.processes.iter().find(|process| process.pid() == pid).map(Process::name);
             match name {
                 Some(name) => self.bury(reactor, name, exit),
-                None => log::debug!("reaped an orphan, pid {pid}: {exit}"),
+                None => self.remember_orphan(pid, exit),
             }
         }
     }

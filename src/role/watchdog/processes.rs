@@ -1,6 +1,5 @@
 //! The supervised processes: what the tree decides about them is done here.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -17,6 +16,7 @@ use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc::{self, CpuClock};
 use crate::os::reactor::Handle;
 use crate::os::rundir;
+use crate::page::obituary::{Condition as KillCondition, Obituary};
 use crate::page::principal::Slot;
 use crate::page::record::{Condition, Record};
 use crate::page::secondary::SecondaryPage;
@@ -40,7 +40,7 @@ pub struct Process {
     cpu_at_probe: Option<Duration>,
     answered: u64,
     answered_at: Option<Moment>,
-    killed_for: Option<Reason>,
+    killed: Option<KillCondition>,
 }
 
 impl Process {
@@ -52,6 +52,19 @@ impl Process {
     /// Its pid.
     pub fn pid(&self) -> u32 {
         self.pidfd.pid()
+    }
+
+    /// What is to be remembered of it, should it end now.
+    pub fn obituary(&self, exit: Option<Exit>, now: Moment) -> Obituary {
+        Obituary {
+            name: self.name,
+            pid: self.pid(),
+            at: now,
+            exit,
+            killed: self.killed.clone(),
+            answered_at: self.answered_at,
+            jobs: self.page.as_ref().map_or(0, SecondaryPage::open),
+        }
     }
 }
 
@@ -201,7 +214,7 @@ impl Watchdog {
             cpu_at_probe: None,
             answered: 0,
             answered_at: None,
-            killed_for: None,
+            killed: None,
             pidfd,
         });
         self.tree.handle_started(reactor.now(), name);
@@ -259,7 +272,7 @@ impl Watchdog {
                 let evidence = self.examine(index);
                 self.tree.handle_evidence(reactor.now(), name, evidence);
             }
-            Act::Kill(reason) => self.kill(index, reason),
+            Act::Kill(reason) => self.kill(index, reason, reactor.now()),
         }
     }
 
@@ -323,15 +336,25 @@ impl Watchdog {
         Evidence { run_state, cpu_since_probe }
     }
 
-    fn kill(&mut self, index: usize, reason: Reason) {
+    fn kill(&mut self, index: usize, reason: Reason, now: Moment) {
         let process = &mut self.processes[index];
         if process.pidfd.has_ended() {
             // Its end is on its way to us.
             return;
         }
-        let letter = proc::stat(process.pid()).map_or('?', |stat| stat.letter);
-        log::warn!("killing {} (pid {}, state {letter}): {}", process.name, process.pid(), reason.as_str());
-        process.killed_for = Some(reason);
+        let letter = proc::stat(process.pid()).ok().map(|stat| stat.letter);
+        let killed = KillCondition { reason, letter, wchan: proc::wchan(process.pid()) };
+        log::warn!(
+            "killing {} (pid {}, state {}): {}",
+            process.name,
+            process.pid(),
+            letter.unwrap_or('?'),
+            reason.as_str()
+        );
+        process.killed = Some(killed);
+        // Before the signal: who reaps it finds the reason.
+        self.page.killed().push(&self.processes[index].obituary(None, now));
+        let process = &self.processes[index];
         if let Err(error) = process.pidfd.signal(Signal::KILL) {
             log::error!("cannot kill {}: {error}", process.name);
         }
@@ -373,7 +396,7 @@ impl Watchdog {
         if let Some(record) = process.record {
             self.page.forget(record);
         }
-        self.write_obituary(&process, exit, reactor.now());
+        self.remember(&process, exit, reactor.now());
         if self.tree.is_draining(name)
             && let Err(error) = self.rundir.remove_secondary(name.slot, Some(name.incarnation))
         {
@@ -384,30 +407,6 @@ impl Watchdog {
         }
         let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
         self.tree.handle_exited(reactor.now(), name, cannot_start);
-    }
-
-    fn write_obituary(&self, process: &Process, exit: Exit, now: Moment) {
-        let mut line = format!("{} (pid {}) has ended: {exit}", process.name, process.pid());
-        if let Some(reason) = process.killed_for {
-            let _ = write!(line, ", killed: {}", reason.as_str());
-        }
-        match process.answered_at {
-            Some(at) => {
-                let _ = write!(line, ", last answer {} ms ago", now.since(at).as_millis());
-            }
-            None => line.push_str(", never answered"),
-        }
-        if process.name.role == Role::Secondary {
-            let _ =
-                write!(line, ", {} jobs open in its slot", self.principal_page.slot(process.name.slot).open);
-        }
-        let expected = self.tree.is_stopping() || self.tree.is_draining(process.name);
-        let level = if expected && matches!(exit, Exit::Code(0) | Exit::Unknown) {
-            log::Level::Info
-        } else {
-            log::Level::Warn
-        };
-        log::log!(level, "{line}");
     }
 
     fn announce_ready(&mut self, index: usize) {

@@ -1,5 +1,6 @@
 //! Before the loop runs: lock, clean up after a crashed run, bind, create the pages.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -81,6 +82,7 @@ impl Watchdog {
             ports,
             tree,
             processes: Vec::new(),
+            departed: VecDeque::new(),
             me,
             channel: None,
             seen_changes: None,

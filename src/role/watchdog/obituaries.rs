@@ -1,0 +1,46 @@
+//! Who reaps a process writes its obituary: the watchdog those of principals, and of
+//! secondaries whose principal died before them.
+
+use crate::core::moment::Moment;
+use crate::core::name::Role;
+use crate::os::pidfd::Exit;
+use crate::page::obituary::Obituary;
+use crate::role::watchdog::Watchdog;
+use crate::role::watchdog::processes::Process;
+
+/// Deaths that another process is to reap are remembered this far back.
+const DEPARTED_KEPT: usize = 64;
+
+impl Watchdog {
+    /// A process has ended: writes its obituary, or leaves that to the principal that reaps it.
+    pub(super) fn remember(&mut self, process: &Process, exit: Exit, now: Moment) {
+        let mut obituary = process.obituary(Some(exit), now);
+        if obituary.name.role == Role::Principal {
+            obituary.jobs =
+                (1..=self.config.secondaries).map(|slot| self.principal_page.slot(slot).open).sum();
+        }
+        if exit == Exit::Unknown {
+            // Should its principal die before it has reaped it, the zombie comes to us.
+            self.departed.truncate(DEPARTED_KEPT - 1);
+            self.departed.push_front(obituary);
+            return;
+        }
+        let expected = self.tree.is_stopping() || self.tree.is_draining(obituary.name);
+        self.publish(&obituary, expected && exit == Exit::Code(0));
+    }
+
+    /// A child was reaped that is under no supervision any more.
+    pub(super) fn remember_orphan(&mut self, pid: u32, exit: Exit) {
+        let departed = self.departed.iter().position(|departed| departed.pid == pid);
+        match departed.and_then(|position| self.departed.remove(position)) {
+            Some(departed) => self.publish(&Obituary { exit: Some(exit), ..departed }, false),
+            None => log::debug!("reaped an orphan, pid {pid}: {exit}"),
+        }
+    }
+
+    fn publish(&self, obituary: &Obituary, expected: bool) {
+        let level = if expected { log::Level::Info } else { log::Level::Warn };
+        log::log!(level, "{obituary}");
+        self.page.obituaries().push(obituary);
+    }
+}
