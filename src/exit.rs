@@ -14,6 +14,9 @@ pub enum Code {
     Unavailable = 69,
     /// A bug, or the kernel refused what it should not.
     Internal = 70,
+    /// The system refused to run a server (`EX_OSERR`): a child that could not execute this
+    /// program ends with it. It is started again, after a pause.
+    System = 71,
     /// A file or directory cannot be created.
     CannotCreate = 73,
     /// A watchdog runs in this runtime directory already.

@@ -1,7 +1,7 @@
 //! Processes by pidfd: a name that the kernel never gives to another (pidfd_open(2)).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use mio::Interest;
@@ -70,9 +70,9 @@ impl Pidfd {
         }
     }
 
-    /// A pidfd inherited from the parent.
+    /// A pidfd that came with its pid: from `clone(2)`, or from the parent.
     #[must_use]
-    pub fn inherited(fd: OwnedFd, pid: u32) -> Self {
+    pub fn known(fd: OwnedFd, pid: u32) -> Self {
         Self { fd, pid, watched: None }
     }
 
@@ -80,14 +80,6 @@ impl Pidfd {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
-    }
-
-    /// A copy of the descriptor, to hand to a child.
-    ///
-    /// # Errors
-    /// What `fcntl(2)` says.
-    pub fn try_clone(&self) -> io::Result<OwnedFd> {
-        self.fd.try_clone()
     }
 
     /// Has the reactor call `key` when the process has ended.
@@ -151,6 +143,13 @@ impl Pidfd {
             Err(rustix::io::Errno::AGAIN) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// To hand it to a child.
+impl AsFd for Pidfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -3,86 +3,246 @@
 //! A server is this same program, executed again with a role argument: `fork(2)`
 //! alone would share the parent's epoll instance and signal pipe, so that parent and
 //! child would steal each other's wake-ups.
+//!
+//! [`spawn`] does not wait until the child has executed the program, as
+//! `std::process::Command` does: a child that is stopped before that would hang its parent,
+//! and the watchdog is a parent too.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
-use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, OsString, c_char};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::ptr;
 
-use command_fds::{CommandFdExt, FdMapping};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::process::{
-    Resource, Rlimit, getpid, getppid, getrlimit, set_child_subreaper, set_parent_process_death_signal,
+    Pid, Resource, Rlimit, getpid, getppid, getrlimit, set_child_subreaper, set_parent_process_death_signal,
     setrlimit,
 };
 
+use crate::exit::Code;
 use crate::os::pidfd::Pidfd;
 
 /// Signals that a terminal sends to every process at once: the watchdog alone decides.
 const TERMINAL_SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 /// Signals that must not arrive before their handlers stand.
 const HELD_SIGNALS: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM];
+/// Dispositions that a child takes over. Nobody can change the first two; Rust's runtime
+/// ignores SIGPIPE in every program; whether a terminal may stop a background job was
+/// decided by whoever started the watchdog.
+const KEPT_SIGNALS: [Signal; 6] =
+    [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGPIPE, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
 
 /// Starts this program again with `arguments`; each descriptor gets the number beside it,
-/// all others are closed. `argv[0]` is `osps`, so that `ps` shows `osps secondary 2`.
+/// all others are closed, and standard input is empty. `argv[0]` is `osps`, so that `ps`
+/// shows `osps secondary 2`.
 ///
 /// The child starts with the signals above held back (see [`release_signals`]), ignores the
 /// terminal's, and is killed when this process dies, until it says that SIGTERM will do
-/// ([`die_gently_with_parent`]).
+/// ([`die_gently_with_parent`]). Where it cannot execute the program, it says so on standard
+/// error and ends with [`Code::System`].
 ///
 /// # Errors
-/// What `fork(2)`, `execve(2)` or `pidfd_open(2)` say.
-pub fn spawn(arguments: &[String], descriptors: Vec<(OwnedFd, RawFd)>) -> io::Result<Pidfd> {
-    let parent = getpid();
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("osps").args(arguments).stdin(Stdio::null());
-    // SAFETY: between fork and exec only system calls are made, each async-signal-safe:
-    // close_range, prctl, getppid, sigaction. Nothing is allocated, no lock is taken.
-    unsafe {
-        command.pre_exec(move || {
-            close_others_on_exec();
-            // SIGKILL, for SIGTERM is held back and a stopped process would not act on it; see
-            // `die_gently_with_parent`.
-            set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-            if getppid() != Some(parent) {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            reset_dispositions()
+/// What `open(2)`, `fcntl(2)` or `clone(2)` say: then there is no child.
+pub fn spawn(arguments: &[String], descriptors: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<Pidfd> {
+    let birth = Birth::prepare(arguments, descriptors)?;
+    // Handlers of ours must not run in the child: they would write into our signal pipe.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let cloned = clone_this_process();
+    if let Ok(Cloned::Child) = cloned {
+        birth.live();
+    }
+    // It cannot fail: the mask is one that the kernel has given us.
+    let _ = before.thread_set_mask();
+    match cloned? {
+        Cloned::Parent { child, pidfd } => Ok(Pidfd::known(pidfd, child)),
+        Cloned::Child => unreachable!("the child lives and dies above"),
+    }
+}
+
+/// Who comes back from `clone(2)`.
+enum Cloned {
+    Parent { child: u32, pidfd: OwnedFd },
+    Child,
+}
+
+#[cfg(target_arch = "s390x")]
+compile_error!("clone(2) takes its arguments in another order here");
+
+/// A child that is a copy of this process, and a pidfd of it in one step: where there is
+/// no descriptor left, there is no child either. `clone3(2)` would do as well, but
+/// containers often forbid it, for their filters cannot look into its arguments.
+fn clone_this_process() -> io::Result<Cloned> {
+    let flags = libc::c_long::from(libc::CLONE_PIDFD | libc::SIGCHLD);
+    let mut pidfd: RawFd = -1;
+    let null = ptr::null_mut::<libc::c_void>();
+    // SAFETY: without CLONE_VM the child has its own copy of memory and, with no stack given,
+    // goes on on its copy of this one, as after fork(2). The kernel writes only `pidfd`, which
+    // lives here. The C library is not told: its locks may be held by other threads and its
+    // idea of the thread id is the parent's, so the child does nothing but system calls
+    // (see `Birth::live`) until execve(2) or _exit(2).
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, null, &raw mut pidfd, null, null) };
+    match u32::try_from(child) {
+        Ok(0) => Ok(Cloned::Child),
+        // SAFETY: clone(2) has succeeded, so `pidfd` is a new descriptor that nobody else owns.
+        Ok(child) => Ok(Cloned::Parent { child, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// All that a child needs before it executes the program. Made by the parent, for the
+/// child must not allocate.
+struct Birth<'a> {
+    parent: Pid,
+    arguments: Strings,
+    environment: Strings,
+    /// Which descriptor gets which number. The former are all above `highest`, so that none
+    /// is overwritten before its turn.
+    descriptors: Vec<(BorrowedFd<'a>, RawFd)>,
+    /// As above, for those that had to be moved there.
+    moved: Vec<(OwnedFd, RawFd)>,
+    /// Numbers below `highest` that the child shall not find open.
+    gaps: Vec<RawFd>,
+    highest: RawFd,
+    held: SigSet,
+}
+
+/// What failed, in words that follow "cannot".
+type Failed = (&'static str, Errno);
+
+impl<'a> Birth<'a> {
+    fn prepare(arguments: &[String], descriptors: &[(BorrowedFd<'a>, RawFd)]) -> io::Result<Self> {
+        let highest = descriptors.iter().map(|&(_, number)| number).fold(libc::STDERR_FILENO, RawFd::max);
+        let (descriptors, low): (Vec<_>, Vec<_>) =
+            descriptors.iter().copied().partition(|(fd, _)| fd.as_raw_fd() > highest);
+        let gap = |number: &RawFd| !descriptors.iter().chain(&low).any(|(_, taken)| taken == number);
+        let gaps = (libc::STDERR_FILENO + 1..highest).filter(gap).collect();
+        let null = File::open("/dev/null")?;
+        let moved = low.into_iter().chain([(std::os::fd::AsFd::as_fd(&null), libc::STDIN_FILENO)]);
+        let moved = moved
+            .map(|(fd, number)| Ok((fcntl_dupfd_cloexec(fd, highest + 1)?, number)))
+            .collect::<io::Result<_>>()?;
+        let variables = std::env::vars_os().map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            name
         });
+        Ok(Self {
+            parent: getpid(),
+            arguments: Strings::new(["osps"].into_iter().chain(arguments.iter().map(String::as_str)))?,
+            environment: Strings::new(variables)?,
+            descriptors,
+            moved,
+            gaps,
+            highest,
+            held: HELD_SIGNALS.into_iter().collect(),
+        })
     }
-    let mappings =
-        descriptors.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
-    command.fd_mappings(mappings).map_err(io::Error::other)?;
-    let held: SigSet = HELD_SIGNALS.into_iter().collect();
-    let before = held.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let child = command.spawn();
-    before.thread_set_mask()?;
-    Pidfd::of_child(child?.id())
+
+    /// What the child does. Between clone and exec only async-signal-safe things
+    /// (signal-safety(7)): system calls and arithmetic, no allocation, no lock, no panic.
+    fn live(&self) -> ! {
+        let Err((step, error)) = self.execute();
+        last_words(step, error);
+        // SAFETY: ends this process at once; no destructor or exit handler of the parent runs.
+        unsafe { libc::_exit(Code::System as i32) }
+    }
+
+    fn execute(&self) -> Result<Infallible, Failed> {
+        let os = |step| move |error: rustix::io::Errno| (step, Errno::from_raw(error.raw_os_error()));
+        // First of all, for from here on the death of the parent leaves nobody behind. SIGKILL,
+        // for SIGTERM is held back and a stopped process would not act on it; see
+        // `die_gently_with_parent`.
+        set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(os("ask for the parent-death signal"))?;
+        if getppid() != Some(self.parent) {
+            return Err(("start: the parent has died", Errno::ESRCH));
+        }
+        self.take_descriptors().map_err(|error| ("take its descriptors", error))?;
+        reset_dispositions().map_err(|error| ("reset its signals", error))?;
+        // Exactly these, whatever was blocked by whoever started the watchdog.
+        self.held.thread_set_mask().map_err(|error| ("hold signals back", error))?;
+        // SAFETY: path and strings end with NUL, the vectors with a null pointer, and all
+        // of them live as long as `self`.
+        unsafe {
+            libc::execve(
+                c"/proc/self/exe".as_ptr(),
+                self.arguments.pointers.as_ptr(),
+                self.environment.pointers.as_ptr(),
+            )
+        };
+        Err(("execute /proc/self/exe", Errno::last()))
+    }
+
+    /// Closes the rest now, not only at exec: a child that is stopped in between shall
+    /// not keep the parent's connections open, nor its lock.
+    fn take_descriptors(&self) -> Result<(), Errno> {
+        let high = self.descriptors.iter().map(|(fd, number)| (fd.as_raw_fd(), *number));
+        let moved = self.moved.iter().map(|(fd, number)| (fd.as_raw_fd(), *number));
+        for (fd, number) in high.chain(moved) {
+            // SAFETY: what had this number is the parent's affair and only a copy here. The new
+            // descriptor is not close-on-exec.
+            Errno::result(unsafe { libc::dup2(fd, number) })?;
+        }
+        for &number in &self.gaps {
+            // SAFETY: as above; nobody in this process uses any of them before exec.
+            unsafe { libc::close(number) };
+        }
+        // SAFETY: as above. A kernel without it (before 5.9) answers with an error; all
+        // descriptors of our own are close-on-exec anyway.
+        unsafe { libc::syscall(libc::SYS_close_range, self.highest + 1, libc::c_uint::MAX, 0) };
+        Ok(())
+    }
 }
 
-/// Everything above standard error is closed by `execve(2)`, whoever opened it; the
-/// descriptors that the child shall have are mapped after this.
-fn close_others_on_exec() {
-    // SAFETY: the call only sets close-on-exec flags. A kernel without it (before 5.11)
-    // answers with an error, and the descriptors of our own are close-on-exec anyway.
-    unsafe {
-        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+/// Strings as `execve(2)` wants them.
+struct Strings {
+    pointers: Vec<*const c_char>,
+    /// What the pointers point to: on the heap, where it stays when this is moved.
+    _strings: Vec<CString>,
+}
+
+impl Strings {
+    fn new<T: Into<OsString>>(strings: impl Iterator<Item = T>) -> io::Result<Self> {
+        let strings = strings
+            .map(|string| CString::new(string.into().into_vec()).map_err(io::Error::from))
+            .collect::<io::Result<Vec<_>>>()?;
+        let pointers = strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect();
+        Ok(Self { pointers, _strings: strings })
     }
 }
 
-/// Ignores the terminal's signals and undoes what a parent of ours may have ignored.
-/// Only ignored signals survive `execve(2)`; handlers become defaults there.
-fn reset_dispositions() -> io::Result<()> {
-    for signal in TERMINAL_SIGNALS {
-        disposition(signal, SigHandler::SigIgn)?;
+/// One line on standard error, if it takes one at once: nobody waits for a paused pager.
+fn last_words(step: &str, error: Errno) {
+    let mut line = [0; 160];
+    let mut rest = &mut line[..];
+    // A line that is too long is cut. Nothing is allocated: the words are static.
+    let _ = writeln!(rest, "osps: a server cannot {step}: {}", error.desc());
+    let left = rest.len();
+    let said = line.split_at_checked(line.len() - left).map_or(&line[..], |(said, _)| said);
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let stderr = rustix::stdio::stderr();
+    let mut fds = [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)];
+    if poll(&mut fds, Some(&now)) == Ok(1) {
+        let _ = rustix::io::write(stderr, said);
     }
-    for signal in [Signal::SIGCHLD, Signal::SIGALRM] {
-        disposition(signal, SigHandler::SigDfl)?;
+}
+
+/// Ignores the terminal's signals and undoes what a parent of ours may have ignored: a
+/// SIGCHLD that is ignored reaps children behind our back. Only ignored signals survive
+/// `execve(2)`; handlers become defaults there.
+fn reset_dispositions() -> Result<(), Errno> {
+    for signal in Signal::iterator().filter(|signal| !KEPT_SIGNALS.contains(signal)) {
+        let ignored = TERMINAL_SIGNALS.contains(&signal);
+        disposition(signal, if ignored { SigHandler::SigIgn } else { SigHandler::SigDfl })?;
     }
     Ok(())
 }
@@ -95,7 +255,7 @@ fn reset_dispositions() -> io::Result<()> {
 pub fn ignore_strangers() -> io::Result<()> {
     [Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGVTALRM, Signal::SIGPROF, Signal::SIGIO]
         .into_iter()
-        .try_for_each(|signal| disposition(signal, SigHandler::SigIgn))
+        .try_for_each(|signal| Ok(disposition(signal, SigHandler::SigIgn)?))
 }
 
 /// Ignores a signal for the rest of this process's life.
@@ -103,10 +263,10 @@ pub fn ignore_strangers() -> io::Result<()> {
 /// # Errors
 /// What `sigaction(2)` says.
 pub fn ignore(signal: i32) -> io::Result<()> {
-    disposition(Signal::try_from(signal)?, SigHandler::SigIgn)
+    Ok(disposition(Signal::try_from(signal)?, SigHandler::SigIgn)?)
 }
 
-fn disposition(signal: Signal, handler: SigHandler) -> io::Result<()> {
+fn disposition(signal: Signal, handler: SigHandler) -> Result<(), Errno> {
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
     // SAFETY: the disposition is "ignore" or "default": no code of ours runs in a handler.
     unsafe { sigaction(signal, &action) }?;
@@ -180,8 +340,8 @@ pub fn parent_pid() -> u32 {
 /// # Errors
 /// What `memfd_create(2)` or `write(2)` say.
 pub fn file_of(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
-    use std::io::{Seek, Write};
-    let mut file = std::fs::File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+    use std::io::Seek;
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
     file.write_all(contents)?;
     file.rewind()?;
     Ok(file.into())
@@ -194,4 +354,44 @@ pub fn raise_descriptor_limit() -> u64 {
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
     now.current.unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::pidfd::Exit;
+    use std::time::Duration;
+
+    /// Longer than `execve(2)` takes as one argument.
+    fn too_long() -> Vec<String> {
+        vec!["x".repeat(256 * 1024)]
+    }
+
+    #[test]
+    fn a_child_that_cannot_execute_the_program_ends_with_a_code_of_its_own() {
+        let child = spawn(&too_long(), &[]).unwrap();
+        assert!(child.ends_within(Duration::from_secs(60)));
+        assert_eq!(child.reap().unwrap(), Some(Exit::Code(Code::System as i32)));
+    }
+
+    #[test]
+    fn what_cannot_be_handed_over_is_refused_without_a_child() {
+        let error = spawn(&["a\0b".to_owned()], &[]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn the_numbers_between_those_that_are_given_are_closed() {
+        let null = File::open("/dev/null").unwrap();
+        let fd = std::os::fd::AsFd::as_fd(&null);
+        let birth = Birth::prepare(&[], &[(fd, 9), (fd, 3), (fd, 6)]).unwrap();
+        assert_eq!((birth.highest, birth.gaps), (9, vec![4, 5, 7, 8]));
+        let sources = birth.descriptors.iter().map(|(fd, _)| fd.as_raw_fd());
+        let mut sources = sources.chain(birth.moved.iter().map(|(fd, _)| fd.as_raw_fd()));
+        assert!(sources.all(|source| source > 9));
+        let mut numbers: Vec<_> = birth.descriptors.iter().map(|(_, number)| *number).collect();
+        numbers.extend(birth.moved.iter().map(|(_, number)| *number));
+        numbers.sort_unstable();
+        assert_eq!(numbers, [0, 3, 6, 9]);
+    }
 }

@@ -73,7 +73,7 @@ pub struct Launched {
 /// Starts a server.
 ///
 /// # Errors
-/// What `memfd_create(2)`, `fcntl(2)`, `fork(2)` or `execve(2)` say.
+/// What `memfd_create(2)`, `fcntl(2)` or `clone(2)` say.
 pub fn spawn<'a>(
     sheet: &Sheet,
     watchdog: &Pidfd,
@@ -81,19 +81,17 @@ pub fn spawn<'a>(
     listeners: impl Iterator<Item = &'a TcpListener>,
 ) -> std::io::Result<Pidfd> {
     let json = serde_json::to_vec(sheet)?;
-    let mut descriptors =
-        vec![(process::file_of("osps-launch-sheet", &json)?, SHEET), (watchdog.try_clone()?, WATCHDOG)];
-    if let Some(channel) = channel {
-        descriptors.push((channel.try_clone()?, CHANNEL));
-    }
+    let file = process::file_of("osps-launch-sheet", &json)?;
+    let mut descriptors = vec![(file.as_fd(), SHEET), (watchdog.as_fd(), WATCHDOG)];
+    descriptors.extend(channel.map(|channel| (channel.as_fd(), CHANNEL)));
     for (number, listener) in (LISTENERS..).zip(listeners) {
-        descriptors.push((listener.as_fd().try_clone_to_owned()?, number));
+        descriptors.push((listener.as_fd(), number));
     }
     let role = match sheet.name().role {
         Role::Principal => vec!["principal".to_owned()],
         Role::Secondary => vec!["secondary".to_owned(), sheet.slot.to_string()],
     };
-    process::spawn(&role, descriptors)
+    process::spawn(&role, &descriptors)
 }
 
 /// Takes what the parent left under the known numbers.
@@ -114,7 +112,7 @@ pub fn receive(role: Role) -> Result<Launched, Failure> {
         process::inherited(number)
             .map_err(|error| Failure::internal(&format!("take descriptor {number}"), &error))
     };
-    let watchdog = Pidfd::inherited(take(WATCHDOG)?, sheet.watchdog);
+    let watchdog = Pidfd::known(take(WATCHDOG)?, sheet.watchdog);
     let (channel, listeners) = match role {
         Role::Principal => {
             let data: usize = sheet.ports.iter().map(Vec::len).sum();
