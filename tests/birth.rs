@@ -1,0 +1,120 @@
+//! Children between clone and exec: stopped there, they harm nobody but themselves.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::Write;
+
+use common::{REQUESTS, System, connect, eventually, recv, request, say};
+use nix::libc::PTRACE_EVENT_FORK;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use osps::os::proc;
+
+/// Short enough for a test to wait for it, long enough for a start on a loaded machine.
+const START_WITHIN: &str = "[watchdog]\nstart_within = \"4s\"\n";
+
+fn raw(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).unwrap())
+}
+
+/// The next thing that a traced process does or suffers.
+fn next_stop(pid: Pid) -> WaitStatus {
+    eventually("a stop of a traced process", || {
+        match waitpid(pid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)).unwrap() {
+            WaitStatus::StillAlive => None,
+            status => Some(status),
+        }
+    })
+}
+
+/// Stops the next child of `parent` before it has executed one instruction of its own, as a
+/// debugger would, and lets go of both: the pid of the child, which is in state T.
+fn stop_next_child(parent: u32, provoke: impl FnOnce()) -> u32 {
+    let parent = raw(parent);
+    ptrace::seize(parent, Options::PTRACE_O_TRACEFORK).unwrap();
+    provoke();
+    loop {
+        match next_stop(parent) {
+            WaitStatus::PtraceEvent(_, _, PTRACE_EVENT_FORK) => break,
+            // A signal on its way to it: a probe, an answer.
+            WaitStatus::Stopped(_, signal) => ptrace::cont(parent, signal).unwrap(),
+            WaitStatus::PtraceEvent(..) => ptrace::cont(parent, None).unwrap(),
+            other => panic!("the parent: {other:?}"),
+        }
+    }
+    let child = u32::try_from(ptrace::getevent(parent).unwrap()).unwrap();
+    next_stop(raw(child));
+    kill(raw(child), Signal::SIGSTOP).unwrap();
+    ptrace::detach(raw(child), None).unwrap();
+    ptrace::detach(parent, None).unwrap();
+    eventually("a stopped child", || (proc::stat(child).unwrap().letter == 'T').then_some(()));
+    child
+}
+
+/// Waits until a server is ready in that slot, and nothing is left of the child, no zombie either.
+fn replaced(system: &System, slot: u64, child: u32) {
+    system.until("a replacement", |status| {
+        let server = System::server(status, slot);
+        server["state"] == "ready" && server["pid"] != child
+    });
+    eventually("the end of the child", || proc::stat(child).is_err().then_some(()));
+}
+
+#[test]
+fn a_secondary_that_is_stopped_before_exec_is_replaced_while_the_others_serve() {
+    let mut system = System::start("secondaries = 2", &format!("{START_WITHIN}{REQUESTS}"));
+    let (principal, secondary) = (system.pid(0), system.pid(1));
+    let child = stop_next_child(principal, || system.signal(secondary, Signal::SIGKILL));
+    for _ in 0..20 {
+        assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x");
+    }
+    replaced(&system, 1, child);
+    let status = system.status();
+    assert_eq!(System::server(&status, 0)["pid"], principal, "{status}");
+    assert_eq!(System::server(&status, 0)["kills"], 0, "{status}");
+    assert_eq!(System::server(&status, 1)["kills"], 1, "{status}");
+    assert_eq!(System::server(&status, 2)["kills"], 0, "{status}");
+    assert_eq!(system.stop().code(), Some(0));
+}
+
+#[test]
+fn a_principal_that_is_stopped_before_exec_is_replaced_and_its_clients_wait() {
+    let mut system = System::start("secondaries = 2", &format!("{START_WITHIN}{REQUESTS}"));
+    let (principal, address) = (system.pid(0), system.address());
+    let watchdog = system.watchdog.id();
+    let child = stop_next_child(watchdog, || system.signal(principal, Signal::SIGKILL));
+    let mut client = connect(address);
+    client.write_all(b"echo\n").unwrap();
+    let port: u16 = recv(&mut client).trim_end().parse().unwrap();
+    assert_eq!(say(&mut connect((address.ip(), port).into()), "x"), "x");
+    replaced(&system, 0, child);
+    assert_eq!(system.stop().code(), Some(0));
+    assert!(!system.has_processes());
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_child_that_is_stopped_before_exec() {
+    for slot in [0, 1] {
+        let mut system = System::start("secondaries = 2", &format!("{START_WITHIN}{REQUESTS}"));
+        let parent = if slot == 0 { system.watchdog.id() } else { system.pid(0) };
+        let victim = system.pid(slot);
+        stop_next_child(parent, || system.signal(victim, Signal::SIGKILL));
+        assert_eq!(system.stop().code(), Some(0), "slot {slot}");
+        assert!(!system.has_processes(), "slot {slot}");
+    }
+}
+
+#[test]
+fn a_principal_that_dies_beside_a_child_that_is_stopped_before_exec_leaves_nothing() {
+    let mut system = System::start("secondaries = 2", &format!("{START_WITHIN}{REQUESTS}"));
+    let (principal, secondary) = (system.pid(0), system.pid(1));
+    let child = stop_next_child(principal, || system.signal(secondary, Signal::SIGKILL));
+    system.signal(principal, Signal::SIGKILL);
+    replaced(&system, 0, principal);
+    replaced(&system, 1, child);
+    assert_eq!(system.stop().code(), Some(0));
+    assert!(!system.has_processes());
+}
