@@ -56,7 +56,7 @@ impl Reader {
     /// # Errors
     /// What `open(2)` says.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: open_end(path)?, watched: None, lines: Lines::default() })
+        Ok(open_end(path)?.into())
     }
 
     /// Runs `with` on the mio source of this end, to register or deregister it.
@@ -108,6 +108,13 @@ impl Reader {
     }
 }
 
+/// One end, as [`open_end`] gives it.
+impl From<File> for Reader {
+    fn from(file: File) -> Self {
+        Self { file, watched: None, lines: Lines::default() }
+    }
+}
+
 /// What became of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushed {
@@ -127,13 +134,20 @@ pub struct Writer {
     overflowed: bool,
 }
 
+/// One end, as [`open_end`] gives it.
+impl From<File> for Writer {
+    fn from(file: File) -> Self {
+        Self { file, watched: None, pending: Vec::new(), overflowed: false }
+    }
+}
+
 impl Writer {
     /// Opens a FIFO for writing.
     ///
     /// # Errors
     /// What `open(2)` says.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: open_end(path)?, watched: None, pending: Vec::new(), overflowed: false })
+        Ok(open_end(path)?.into())
     }
 
     /// Runs `with` on the mio source of this end, to register or deregister it.

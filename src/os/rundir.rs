@@ -110,6 +110,21 @@ impl Rundir {
         &self.path
     }
 
+    /// Makes the directory again, where it was removed under a running system.
+    ///
+    /// # Errors
+    /// What `mkdir(2)` says.
+    pub fn restore(&self) -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Ok(()) => {
+                log::warn!("{} was removed: made again", self.path.display());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes the lock that makes this process the only watchdog here.
     ///
     /// # Errors

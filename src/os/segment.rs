@@ -41,28 +41,23 @@ impl Segment {
         Self::map(&file)
     }
 
-    /// Maps an existing file for reading and writing, in its whole length.
+    /// Maps a file for reading and writing, in its whole length.
     ///
     /// # Errors
-    /// What `open(2)` or `mmap(2)` say; `InvalidData` where the file is empty or its
-    /// length is no multiple of 8.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Self::map(&OpenOptions::new().read(true).write(true).open(path)?)
-    }
-
-    /// Maps an existing file for reading only: a store into it would be a crash.
-    ///
-    /// # Errors
-    /// As [`Segment::open`].
-    pub fn open_read_only(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let length = checked_length(&file)?;
-        Ok(Self { map: MmapOptions::new().len(length).map_raw_read_only(&file)? })
-    }
-
-    fn map(file: &File) -> io::Result<Self> {
+    /// What `mmap(2)` says; `InvalidData` where the file is empty or its length is no
+    /// multiple of 8.
+    pub fn map(file: &File) -> io::Result<Self> {
         let length = checked_length(file)?;
         Ok(Self { map: MmapOptions::new().len(length).map_raw(file)? })
+    }
+
+    /// Maps a file for reading only: a store into it would be a crash.
+    ///
+    /// # Errors
+    /// As [`Segment::map`].
+    pub fn map_read_only(file: &File) -> io::Result<Self> {
+        let length = checked_length(file)?;
+        Ok(Self { map: MmapOptions::new().len(length).map_raw_read_only(file)? })
     }
 }
 
@@ -104,8 +99,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("segment");
         let one = Segment::create(&path, 1000).unwrap();
-        let other = Segment::open(&path).unwrap();
-        let reader = Segment::open_read_only(&path).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let other = Segment::map(&file).unwrap();
+        let reader = Segment::map_read_only(&File::open(&path).unwrap()).unwrap();
         assert_eq!((one.len(), other.len(), reader.len()), (1000, 1000, 1000));
         one[999].store(42, Ordering::Release);
         assert_eq!(other[999].load(Ordering::Acquire), 42);
@@ -119,7 +115,7 @@ mod tests {
         let path = dir.path().join("segment");
         for bytes in [&b""[..], b"1234567"] {
             std::fs::write(&path, bytes).unwrap();
-            let error = Segment::open(&path).unwrap_err();
+            let error = Segment::map(&File::open(&path).unwrap()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
         let again = Segment::create(&path, 1).unwrap_err();

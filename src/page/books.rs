@@ -1,14 +1,12 @@
 //! The steps of a job's life in the books, each such that a successor can finish it
 //! wherever its keeper was killed.
 
-use std::path::Path;
-
 use crate::core::job::{Incarnation, Job, JobNumber, State, Table, Word};
 use crate::core::ledger::{Intent, Place};
 use crate::core::slots::{self, Occupied};
 use crate::page::jobs::JobTable;
 use crate::page::principal::PrincipalPage;
-use crate::page::{Access, PageError};
+use crate::page::{Access, PageError, Source};
 
 /// The books of a tree: the principal's page and the job table of each slot.
 #[derive(Debug)]
@@ -18,17 +16,16 @@ pub struct Books {
 }
 
 impl Books {
-    /// Maps the books; `tables` are the job tables in the order of their slots.
+    /// The books in this page; `tables` are the job tables in the order of their slots.
     ///
     /// # Errors
     /// [`PageError`].
-    pub fn attach(
+    pub fn attach<'a, T: Into<Source<'a>>>(
         page: PrincipalPage,
-        tables: impl Iterator<Item = impl AsRef<Path>>,
+        tables: impl IntoIterator<Item = T>,
     ) -> Result<Self, PageError> {
-        let tables = tables
-            .map(|path| JobTable::attach(path.as_ref(), Access::ReadWrite))
-            .collect::<Result<_, _>>()?;
+        let attach = |table| JobTable::attach(table, Access::ReadWrite);
+        let tables = tables.into_iter().map(attach).collect::<Result<_, _>>()?;
         Ok(Self { page, tables })
     }
 
@@ -120,6 +117,7 @@ mod tests {
     use crate::core::moment::Moment;
     use crate::core::slots::Books as _;
     use crate::page::fuse;
+    use std::path::Path;
 
     /// A principal's view of its books; dropped where it is "killed".
     struct Keeper(Books);
@@ -127,7 +125,7 @@ mod tests {
     impl Keeper {
         fn attach(dir: &Path) -> Self {
             let page = PrincipalPage::attach(&dir.join("principal"), Access::ReadWrite).unwrap();
-            Self(Books::attach(page, std::iter::once(dir.join("jobs"))).unwrap())
+            Self(Books::attach(page, [&dir.join("jobs")]).unwrap())
         }
 
         fn table(&self) -> &JobTable {

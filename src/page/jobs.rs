@@ -20,13 +20,16 @@
 //! | 5, 6 | principal | room for the jeton of a tracked job |
 //! | 7 | secondary | when it was claimed (monotonic ns) |
 
+use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use crate::core::job::{Garbage, Job, JobNumber, Table, Word};
 use crate::core::moment::Moment;
-use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError};
+use crate::os::segment::Segment;
+use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError, Source};
 
 /// More entries than any configuration may ask for.
 pub const MAX_CAPACITY: usize = 1 << 20;
@@ -55,12 +58,27 @@ impl JobTable {
     ///
     /// # Errors
     /// [`PageError`].
-    pub fn attach(path: &Path, access: Access) -> Result<Self, PageError> {
-        let page = Page::attach(path, Kind::Jobs, access, |page| {
+    pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
+        let page = Page::attach(source.into(), Kind::Jobs, access, |page| {
             Some(HEADER_WORDS + page.dimension(0, MAX_CAPACITY)? * ENTRY_WORDS)
         })?;
         let capacity = page.dimension(0, MAX_CAPACITY).unwrap_or(0);
         Ok(Self { page, capacity })
+    }
+
+    /// Writes the header again, over whatever stands there. For its keeper only.
+    pub fn restore_header(&self) {
+        self.page.write_header(Kind::Jobs, &[self.capacity as u64]);
+    }
+
+    /// As [`JobTable::restore_header`], of a table that is not mapped.
+    ///
+    /// # Errors
+    /// What `mmap(2)` says.
+    pub fn restore(file: &File, capacity: usize) -> io::Result<()> {
+        let page = Page { words: Segment::map(file)? };
+        Self { page, capacity }.restore_header();
+        Ok(())
     }
 
     /// Writes a job into a free entry and publishes it as waiting. For the principal only.

@@ -17,7 +17,9 @@
 //! | 2 | length of the segment in words |
 //! | 3.. | dimensions, told by each kind |
 
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -88,6 +90,57 @@ pub enum Access {
     ReadOnly,
 }
 
+/// Where a page is found.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// Under this name.
+    Path(&'a Path),
+    /// Open already: inherited, so that it can be had although its name was removed.
+    File(&'a File),
+}
+
+impl<'a> From<&'a Path> for Source<'a> {
+    fn from(path: &'a Path) -> Self {
+        Self::Path(path)
+    }
+}
+
+impl<'a> From<&'a PathBuf> for Source<'a> {
+    fn from(path: &'a PathBuf) -> Self {
+        Self::Path(path)
+    }
+}
+
+impl<'a> From<&'a File> for Source<'a> {
+    fn from(file: &'a File) -> Self {
+        Self::File(file)
+    }
+}
+
+impl Source<'_> {
+    fn map(self, access: Access) -> io::Result<Segment> {
+        match (self, access) {
+            (Self::Path(path), Access::ReadWrite) => {
+                Segment::map(&OpenOptions::new().read(true).write(true).open(path)?)
+            }
+            (Self::Path(path), Access::ReadOnly) => Segment::map_read_only(&File::open(path)?),
+            (Self::File(file), Access::ReadWrite) => Segment::map(file),
+            (Self::File(file), Access::ReadOnly) => Segment::map_read_only(file),
+        }
+    }
+
+    /// Its name, for words.
+    fn path(self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.to_owned(),
+            Self::File(file) => {
+                let link = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+                std::fs::read_link(&link).unwrap_or(link)
+            }
+        }
+    }
+}
+
 /// A mapped page whose header was checked.
 #[derive(Debug)]
 pub struct Page {
@@ -106,14 +159,19 @@ impl Page {
             source,
         })?;
         let page = Self { words: segment };
-        for (index, &dimension) in dimensions.iter().enumerate() {
-            page.set(3 + index, dimension);
-        }
-        page.set(2, words as u64);
-        page.set(1, kind_and_version(kind));
-        // The magic comes last: who finds it finds a whole header.
-        page.set(0, MAGIC);
+        page.write_header(kind, dimensions);
         Ok(page)
+    }
+
+    /// Writes the header; again, where somebody else may have written over it.
+    fn write_header(&self, kind: Kind, dimensions: &[u64]) {
+        for (index, &dimension) in dimensions.iter().enumerate() {
+            self.set(3 + index, dimension);
+        }
+        self.set(2, self.words.len() as u64);
+        self.set(1, kind_and_version(kind));
+        // The magic comes last: who finds it finds a whole header.
+        self.set(0, MAGIC);
     }
 
     /// Maps an existing page and checks its header and that its dimensions explain its length.
@@ -121,20 +179,20 @@ impl Page {
     /// # Errors
     /// [`PageError::Io`], [`PageError::Mismatch`].
     pub fn attach(
-        path: &Path,
+        source: Source<'_>,
         kind: Kind,
         access: Access,
         expected_words: impl FnOnce(&Self) -> Option<usize>,
     ) -> Result<Self, PageError> {
-        let segment = match access {
-            Access::ReadWrite => Segment::open(path),
-            Access::ReadOnly => Segment::open_read_only(path),
-        };
-        let words = segment.map_err(|source| PageError::Io { what: "map", path: path.to_owned(), source })?;
+        let words = source.map(access).map_err(|error| PageError::Io {
+            what: "map",
+            path: source.path(),
+            source: error,
+        })?;
         let page = Self { words };
         match page.mismatch(kind, expected_words) {
             None => Ok(page),
-            Some(what) => Err(PageError::Mismatch { path: path.to_owned(), what }),
+            Some(what) => Err(PageError::Mismatch { path: source.path(), what }),
         }
     }
 
@@ -154,6 +212,13 @@ impl Page {
             return Some(format!("{words} words long, which its header does not explain"));
         }
         None
+    }
+
+    /// How many words it has.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a page has a header")]
+    pub fn len(&self) -> usize {
+        self.words.len()
     }
 
     /// Loads a word that another process may have stored.

@@ -25,7 +25,7 @@ use crate::core::ledger::{Intent, Place};
 use crate::core::slots::Occupied;
 use crate::page::obituary::{self, Ring};
 use crate::page::record::{AFTER_RECORD, Record};
-use crate::page::{Access, Kind, Page, PageError, record};
+use crate::page::{Access, Kind, Page, PageError, Source, record};
 use crate::wire::client::TypeIndex;
 
 /// The most secondaries a tree may have.
@@ -96,13 +96,19 @@ impl PrincipalPage {
     ///
     /// # Errors
     /// [`PageError`].
-    pub fn attach(path: &Path, access: Access) -> Result<Self, PageError> {
-        let page = Page::attach(path, Kind::Principal, access, |page| {
+    pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
+        let page = Page::attach(source.into(), Kind::Principal, access, |page| {
             Some(words(page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_TYPES)?))
         })?;
         let slots = page.dimension(0, MAX_SLOTS).unwrap_or(0);
         let types = page.dimension(1, MAX_TYPES).unwrap_or(0);
         Ok(Self { page, slots, types })
+    }
+
+    /// Writes the header again, over whatever stands there. For its creator, while no
+    /// principal lives.
+    pub fn restore_header(&self) {
+        self.page.write_header(Kind::Principal, &[self.slots as u64, self.types as u64]);
     }
 
     /// The page itself, for its record.

@@ -13,7 +13,7 @@
 use std::path::Path;
 
 use crate::page::record::{AFTER_RECORD, Record};
-use crate::page::{Access, Kind, Page, PageError, record};
+use crate::page::{Access, Kind, Page, PageError, Source, record};
 
 const REJECTED: usize = AFTER_RECORD;
 const ADMITTED: usize = AFTER_RECORD + 1;
@@ -44,8 +44,8 @@ impl SecondaryPage {
     ///
     /// # Errors
     /// [`PageError`].
-    pub fn attach(path: &Path, access: Access) -> Result<Self, PageError> {
-        let page = Page::attach(path, Kind::Secondary, access, |_| Some(WORDS))?;
+    pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
+        let page = Page::attach(source.into(), Kind::Secondary, access, |_| Some(WORDS))?;
         Ok(Self { page })
     }
 

@@ -28,7 +28,7 @@ use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::page::obituary::{self, Ring};
 use crate::page::principal::MAX_SLOTS;
-use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError};
+use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError, Source};
 
 const SELF_AT: usize = HEADER_WORDS;
 const KILLS_AT: usize = 16;
@@ -119,14 +119,21 @@ impl WatchdogPage {
     ///
     /// # Errors
     /// [`PageError`].
-    pub fn attach(path: &Path, access: Access) -> Result<Self, PageError> {
-        let page = Page::attach(path, Kind::Watchdog, access, |page| {
+    pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
+        let page = Page::attach(source.into(), Kind::Watchdog, access, |page| {
             let directory_words = page.dimension(2, MAX_DIRECTORY_WORDS).filter(|&words| words > 0)?;
             Some(words(page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_RECORDS)?, directory_words))
         })?;
         let slots = page.dimension(0, MAX_SLOTS).unwrap_or(0);
         let records = page.dimension(1, MAX_RECORDS).unwrap_or(0);
         Ok(Self { page, slots, records })
+    }
+
+    /// Writes the header again, over whatever stands there.
+    pub fn restore_header(&self) {
+        let directory_words = self.page.len() - words(self.slots, self.records, 0);
+        let dimensions = [self.slots as u64, self.records as u64, directory_words as u64];
+        self.page.write_header(Kind::Watchdog, &dimensions);
     }
 
     /// Introduces the watchdog itself.

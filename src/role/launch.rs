@@ -4,13 +4,19 @@
 //! |---|---|
 //! | 3 | the sheet: JSON in an anonymous file ([`Sheet`]) |
 //! | 4 | a pidfd of the watchdog |
-//! | 5 | principal: the descriptor channel (`SOCK_SEQPACKET`), for listeners that come later |
-//! | 6.. | listening sockets: the principal's own first, then those of each secondary in turn, one per request type; a secondary gets only its own |
+//! | 5 | `watchdog.page`, to read |
+//! | 6 | its orders |
+//! | 7 | its own page |
+//! | 8.. | principal: the descriptor channel (`SOCK_SEQPACKET`), for listeners that come later; then the job table of each slot |
+//! | | secondary: its job table, `dwtube<n>`, `wdtube<n>` |
+//! | then | listening sockets: the principal's own first, then those of each secondary in turn, one per request type; a secondary gets only its own |
+//!
+//! Nothing is opened by name: a name may be a successor's by now, or may have been removed
+//! under the running system.
 
 use std::fs::File;
 use std::io::Read;
-use std::net::TcpListener;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -24,8 +30,7 @@ use crate::os::process;
 
 const SHEET: RawFd = 3;
 const WATCHDOG: RawFd = 4;
-const CHANNEL: RawFd = 5;
-const LISTENERS: RawFd = 6;
+const INHERITANCE: RawFd = 5;
 
 /// What a server is told at its start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,36 +62,53 @@ impl Sheet {
     }
 }
 
-/// A server's inheritance.
+/// What a server was started with.
 #[derive(Debug)]
 pub struct Launched {
     /// The sheet.
     pub sheet: Sheet,
     /// The watchdog.
     pub watchdog: Pidfd,
-    /// Principal only: held open for descriptors that come later.
-    pub channel: Option<OwnedFd>,
-    /// The listening sockets, in the order of the table above.
-    pub listeners: Vec<OwnedFd>,
+    /// All other descriptors.
+    pub inheritance: Inheritance,
 }
 
-/// Starts a server.
+/// The descriptors of the table above, from number 5, to be taken in their order.
+#[derive(Debug)]
+pub struct Inheritance {
+    next: RawFd,
+}
+
+impl Inheritance {
+    /// The next descriptor.
+    ///
+    /// # Errors
+    /// A [`Failure`] where there is none.
+    pub fn take(&mut self) -> Result<OwnedFd, Failure> {
+        let number = self.next;
+        self.next += 1;
+        process::inherited(number)
+            .map_err(|error| Failure::internal(&format!("take descriptor {number}"), &error))
+    }
+
+    /// The next descriptor, where it is a file.
+    ///
+    /// # Errors
+    /// A [`Failure`] where there is none.
+    pub fn take_file(&mut self) -> Result<File, Failure> {
+        self.take().map(File::from)
+    }
+}
+
+/// Starts a server; `inheritance` has the numbers of the table above, from 5.
 ///
 /// # Errors
 /// What `memfd_create(2)`, `fcntl(2)` or `clone(2)` say.
-pub fn spawn<'a>(
-    sheet: &Sheet,
-    watchdog: &Pidfd,
-    channel: Option<&OwnedFd>,
-    listeners: impl Iterator<Item = &'a TcpListener>,
-) -> std::io::Result<Pidfd> {
+pub fn spawn(sheet: &Sheet, watchdog: &Pidfd, inheritance: &[BorrowedFd<'_>]) -> std::io::Result<Pidfd> {
     let json = serde_json::to_vec(sheet)?;
     let file = process::file_of("osps-launch-sheet", &json)?;
     let mut descriptors = vec![(file.as_fd(), SHEET), (watchdog.as_fd(), WATCHDOG)];
-    descriptors.extend(channel.map(|channel| (channel.as_fd(), CHANNEL)));
-    for (number, listener) in (LISTENERS..).zip(listeners) {
-        descriptors.push((listener.as_fd(), number));
-    }
+    descriptors.extend(inheritance.iter().copied().zip(INHERITANCE..));
     let role = match sheet.name().role {
         Role::Principal => vec!["principal".to_owned()],
         Role::Secondary => vec!["secondary".to_owned(), sheet.slot.to_string()],
@@ -108,21 +130,10 @@ pub fn receive(role: Role) -> Result<Launched, Failure> {
     if sheet.name().role != role {
         return Err(Failure::new(Code::Usage, "the launch sheet is for another role"));
     }
-    let take = |number| {
-        process::inherited(number)
-            .map_err(|error| Failure::internal(&format!("take descriptor {number}"), &error))
-    };
-    let watchdog = Pidfd::known(take(WATCHDOG)?, sheet.watchdog);
-    let (channel, listeners) = match role {
-        Role::Principal => {
-            let data: usize = sheet.ports.iter().map(Vec::len).sum();
-            (Some(take(CHANNEL)?), sheet.config.listen.addresses().len() + data)
-        }
-        Role::Secondary => (None, sheet.config.request.len()),
-    };
-    let listeners = (LISTENERS..).take(listeners).map(take).collect::<Result<_, _>>()?;
+    let mut inheritance = Inheritance { next: WATCHDOG };
+    let watchdog = Pidfd::known(inheritance.take()?, sheet.watchdog);
     parent_lives(&sheet)?;
-    Ok(Launched { sheet, watchdog, channel, listeners })
+    Ok(Launched { sheet, watchdog, inheritance })
 }
 
 /// Makes sure that whoever started this process still is its parent.

@@ -32,7 +32,7 @@ impl Liveness {
     pub fn begin(
         name: Name,
         watchdog: Pidfd,
-        watchdog_page: &std::path::Path,
+        watchdog_page: &std::fs::File,
         orders: Reader,
         page: &Page,
     ) -> Result<Self, Failure> {

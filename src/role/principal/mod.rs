@@ -8,6 +8,7 @@ mod clients;
 mod servers;
 mod slot;
 
+use std::fs::File;
 use std::net::TcpListener as StdListener;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -77,7 +78,9 @@ struct Principal {
     /// Who is in the slots, and which jobs they have.
     core: Slots<Books>,
     /// Kept open for descriptors that the watchdog will send one day.
-    _channel: Option<OwnedFd>,
+    _channel: OwnedFd,
+    /// To hand to secondaries.
+    watchdog_page: File,
     listener: Option<(TcpListener, SourceId)>,
     /// `max_clients` are connected: accepting goes on when one leaves.
     accept_paused: bool,
@@ -115,19 +118,30 @@ pub fn run() -> Result<ExitCode, Failure> {
 
 impl Principal {
     fn start(launched: Launched, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
-        let Launched { sheet, watchdog, channel, listeners } = launched;
-        let rundir = launch::rundir(&sheet);
+        let Launched { sheet, watchdog, mut inheritance } = launched;
         let attach = |error| Failure::internal("attach", &error);
-        let page = PrincipalPage::attach(&rundir.principal_page(), Access::ReadWrite).map_err(attach)?;
-        let orders = crate::os::fifo::Reader::open(&rundir.principal_orders())
-            .map_err(|error| Failure::internal("open the orders", &error))?;
-        let liveness = Liveness::begin(sheet.name(), watchdog, &rundir.watchdog_page(), orders, page.page())?;
         let config = sheet.config.clone();
-        let tables = (1..=config.secondaries).map(|number| rundir.jobs(number));
-        let books = Books::attach(page, tables).map_err(attach)?;
-        let mut listeners = listeners.into_iter();
-        let listener = listeners.next().map(listener::from_inherited);
-        let slots = data_listeners(&config, &mut listeners);
+        let watchdog_page = inheritance.take_file()?;
+        let orders = crate::os::fifo::Reader::from(inheritance.take_file()?);
+        let page = PrincipalPage::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
+        let channel = inheritance.take()?;
+        let tables =
+            (0..config.secondaries).map(|_| inheritance.take_file()).collect::<Result<Vec<_>, _>>()?;
+        let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
+        let books = Books::attach(page, &tables).map_err(attach)?;
+        let mut listener = listener::from_inherited(inheritance.take()?);
+        let id = reactor
+            .register(&mut listener, Key::Listener, Interest::READABLE)
+            .map_err(|error| Failure::internal("watch the control listener", &error))?;
+        let slots = tables
+            .into_iter()
+            .map(|table| {
+                let types = 0..config.request.len();
+                let listeners =
+                    types.map(|_| inheritance.take().map(StdListener::from)).collect::<Result<_, _>>()?;
+                Ok(Slot { listeners, ..Slot::new(table) })
+            })
+            .collect::<Result<Vec<_>, Failure>>()?;
         let settings = Settings {
             max_jobs: config.max_jobs,
             claim_within: config.claim_within,
@@ -136,12 +150,13 @@ impl Principal {
         let mut principal = Self {
             types: Types::new(config.request.iter().map(|request| request.name.as_str())),
             core: Slots::new(books, slots.len(), settings, u64::from(std::process::id())),
+            rundir: launch::rundir(&sheet),
             sheet,
             config,
-            rundir,
             liveness,
+            watchdog_page,
             _channel: channel,
-            listener: None,
+            listener: Some((listener, id)),
             accept_paused: false,
             accept_timer_armed: false,
             descriptors_ran_out: false,
@@ -153,12 +168,6 @@ impl Principal {
             kills_all: false,
             timers: Timers::default(),
         };
-        if let Some(mut socket) = listener {
-            let id = reactor
-                .register(&mut socket, Key::Listener, Interest::READABLE)
-                .map_err(|error| Failure::internal("watch the control listener", &error))?;
-            principal.listener = Some((socket, id));
-        }
         principal.take_over(reactor);
         let Self { liveness, core, .. } = &mut principal;
         liveness.declare_ready(reactor, core.books().page().page(), Key::Orders, Key::Watchdog)?;
@@ -240,12 +249,6 @@ impl Principal {
 /// Slots count from 0 in memory, from 1 in names and files.
 fn number(slot: usize) -> u16 {
     u16::try_from(slot + 1).unwrap_or(u16::MAX)
-}
-
-/// The slots with their listening sockets.
-fn data_listeners(config: &Config, listeners: &mut impl Iterator<Item = OwnedFd>) -> Vec<Slot> {
-    let sockets = |_| listeners.by_ref().take(config.request.len()).map(StdListener::from).collect();
-    (0..config.secondaries).map(sockets).map(|listeners| Slot { listeners, ..Slot::default() }).collect()
 }
 
 impl Role for Principal {

@@ -1,6 +1,11 @@
 //! Starting secondaries, hearing from them, and burying them: what the core decides about
 //! slots is done here.
 
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
 use rustix::process::Signal;
 
 use crate::core::job::Incarnation;
@@ -145,13 +150,25 @@ impl Principal {
         incarnation: Incarnation,
     ) -> Result<Server, String> {
         let number = number(slot);
-        let page = self.make_files(slot).map_err(|error| error.to_string())?;
-        let open = |error| format!("its tubes cannot be opened: {error}");
-        let mut tube = Reader::open(&self.rundir.from_secondary(number)).map_err(open)?;
-        let writer = Writer::open(&self.rundir.to_secondary(number)).map_err(open)?;
+        self.make_files(slot).map_err(|error| error.to_string())?;
+        let open = |path: PathBuf| {
+            fifo::open_end(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))
+        };
+        let mut tube = Reader::from(open(self.rundir.from_secondary(number))?);
+        let writer = Writer::from(open(self.rundir.to_secondary(number))?);
+        let theirs = [
+            open(self.rundir.secondary_orders(number))?,
+            open(self.rundir.secondary_page(number))?,
+            open(self.rundir.to_secondary(number))?,
+            open(self.rundir.from_secondary(number))?,
+        ];
+        let [orders, page, to_them, from_them] = theirs.each_ref().map(File::as_fd);
+        let table = self.slots[slot].table.as_fd();
+        let mut inheritance = vec![self.watchdog_page.as_fd(), orders, page, table, to_them, from_them];
+        inheritance.extend(self.slots[slot].listeners.iter().map(TcpListener::as_fd));
         let sheet = Sheet { slot: number, incarnation, parent: std::process::id(), ..self.sheet.clone() };
-        let listeners = self.slots[slot].listeners.iter();
-        let mut pidfd = launch::spawn(&sheet, self.liveness.watchdog(), None, listeners)
+        let page = SecondaryPage::attach(&theirs[1], Access::ReadOnly).map_err(|error| error.to_string())?;
+        let mut pidfd = launch::spawn(&sheet, self.liveness.watchdog(), &inheritance)
             .map_err(|error| error.to_string())?;
         watch_end(reactor, &mut pidfd, slot, incarnation);
         watch_tube(reactor, &mut tube, slot, incarnation);
@@ -159,12 +176,13 @@ impl Principal {
     }
 
     /// New files for a new incarnation: no stale byte survives in a FIFO.
-    fn make_files(&self, slot: usize) -> Result<SecondaryPage, PageError> {
+    fn make_files(&self, slot: usize) -> Result<(), PageError> {
         let number = number(slot);
         let io = |what| move |source| PageError::Io { what, path: self.rundir.path().to_owned(), source };
+        self.rundir.restore().map_err(io("make again"))?;
         self.rundir.remove_secondary(number, None).map_err(io("clean"))?;
-        let counts = self.slots[slot].counts;
-        let page = SecondaryPage::create(&self.rundir.secondary_page(number), number, counts)?;
+        self.core.books().tables()[slot].restore_header();
+        SecondaryPage::create(&self.rundir.secondary_page(number), number, self.slots[slot].counts)?;
         for fifo in [
             self.rundir.to_secondary(number),
             self.rundir.from_secondary(number),
@@ -172,7 +190,7 @@ impl Principal {
         ] {
             fifo::create(&fifo).map_err(io("create FIFOs in"))?;
         }
-        Ok(page)
+        Ok(())
     }
 
     /// The server of a slot drains: another needs its names.

@@ -1,5 +1,6 @@
 //! What the kernel gives us for each slot: sockets, processes, tubes.
 
+use std::fs::File;
 use std::net::TcpListener;
 
 use crate::core::job::Incarnation;
@@ -8,8 +9,9 @@ use crate::os::pidfd::Pidfd;
 use crate::page::secondary::{Counts, SecondaryPage};
 
 /// A slot, whoever is in it.
-#[derive(Default)]
 pub struct Slot {
+    /// Its job table, to hand to a successor.
+    pub table: File,
     /// Its listening sockets, by request type, to hand to a successor.
     pub listeners: Vec<TcpListener>,
     /// The server in it.
@@ -47,6 +49,17 @@ pub struct Predecessor {
 }
 
 impl Slot {
+    /// A slot with nobody in it.
+    pub fn new(table: File) -> Self {
+        Self {
+            table,
+            listeners: Vec::new(),
+            current: None,
+            predecessors: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
     /// The tube in which that incarnation speaks, whether it serves or drains.
     pub fn tube(&mut self, incarnation: Incarnation) -> Option<&mut Reader> {
         match self.current.as_mut() {

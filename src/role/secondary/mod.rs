@@ -111,20 +111,17 @@ pub fn run() -> Result<ExitCode, Failure> {
 
 impl Secondary {
     fn start(launched: Launched, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
-        let Launched { sheet, watchdog, listeners, .. } = launched;
-        let (rundir, slot) = (launch::rundir(&sheet), sheet.slot);
+        let Launched { sheet, watchdog, mut inheritance } = launched;
+        let watchdog_page = inheritance.take_file()?;
+        let orders = fifo::Reader::from(inheritance.take_file()?);
         let attach = |error| Failure::internal("attach", &error);
-        let page = SecondaryPage::attach(&rundir.secondary_page(slot), Access::ReadWrite).map_err(attach)?;
-        let table = JobTable::attach(&rundir.jobs(slot), Access::ReadWrite).map_err(attach)?;
-        let open = |error| Failure::internal("open the tubes", &error);
-        let tube = fifo::Reader::open(&rundir.to_secondary(slot)).map_err(open)?;
-        let to_principal = fifo::Writer::open(&rundir.from_secondary(slot)).map_err(open)?;
-        let orders = fifo::Reader::open(&rundir.secondary_orders(slot)).map_err(open)?;
-        // A successor of our principal makes new files under these names, once it is dead.
-        launch::parent_lives(&sheet)?;
-        let liveness = Liveness::begin(sheet.name(), watchdog, &rundir.watchdog_page(), orders, page.page())?;
+        let page = SecondaryPage::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
+        let table = JobTable::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
+        let tube = fifo::Reader::from(inheritance.take_file()?);
+        let to_principal = fifo::Writer::from(inheritance.take_file()?);
+        let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let mut secondary = Self {
-            handlers: Handlers::new(&sheet.config, slot),
+            handlers: Handlers::new(&sheet.config, sheet.slot),
             service: Service::new(table, sheet.incarnation, sheet.config.watchdog.grace),
             parent: sheet.parent,
             config: sheet.config,
@@ -141,8 +138,8 @@ impl Secondary {
         };
         let watch = |error| Failure::internal("watch a descriptor", &error);
         secondary.tube.watch(reactor, Key::Tube).map_err(watch)?;
-        for (kind, fd) in listeners.into_iter().enumerate() {
-            let mut socket = listener::from_inherited(fd);
+        for kind in 0..secondary.config.request.len() {
+            let mut socket = listener::from_inherited(inheritance.take()?);
             let id = reactor.register(&mut socket, Key::Listener(kind), Interest::READABLE).map_err(watch)?;
             secondary.listeners.push(Listener { socket, id, timer_armed: false });
         }

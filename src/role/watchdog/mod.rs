@@ -3,6 +3,7 @@
 //! from the network.
 
 mod control;
+mod heirlooms;
 mod obituaries;
 mod processes;
 mod start;
@@ -34,6 +35,7 @@ use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
 
 use control::ControlClient;
+use heirlooms::Heirlooms;
 use processes::Process;
 
 /// What the reactor gives back with an event.
@@ -56,6 +58,8 @@ struct Watchdog {
     _lock: Lock,
     page: WatchdogPage,
     principal_page: PrincipalPage,
+    /// The pages, to hand to principals.
+    heirlooms: Heirlooms,
     /// The control listener, then those of each slot, one per request type.
     listeners: Vec<TcpListener>,
     /// Ports: first index slot minus 1, second the request type.

@@ -1,5 +1,8 @@
 //! The supervised processes: what the tree decides about them is done here.
 
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -293,10 +296,12 @@ impl Watchdog {
     }
 
     fn spawn_principal(&mut self, name: Name) -> std::io::Result<(Pidfd, std::fs::File)> {
+        self.rundir.restore()?;
+        self.heirlooms.restore_headers(&self.principal_page)?;
         let path = self.rundir.principal_orders();
         rundir::remove(&path)?;
         fifo::create(&path)?;
-        let orders = fifo::open_end(&path)?;
+        let (orders, their_orders) = (fifo::open_end(&path)?, fifo::open_end(&path)?);
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let sheet = Sheet {
@@ -308,7 +313,16 @@ impl Watchdog {
             parent: std::process::id(),
             ports: self.ports.clone(),
         };
-        let pidfd = launch::spawn(&sheet, &self.me, Some(&theirs), self.listeners.iter())?;
+        let heirlooms = &self.heirlooms;
+        let mut inheritance = vec![
+            heirlooms.watchdog_page.as_fd(),
+            their_orders.as_fd(),
+            heirlooms.principal_page.as_fd(),
+            theirs.as_fd(),
+        ];
+        inheritance.extend(heirlooms.tables.iter().map(File::as_fd));
+        inheritance.extend(self.listeners.iter().map(TcpListener::as_fd));
+        let pidfd = launch::spawn(&sheet, &self.me, &inheritance)?;
         self.channel = Some(ours);
         Ok((pidfd, orders))
     }
@@ -405,6 +419,8 @@ impl Watchdog {
         if name.role == Role::Principal {
             self.kill_unknown_children();
         }
+        // Its successor will look at it.
+        self.page.restore_header();
         let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
         self.tree.handle_exited(reactor.now(), name, cannot_start);
     }

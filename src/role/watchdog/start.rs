@@ -27,6 +27,7 @@ use crate::page::principal::PrincipalPage;
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{Directory, WatchdogPage};
 use crate::page::{Access, PageError};
+use crate::role::watchdog::heirlooms::Heirlooms;
 use crate::role::watchdog::{Key, Watchdog};
 
 /// How long survivors of a crashed run get to die of SIGKILL.
@@ -36,7 +37,7 @@ const SURVIVORS_END_WITHIN: Duration = Duration::from_secs(5);
 const BIND_WITHIN: Duration = Duration::from_secs(2);
 /// Descriptors that a watchdog or principal needs for itself, and for each slot.
 const SPARE_DESCRIPTORS: u64 = 32;
-const DESCRIPTORS_PER_SLOT: u64 = 8;
+const DESCRIPTORS_PER_SLOT: u64 = 9;
 /// With room for fewer clients than this, a principal had better not start.
 const FEWEST_CLIENTS: u64 = 16;
 
@@ -68,6 +69,8 @@ impl Watchdog {
         create_file(&rundir.watchdog_pid_file(), format!("{pid}\n").as_bytes())?;
         let (page, principal_page) = create_pages(&config, rundir, &listeners, &ports)
             .map_err(|error| Failure::new(Code::CannotCreate, error))?;
+        let heirlooms = Heirlooms::open(rundir, config.secondaries, config.max_jobs as usize)
+            .map_err(|error| Failure::new(Code::CannotCreate, format!("cannot open the pages: {error}")))?;
         page.introduce(pid, stat.start_time, now);
         let control = listen_for_tools(rundir, reactor)?;
         let me = Pidfd::of_child(pid).map_err(|error| Failure::internal("open a pidfd of itself", &error))?;
@@ -78,6 +81,7 @@ impl Watchdog {
             _lock: lock,
             page,
             principal_page,
+            heirlooms,
             listeners,
             ports,
             tree,
