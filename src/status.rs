@@ -221,13 +221,14 @@ impl Pages<'_> {
         let mut ledger = self.read_ledger(tables);
         for _ in 0..READ_AGAIN {
             let Ledger { accepted, done, failed, expired, open, .. } = ledger;
-            if accepted == done + failed + expired + open && accepted == self.principal.accepted() {
+            let ends = [done, failed, expired, open].into_iter().fold(0, u64::wrapping_add);
+            if accepted == ends && accepted == self.principal.accepted() {
                 break;
             }
             ledger = self.read_ledger(tables);
         }
         let pages = (1..=self.principal.slots()).filter_map(|slot| self.secondary_page(slot));
-        ledger.rejected = pages.map(|page| page.counts().rejected).sum();
+        ledger.rejected = pages.map(|page| page.counts().rejected).fold(0, u64::wrapping_add);
         ledger.refused = self.principal.refused();
         ledger
     }
@@ -237,9 +238,9 @@ impl Pages<'_> {
         for Ends { done, failed, expired } in
             (0..self.principal.types()).map(|kind| self.principal.ends(kind))
         {
-            ledger.done += done;
-            ledger.failed += failed;
-            ledger.expired += expired;
+            ledger.done = ledger.done.wrapping_add(done);
+            ledger.failed = ledger.failed.wrapping_add(failed);
+            ledger.expired = ledger.expired.wrapping_add(expired);
         }
         ledger.open = tables.iter().flatten().map(|table| count(table, |_, _| true)).sum();
         ledger

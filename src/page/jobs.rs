@@ -59,10 +59,10 @@ impl JobTable {
     /// # Errors
     /// [`PageError`].
     pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
-        let page = Page::attach(source.into(), Kind::Jobs, access, |page| {
-            Some(HEADER_WORDS + page.dimension(0, MAX_CAPACITY)? * ENTRY_WORDS)
+        let (page, capacity) = Page::attach(source.into(), Kind::Jobs, access, |page| {
+            let capacity = page.dimension(0, MAX_CAPACITY)?;
+            Some((capacity, HEADER_WORDS + capacity * ENTRY_WORDS))
         })?;
-        let capacity = page.dimension(0, MAX_CAPACITY).unwrap_or(0);
         Ok(Self { page, capacity })
     }
 

@@ -174,44 +174,49 @@ impl Page {
         self.set(0, MAGIC);
     }
 
-    /// Maps an existing page and checks its header and that its dimensions explain its length.
+    /// Maps an existing page and checks its header. `explain` reads the dimensions, once, for
+    /// they may be written over at any time, and says how many words they ask for.
     ///
     /// # Errors
     /// [`PageError::Io`], [`PageError::Mismatch`].
-    pub fn attach(
+    pub fn attach<D>(
         source: Source<'_>,
         kind: Kind,
         access: Access,
-        expected_words: impl FnOnce(&Self) -> Option<usize>,
-    ) -> Result<Self, PageError> {
+        explain: impl FnOnce(&Self) -> Option<(D, usize)>,
+    ) -> Result<(Self, D), PageError> {
         let words = source.map(access).map_err(|error| PageError::Io {
             what: "map",
             path: source.path(),
             source: error,
         })?;
         let page = Self { words };
-        match page.mismatch(kind, expected_words) {
-            None => Ok(page),
-            Some(what) => Err(PageError::Mismatch { path: source.path(), what }),
+        match page.check(kind, explain) {
+            Ok(dimensions) => Ok((page, dimensions)),
+            Err(what) => Err(PageError::Mismatch { path: source.path(), what }),
         }
     }
 
-    fn mismatch(&self, kind: Kind, expected: impl FnOnce(&Self) -> Option<usize>) -> Option<String> {
+    fn check<D>(&self, kind: Kind, explain: impl FnOnce(&Self) -> Option<(D, usize)>) -> Result<D, String> {
         if self.words.len() < HEADER_WORDS || self.get(0) != MAGIC {
-            return Some("no page of osps".to_owned());
+            return Err("no page of osps".to_owned());
         }
-        if self.get(1) != kind_and_version(kind) {
-            let (found, version) = (self.get(1) >> 32, self.get(1) & 0xffff_ffff);
-            return Some(format!(
-                "kind {found}, layout {version}; this program wants kind {}, layout {LAYOUT_VERSION}",
+        let found = self.get(1);
+        if found != kind_and_version(kind) {
+            return Err(format!(
+                "kind {}, layout {}; this program wants kind {}, layout {LAYOUT_VERSION}",
+                found >> 32,
+                found & 0xffff_ffff,
                 kind as u32
             ));
         }
         let words = self.words.len();
-        if self.get(2) != words as u64 || expected(self) != Some(words) {
-            return Some(format!("{words} words long, which its header does not explain"));
+        match explain(self) {
+            Some((dimensions, explained)) if explained == words && self.get(2) == words as u64 => {
+                Ok(dimensions)
+            }
+            Some(_) | None => Err(format!("{words} words long, which its header does not explain")),
         }
-        None
     }
 
     /// How many words it has.

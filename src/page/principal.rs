@@ -97,11 +97,10 @@ impl PrincipalPage {
     /// # Errors
     /// [`PageError`].
     pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
-        let page = Page::attach(source.into(), Kind::Principal, access, |page| {
-            Some(words(page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_TYPES)?))
+        let (page, (slots, types)) = Page::attach(source.into(), Kind::Principal, access, |page| {
+            let (slots, types) = (page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_TYPES)?);
+            Some(((slots, types), words(slots, types)))
         })?;
-        let slots = page.dimension(0, MAX_SLOTS).unwrap_or(0);
-        let types = page.dimension(1, MAX_TYPES).unwrap_or(0);
         Ok(Self { page, slots, types })
     }
 
@@ -154,15 +153,17 @@ impl PrincipalPage {
 
     /// Writes down that a job will be given out, under a new number, at that entry.
     pub(super) fn intend_to_give(&self, slot: u16, entry: u32) -> Intent {
-        let number = self.page.get(LAST_NUMBER).wrapping_add(1) & MAX_NUMBER;
+        // Zero means "no job".
+        let number = (self.page.get(LAST_NUMBER).wrapping_add(1) & MAX_NUMBER).max(1);
         let place = Place { slot, entry, number };
-        self.write_intent(Intent::Give { place, accepted: self.accepted() + 1 })
+        self.write_intent(Intent::Give { place, accepted: self.accepted().wrapping_add(1) })
     }
 
     /// Writes down that the end of a job will be entered.
     pub(super) fn intend_to_end(&self, place: Place, kind: TypeIndex, end: State) -> Intent {
-        let of_type = self.page.get(self.type_counter(kind, end)) + 1;
-        let of_slot = self.slot_counter(place.slot, end).map_or(0, |counter| self.page.get(counter) + 1);
+        let next = |counter| self.page.get(counter).wrapping_add(1);
+        let of_type = next(self.type_counter(kind, end));
+        let of_slot = self.slot_counter(place.slot, end).map_or(0, next);
         self.write_intent(Intent::End { place, end, kind, of_type, of_slot })
     }
 

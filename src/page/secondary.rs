@@ -45,7 +45,7 @@ impl SecondaryPage {
     /// # Errors
     /// [`PageError`].
     pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
-        let page = Page::attach(source.into(), Kind::Secondary, access, |_| Some(WORDS))?;
+        let (page, ()) = Page::attach(source.into(), Kind::Secondary, access, |_| Some(((), WORDS)))?;
         Ok(Self { page })
     }
 

@@ -120,12 +120,11 @@ impl WatchdogPage {
     /// # Errors
     /// [`PageError`].
     pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
-        let page = Page::attach(source.into(), Kind::Watchdog, access, |page| {
+        let (page, (slots, records)) = Page::attach(source.into(), Kind::Watchdog, access, |page| {
             let directory_words = page.dimension(2, MAX_DIRECTORY_WORDS).filter(|&words| words > 0)?;
-            Some(words(page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_RECORDS)?, directory_words))
+            let (slots, records) = (page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_RECORDS)?);
+            Some(((slots, records), words(slots, records, directory_words)))
         })?;
-        let slots = page.dimension(0, MAX_SLOTS).unwrap_or(0);
-        let records = page.dimension(1, MAX_RECORDS).unwrap_or(0);
         Ok(Self { page, slots, records })
     }
 
@@ -283,7 +282,7 @@ impl WatchdogPage {
     #[must_use]
     pub fn directory(&self) -> Option<Directory> {
         let at = words(self.slots, self.records, 0);
-        let directory_words = self.page.dimension(2, MAX_DIRECTORY_WORDS)?;
+        let directory_words = self.page.len() - at;
         let length = usize::try_from(self.page.get(at)).ok()?;
         let mut json: Vec<u8> =
             (1..directory_words).flat_map(|index| self.page.get(at + index).to_le_bytes()).collect();

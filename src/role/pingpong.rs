@@ -278,8 +278,9 @@ pub fn run_secondary(dir: &Path) -> Result<ExitCode, Failure> {
     process::set_name(c"osps-secondary");
     let cannot = |what: &'static str| move |error: std::io::Error| Failure::internal(what, &error);
     let mut reactor = Reactor::new(&[SIGTERM]).map_err(cannot("create the event loop"))?;
-    let page =
-        Page::attach((&dir.join("secondary1.jobs")).into(), Kind::Jobs, Access::ReadWrite, |_| Some(WORDS))
+    let path = dir.join("secondary1.jobs");
+    let (page, ()) =
+        Page::attach(path.as_path().into(), Kind::Jobs, Access::ReadWrite, |_| Some(((), WORDS)))
             .map_err(|error| Failure::internal("attach", &error))?;
     let mut reader = Reader::open(&dir.join("dwtube1")).map_err(cannot("open dwtube1"))?;
     let mut writer = Writer::open(&dir.join("wdtube1")).map_err(cannot("open wdtube1"))?;

@@ -105,7 +105,8 @@ impl<B: Books> Slots<B> {
             let slot = &mut self.slots[index];
             match state {
                 Ok(Word { state: State::Free, .. }) => slot.free.push(entry),
-                Ok(word) => {
+                // No job has the number zero.
+                Ok(word) if word.number != 0 => {
                     slot.given[entry as usize] = word.number;
                     match word.state {
                         State::Waiting => waiting.push((word.number, entry)),
@@ -113,7 +114,7 @@ impl<B: Books> Slots<B> {
                         State::Free | State::Claimed | State::Done | State::Failed | State::Expired => {}
                     }
                 }
-                Err(Garbage(_)) => {
+                Ok(_) | Err(Garbage(_)) => {
                     slot.free.push(entry);
                     self.books.table(index).overwrite(entry, Word::FREE);
                     self.actions.push_back(Action::Mended { slot: index, entry });

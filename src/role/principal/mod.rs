@@ -124,6 +124,10 @@ impl Principal {
         let watchdog_page = inheritance.take_file()?;
         let orders = crate::os::fifo::Reader::from(inheritance.take_file()?);
         let page = PrincipalPage::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
+        if (page.slots(), page.types()) != (config.secondaries, config.request.len()) {
+            let found = format!("{} slots, {} types", page.slots(), page.types());
+            return Err(Failure::internal("take over principal.page", &found));
+        }
         let channel = inheritance.take()?;
         let tables =
             (0..config.secondaries).map(|_| inheritance.take_file()).collect::<Result<Vec<_>, _>>()?;

@@ -16,8 +16,8 @@ impl Watchdog {
     pub(super) fn remember(&mut self, process: &Process, exit: Exit, now: Moment) {
         let mut obituary = process.obituary(Some(exit), now);
         if obituary.name.role == Role::Principal {
-            obituary.jobs =
-                (1..=self.config.secondaries).map(|slot| self.principal_page.slot(slot).open).sum();
+            let open = (1..=self.config.secondaries).map(|slot| self.principal_page.slot(slot).open);
+            obituary.jobs = open.fold(0, u64::wrapping_add);
         }
         if exit == Exit::Unknown {
             // Should its principal die before it has reaped it, the zombie comes to us.
