@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{REQUESTS, System, osps, osps_client, request, say};
+use common::{REQUESTS, System, eventually, osps, osps_client, request, say};
 use nix::libc::O_NONBLOCK;
 use nix::sys::signal::Signal;
 
@@ -141,15 +141,9 @@ fn status_for_people_names_every_process() {
     }
 }
 
-#[test]
-fn it_supervises_and_stops_with_signals_ignored_and_blocked_by_its_parent() {
-    let script = "exec env --ignore-signal=CHLD,HUP,TERM,USR1,USR2,ALRM --block-signal \
-                  \"$0\" \"$@\" >>stdout 2>>stderr";
-    let mut system = System::start_by("secondaries = 2", REQUESTS, |command| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", script]).arg(command.get_program()).args(command.get_args());
-        shell
-    });
+/// Whether a system survives what it is there for: the death of a secondary and of the principal,
+/// whoever started it; whether it leaves no zombie meanwhile, and whether it stops.
+fn survives(mut system: System) {
     system.all_ready();
     serves(&system);
     let principal = system.pid(0);
@@ -159,9 +153,69 @@ fn it_supervises_and_stops_with_signals_ignored_and_blocked_by_its_parent() {
         server["state"] == "ready" && server["pid"] != principal
     });
     serves(&system);
+    eventually("that all the dead are reaped", || system.zombies().is_empty().then_some(()));
     system.signal(system.watchdog.id(), Signal::SIGTERM);
     assert_eq!(system.ended().code(), Some(0));
     assert!(!system.has_processes());
+}
+
+/// Starts a system through another program, which sets the stage and becomes `osps`.
+fn start_through(stage: &[&str]) -> System {
+    System::start_by("secondaries = 2", REQUESTS, |command| {
+        let script = "exec \"$@\" >>stdout 2>>stderr";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, "sh"]).args(stage).arg(command.get_program()).args(command.get_args());
+        shell
+    })
+}
+
+/// Which signals each server ignores, as the kernel tells (proc_pid_status(5)), once it blocks none.
+fn ignored_signals(system: &System) -> Vec<u64> {
+    let mask = |pid: u32, name: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    let of_process = |pid: &u32| {
+        eventually("signals let in", || (mask(*pid, "SigBlk:") == 0).then_some(()));
+        mask(*pid, "SigIgn:")
+    };
+    system.all_ready();
+    system.pids()[1..].iter().map(of_process).collect()
+}
+
+#[test]
+fn it_survives_under_nohup() {
+    let system = start_through(&["nohup"]);
+    system.all_ready();
+    for pid in system.pids() {
+        system.signal(pid, Signal::SIGHUP);
+    }
+    survives(system);
+}
+
+#[test]
+fn it_survives_with_sigchld_ignored_by_its_parent() {
+    survives(start_through(&["env", "--ignore-signal=CHLD"]));
+}
+
+#[test]
+fn it_survives_with_all_signals_blocked_by_its_parent() {
+    survives(start_through(&["env", "--block-signal"]));
+}
+
+#[test]
+fn it_survives_with_all_signals_ignored_by_its_parent() {
+    survives(start_through(&["env", "--ignore-signal"]));
+}
+
+#[test]
+fn servers_ignore_the_same_signals_whoever_started_them() {
+    let plain = ignored_signals(&System::start("secondaries = 2", REQUESTS));
+    assert_eq!(ignored_signals(&start_through(&["env", "--block-signal"])), plain);
+    let strange =
+        "--ignore-signal=HUP,INT,QUIT,USR1,USR2,ALRM,TERM,CHLD,CONT,PROF,VTALRM,IO,URG,XCPU,XFSZ,WINCH";
+    assert_eq!(ignored_signals(&start_through(&["env", strange])), plain);
 }
 
 /// Fills a pipe through a description of its own, so that whoever gets the other one

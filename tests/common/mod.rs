@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getpgid};
 use osps::core::moment::Moment;
-use osps::os::clock;
+use osps::os::{clock, proc};
 use serde_json::Value;
 
 /// Longer than anything takes on a loaded machine; nobody waits so long unless it fails.
@@ -257,6 +257,16 @@ impl System {
     /// Whether any process of this system is left, zombies included.
     pub fn has_processes(&self) -> bool {
         self.before.iter().chain([&self.group()]).any(|&group| killpg(group, None).is_ok())
+    }
+
+    /// The processes of this system that have ended and were not reaped yet.
+    pub fn zombies(&self) -> Vec<u32> {
+        let pids = fs::read_dir("/proc").unwrap();
+        let pids = pids.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        let is_zombie = |pid: &u32| proc::stat(*pid).is_ok_and(|stat| stat.letter == 'Z');
+        let is_ours =
+            |pid: &u32| getpgid(Some(Pid::from_raw(i32::try_from(*pid).unwrap()))) == Ok(self.group());
+        pids.filter(is_zombie).filter(is_ours).collect()
     }
 
     /// Whether any process is left of the watchdogs before this one.

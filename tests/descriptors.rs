@@ -1,0 +1,216 @@
+//! What each process holds open: what it should, nothing of anybody else, and no more as time goes by.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+
+use common::{PATIENCE, REQUESTS, System, eventually, now, pause, request, say};
+use nix::sys::signal::Signal;
+use osps::os::proc;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+/// Request types in [`REQUESTS`], each with a data port in every slot.
+const TYPES: usize = 4;
+
+/// Starts a system that inherits nothing from whoever runs this test but what `stage` opens.
+fn start(top: &str, stage: &str) -> System {
+    let close = "for n in {3..255}; do eval \"exec $n>&-\"; done";
+    let script = format!("{close}; {stage}\nexec \"$@\" >>stdout 2>>stderr");
+    let system = System::start_by(top, REQUESTS, |command| {
+        let mut shell = Command::new("bash");
+        shell.args(["-c", &script, "bash"]).arg(command.get_program()).args(command.get_args());
+        shell
+    });
+    system.all_ready();
+    system
+}
+
+/// What a process holds open, by number, in the kernel's words (proc_pid_fd(5)).
+fn open_in(pid: u32) -> BTreeMap<u32, String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let named = |entry: fs::DirEntry| {
+        let link = fs::read_link(entry.path()).ok()?;
+        Some((entry.file_name().to_str()?.parse().ok()?, link.to_str()?.to_owned()))
+    };
+    entries.filter_map(|entry| named(entry.unwrap())).collect()
+}
+
+/// How many there are of each kind; sockets lose their number, files of the runtime directory their
+/// directory, and CPU clocks their process.
+fn kinds(system: &System, pid: u32) -> BTreeMap<String, usize> {
+    let rundir = format!("{}/", system.rundir().display());
+    let mut kinds = BTreeMap::new();
+    for (number, link) in open_in(pid) {
+        let kind = match link.strip_prefix(&rundir) {
+            _ if number <= 2 => "standard".to_owned(),
+            Some(file) => file.to_owned(),
+            None if link.starts_with("socket:") => "socket".to_owned(),
+            None if link.ends_with("/schedstat") => "schedstat".to_owned(),
+            None => link,
+        };
+        *kinds.entry(kind).or_default() += 1;
+    }
+    kinds
+}
+
+fn expected(common: &[(&str, usize)], files: &[&str]) -> BTreeMap<String, usize> {
+    let files = files.iter().map(|file| (*file, 1));
+    let standard = [("standard", 3), ("anon_inode:[eventpoll]", 1)];
+    let all = standard.into_iter().chain(common.iter().copied()).chain(files);
+    all.map(|(kind, number)| (kind.to_owned(), number)).collect()
+}
+
+/// Waits until a process holds exactly that.
+fn holds(system: &System, pid: u32, expected: &BTreeMap<String, usize>) {
+    let give_up_at = now() + PATIENCE;
+    while kinds(system, pid) != *expected && now() < give_up_at {
+        pause();
+    }
+    assert_eq!(kinds(system, pid), *expected);
+}
+
+/// Sockets that two processes share: listeners.
+fn shared(one: u32, other: u32) -> usize {
+    let sockets = |pid| -> BTreeSet<String> {
+        open_in(pid).into_values().filter(|link| link.starts_with("socket:")).collect()
+    };
+    sockets(one).intersection(&sockets(other)).count()
+}
+
+/// Two secondaries and nobody else's descriptors; `strange` is what only the watchdog was given.
+fn everybody_holds_what_it_should(system: &System, strange: &[(&str, usize)]) {
+    system.all_ready();
+    let pids = system.pids();
+    let (watchdog, principal, secondaries) = (pids[0], pids[1], &pids[2..]);
+    let listeners = 1 + 2 * TYPES;
+    // Sockets besides listeners: both ends of the signal pipe; the channel; the socket of the tools.
+    let files = ["lock", "orders.principal", "orders.1", "orders.2"];
+    let mut of_watchdog =
+        vec![("socket", listeners + 2 + 1 + 1), ("anon_inode:[pidfd]", 4), ("schedstat", 3)];
+    of_watchdog.extend_from_slice(strange);
+    holds(system, watchdog, &expected(&of_watchdog, &files));
+    let files = ["orders.principal", "dwtube1", "wdtube1", "dwtube2", "wdtube2"];
+    let of_principal = [("socket", listeners + 2 + 1), ("anon_inode:[pidfd]", 3)];
+    holds(system, principal, &expected(&of_principal, &files));
+    for (pid, number) in secondaries.iter().zip(1..) {
+        let files = [format!("dwtube{number}"), format!("wdtube{number}"), format!("orders.{number}")];
+        let of_secondary = [("socket", TYPES + 2), ("anon_inode:[pidfd]", 1)];
+        holds(system, *pid, &expected(&of_secondary, &files.each_ref().map(String::as_str)));
+        assert_eq!((shared(*pid, watchdog), shared(*pid, principal)), (TYPES, TYPES));
+    }
+    assert_eq!(shared(principal, watchdog), listeners);
+    assert_eq!(shared(secondaries[0], secondaries[1]), 0);
+}
+
+/// Kills servers and waits until each has a successor and nothing is left of it, no zombie either.
+fn kill_and_wait(system: &System, slots: std::ops::RangeInclusive<u64>) {
+    let status = system.all_ready();
+    let victims: Vec<(u64, u32)> = slots
+        .map(|slot| (slot, u32::try_from(System::server(&status, slot)["pid"].as_u64().unwrap()).unwrap()))
+        .collect();
+    for (_, pid) in &victims {
+        system.signal(*pid, Signal::SIGKILL);
+    }
+    system.until("successors", |status| {
+        let succeeded = |&(slot, pid): &(u64, u32)| {
+            let server = System::server(status, slot);
+            server["state"] == "ready" && server["pid"] != pid
+        };
+        victims.iter().all(succeeded)
+    });
+    eventually("the end of the killed", || {
+        victims.iter().all(|(_, pid)| proc::stat(*pid).is_err()).then_some(())
+    });
+}
+
+#[test]
+fn each_process_holds_what_it_needs_and_its_successors_too() {
+    let system = start("secondaries = 2", "");
+    everybody_holds_what_it_should(&system, &[]);
+    kill_and_wait(&system, 1..=2);
+    everybody_holds_what_it_should(&system, &[]);
+    kill_and_wait(&system, 0..=0);
+    everybody_holds_what_it_should(&system, &[]);
+}
+
+#[test]
+fn descriptors_that_the_watchdog_was_started_with_reach_no_server() {
+    let system = start("secondaries = 2", "for n in {3..20}; do eval \"exec $n</dev/zero\"; done");
+    everybody_holds_what_it_should(&system, &[("/dev/zero", 18)]);
+    kill_and_wait(&system, 1..=2);
+    kill_and_wait(&system, 0..=0);
+    everybody_holds_what_it_should(&system, &[("/dev/zero", 18)]);
+}
+
+#[test]
+fn thirty_dead_secondaries_and_ten_dead_principals_leave_no_descriptor_and_no_zombie() {
+    let mut system = start("secondaries = 6", "");
+    let (watchdog, principal) = (system.watchdog.id(), system.pid(0));
+    let before = (kinds(&system, watchdog), kinds(&system, principal));
+    for _ in 0..5 {
+        kill_and_wait(&system, 1..=6);
+    }
+    assert_eq!(system.pid(0), principal);
+    holds(&system, watchdog, &before.0);
+    holds(&system, principal, &before.1);
+    for _ in 0..10 {
+        kill_and_wait(&system, 0..=0);
+    }
+    system.until("that all predecessors have ended", |status| {
+        status["servers"].as_array().unwrap().iter().all(|server| server["state"] == "ready")
+    });
+    holds(&system, watchdog, &before.0);
+    holds(&system, system.pid(0), &before.1);
+    eventually("that all the dead are reaped", || system.zombies().is_empty().then_some(()));
+    assert_eq!(system.stop().code(), Some(0));
+    assert!(!system.has_processes());
+}
+
+/// Sets the soft limit of a process, the hard one where there is none.
+fn limit_descriptors(pid: u32, limit: Option<u64>) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit { current: limit.or(maximum), maximum };
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    prlimit(Some(pid), Resource::Nofile, limit).unwrap();
+}
+
+/// The children of a process (proc_pid_task_children(5)).
+fn children(pid: u32) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.split_ascii_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_principal_that_is_short_of_descriptors_starts_a_secondary_or_none_but_loses_no_child() {
+    let echo = "[[request]]\nname = \"echo\"\nhandler = \"echo\"";
+    let system = System::start("secondaries = 16", echo);
+    let principal = system.pid(0);
+    let highest = u64::from(*open_in(principal).last_key_value().unwrap().0);
+    // With none to spare the first step of a start fails, with one more the second, and so on. Each
+    // time another slot, whose next start is soon.
+    for slot in 1..=16 {
+        let victim = system.pid(slot);
+        let failed = || system.log().contains(&format!("cannot start secondary {slot}."));
+        limit_descriptors(principal, Some(highest + slot));
+        system.signal(victim, Signal::SIGKILL);
+        system.until("another secondary, or none for want of descriptors", |status| {
+            let server = System::server(status, slot);
+            server["pid"].is_u64() && server["pid"] != victim || failed()
+        });
+        limit_descriptors(principal, None);
+        system.until("a replacement", |status| {
+            let server = System::server(status, slot);
+            server["state"] == "ready" && server["pid"] != victim
+        });
+        let servers = system.pids()[2..].iter().map(u32::to_string).collect::<BTreeSet<_>>();
+        eventually("that only those of the table live", || {
+            (children(principal).into_iter().collect::<BTreeSet<_>>() == servers).then_some(())
+        });
+    }
+    assert!(system.log().contains("cannot start secondary 1."), "the first had all it needed");
+    assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x");
+    assert_eq!(system.pid(0), principal);
+}
