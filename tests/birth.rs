@@ -118,3 +118,15 @@ fn a_principal_that_dies_beside_a_child_that_is_stopped_before_exec_leaves_nothi
     assert_eq!(system.stop().code(), Some(0));
     assert!(!system.has_processes());
 }
+
+#[test]
+fn a_start_after_a_crash_ends_a_child_that_is_still_stopped_before_exec() {
+    let mut system = System::start("secondaries = 2", &format!("{START_WITHIN}{REQUESTS}"));
+    let (principal, secondary) = (system.pid(0), system.pid(1));
+    stop_next_child(principal, || system.signal(secondary, Signal::SIGKILL));
+    system.signal(system.watchdog.id(), Signal::SIGKILL);
+    system.start_again();
+    assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x");
+    eventually("that nobody survives", || (!system.has_survivors()).then_some(()));
+    assert_eq!(system.stop().code(), Some(0));
+}
