@@ -1,16 +1,20 @@
 //! Logs and announcements that can neither block nor end a server.
 //!
 //! A paused pager, a full pipe, a terminal that was closed: the line is dropped and
-//! counted, and the count is told when lines can be written again.
+//! counted, and the count is told when lines can be written again. The same goes for a file
+//! that has reached the limit of its size (RLIMIT_FSIZE).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fstat};
 use rustix::net::SendFlags;
+
+use crate::os::process;
 
 /// One write is atomic up to this length on a pipe (pipe(7)): longer lines are cut.
 const LONGEST_LINE: usize = 4096;
@@ -148,6 +152,9 @@ impl Write for Records {
 /// Installs the logger: `RUST_LOG` decides what is logged (default `info`), each line
 /// begins with the time and `who` speaks.
 pub fn init(who: &str) {
+    // Its default is to end the process that writes beyond RLIMIT_FSIZE (setrlimit(2)); ignored,
+    // it leaves the write to fail with EFBIG, which drops the line.
+    let _ = process::ignore(Signal::SIGXFSZ as i32);
     let who = format!("{who}[{}]", std::process::id());
     let environment = env_logger::Env::default().default_filter_or("info");
     let _ = env_logger::Builder::from_env(environment)
