@@ -87,12 +87,16 @@ fn everybody_holds_what_it_should(system: &System, strange: &[(&str, usize)]) {
     let (watchdog, principal, secondaries) = (pids[0], pids[1], &pids[2..]);
     let listeners = 1 + 2 * TYPES;
     // Sockets besides listeners: both ends of the signal pipe; the channel; the socket of the tools.
-    let files = ["lock", "orders.principal", "orders.1", "orders.2"];
+    // The pages that outlive a principal are held to hand them down.
+    let tables = ["secondary1.jobs", "secondary2.jobs", "watchdog.page"];
+    let files =
+        [&["lock", "orders.principal", "orders.1", "orders.2", "principal.page"], &tables[..]].concat();
     let mut of_watchdog =
         vec![("socket", listeners + 2 + 1 + 1), ("anon_inode:[pidfd]", 4), ("schedstat", 3)];
     of_watchdog.extend_from_slice(strange);
     holds(system, watchdog, &expected(&of_watchdog, &files));
-    let files = ["orders.principal", "dwtube1", "wdtube1", "dwtube2", "wdtube2"];
+    let tubes = ["dwtube1", "wdtube1", "dwtube2", "wdtube2"];
+    let files = [&["orders.principal"], &tubes[..], &tables[..]].concat();
     let of_principal = [("socket", listeners + 2 + 1), ("anon_inode:[pidfd]", 3)];
     holds(system, principal, &expected(&of_principal, &files));
     for (pid, number) in secondaries.iter().zip(1..) {

@@ -8,16 +8,21 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fstat};
 use rustix::net::SendFlags;
 
+use crate::core::moment::Moment;
 use crate::os::process;
 
 /// One write is atomic up to this length on a pipe (pipe(7)): longer lines are cut.
 const LONGEST_LINE: usize = 4096;
+
+/// Longer than the longest back-off between two tries.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// Where lines go.
 enum Output {
@@ -133,6 +138,20 @@ fn write_if_ready(fd: BorrowedFd<'static>, bytes: &[u8]) -> io::Result<usize> {
         return Err(io::ErrorKind::WouldBlock.into());
     }
     Ok(rustix::io::write(fd, bytes)?)
+}
+
+/// A failure that comes again and again while something is short: told once, not at each try.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recurrence {
+    last: Option<Moment>,
+}
+
+impl Recurrence {
+    /// It has failed. Whether that is news: the first time, or the first after a quiet while.
+    pub fn is_news(&mut self, now: Moment) -> bool {
+        let last = self.last.replace(now);
+        last.is_none_or(|last| now.since(last) > QUIET)
+    }
 }
 
 /// What env_logger writes to: it hands over one formatted record at a time.

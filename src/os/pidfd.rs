@@ -66,7 +66,10 @@ impl Pidfd {
         let pidfd = Self::of_child(pid)?;
         match proc::stat(pid) {
             Ok(stat) if stat.start_time == start_time => Ok(pidfd),
-            Ok(_) | Err(_) => Err(io::ErrorKind::NotFound.into()),
+            Ok(_) => Err(io::ErrorKind::NotFound.into()),
+            // It may have ended meanwhile, or we have no descriptor left: that says nothing of it.
+            Err(_) if pidfd.has_ended() => Err(io::ErrorKind::NotFound.into()),
+            Err(error) => Err(error),
         }
     }
 

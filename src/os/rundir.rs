@@ -50,7 +50,15 @@ pub struct Rundir {
 /// with the process and can be asked about without being taken.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+/// Changes whenever anything in a directory is created, removed or renamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
 }
 
 /// The files of one secondary that are new for every incarnation.
@@ -117,12 +125,31 @@ impl Rundir {
     pub fn restore(&self) -> io::Result<()> {
         match DirBuilder::new().mode(0o700).create(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Ok(()) => {
-                log::warn!("{} was removed: made again", self.path.display());
-                Ok(())
-            }
+            other => other,
+        }
+    }
+
+    /// Whether this lock is the one that others meet: its name may have been removed.
+    ///
+    /// # Errors
+    /// What `stat(2)` says.
+    pub fn holds(&self, lock: &Lock) -> io::Result<bool> {
+        let own = lock.file.metadata()?;
+        match fs::metadata(self.file("lock")) {
+            Ok(there) => Ok((there.dev(), there.ino()) == (own.dev(), own.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// What the directory is like now.
+    ///
+    /// # Errors
+    /// What `stat(2)` says.
+    pub fn seen(&self) -> io::Result<Seen> {
+        let found = fs::metadata(&self.path)?;
+        let changed = (found.ctime(), found.ctime_nsec());
+        Ok(Seen { device: found.dev(), inode: found.ino(), changed })
     }
 
     /// Takes the lock that makes this process the only watchdog here.
@@ -141,7 +168,7 @@ impl Rundir {
             .open(&path)
             .map_err(create)?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
-            Ok(_) => Ok(Lock { _file: file }),
+            Ok(_) => Ok(Lock { file }),
             Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
                 let pid = self.watchdog_pid().unwrap_or_else(|| "(not yet written)".to_owned());
                 Err(RundirError::AlreadyRunning { path: self.path.clone(), pid })

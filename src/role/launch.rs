@@ -130,6 +130,8 @@ pub fn receive(role: Role) -> Result<Launched, Failure> {
     if sheet.name().role != role {
         return Err(Failure::new(Code::Usage, "the launch sheet is for another role"));
     }
+    // A parent that was short of descriptors when it started us has handed down its limit.
+    let _ = process::raise_descriptor_limit();
     let mut inheritance = Inheritance { next: WATCHDOG };
     let watchdog = Pidfd::known(inheritance.take()?, sheet.watchdog);
     parent_lives(&sheet)?;

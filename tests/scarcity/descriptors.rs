@@ -37,7 +37,6 @@ fn clients_wait_while_the_principal_has_no_descriptor_left() {
 }
 
 #[test]
-#[ignore = "shows a defect: the principal logs each time that it runs out of descriptors anew"]
 fn a_principal_that_often_runs_out_of_descriptors_says_so_once() {
     let system = patient(1);
     let address = system.address();
@@ -96,7 +95,6 @@ fn clients_wait_while_their_secondary_has_no_descriptor_left() {
 }
 
 #[test]
-#[ignore = "shows a defect: who was started while its parent was short keeps the parent's low limit"]
 fn who_was_started_in_scarcity_has_plenty_when_it_is_over() {
     let system = patient(1);
     let (first, ip) = (system.pid(1), system.address().ip());
@@ -137,7 +135,6 @@ fn a_watchdog_without_descriptors_replaces_the_principal_when_it_has_some() {
 }
 
 #[test]
-#[ignore = "shows a defect: at EMFILE the watchdog takes a frozen server for a dead one, and spares it for ever"]
 fn a_watchdog_without_descriptors_still_kills_the_frozen() {
     let times = "[watchdog]\nperiod = \"50ms\"\nsuspect_after = \"200ms\"\nkill_after = \"500ms\"\n";
     let system = System::start("secondaries = 2", &format!("{times}{REQUESTS}"));
@@ -185,7 +182,6 @@ fn a_watchdog_without_descriptors_supervises_a_new_secondary_when_it_has_some() 
 }
 
 #[test]
-#[ignore = "shows a defect: a line of log at every look of the watchdog"]
 fn a_watchdog_that_cannot_supervise_says_so_once() {
     let system = patient(2);
     let scarce = replace_unseen(&system, 0);
@@ -199,7 +195,6 @@ fn a_watchdog_that_cannot_supervise_says_so_once() {
 }
 
 #[test]
-#[ignore = "shows a defect: with its last descriptor the watchdog takes a living secondary for a dead one"]
 fn a_watchdog_with_one_descriptor_left_forgets_no_secondary() {
     let system = patient(2);
     let scarce = replace_unseen(&system, 1);
@@ -209,7 +204,6 @@ fn a_watchdog_with_one_descriptor_left_forgets_no_secondary() {
 }
 
 #[test]
-#[ignore = "shows a defect: a tool that came when the watchdog had no descriptor is forgotten until another comes"]
 fn a_tool_waits_while_the_watchdog_has_no_descriptor_left() {
     let mut system = patient(1);
     let scarce = leave_descriptors(system.watchdog.id(), 0);

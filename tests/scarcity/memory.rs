@@ -43,7 +43,7 @@ fn a_secondary_that_gets_no_more_memory_dies_with_its_own_jobs_only() {
     assert_eq!(doomed + spared, 16);
     assert!(doomed > 0 && spared > 0);
     let _until_it_dies = take(first, Resource::As, 0);
-    overfeed(&system, &exchanges, "has ended: signal 6");
+    overfeed(&system, &exchanges, "cause=\"signal 6\"");
     replaced(&system, 1, first);
     let status = system.until("the dead one's jobs", |status| status["ledger"]["failed"] == doomed);
     assert_eq!(open(&status, 2), spared, "who was elsewhere is served still");

@@ -130,7 +130,7 @@ fn a_secondary_that_the_kernel_kills_for_its_memory_dies_with_its_own_jobs_only(
     let spared = System::server(&system.status(), 2)["open"].as_u64().unwrap();
     group.add(first);
     group.set(&["memory.max", "memory.limit_in_bytes"], "65536");
-    overfeed(&system, &exchanges, "has ended: signal 9");
+    overfeed(&system, &exchanges, "cause=\"signal 9\"");
     replaced(&system, 1, first);
     let status = system.until("the dead one's jobs", |status| status["ledger"]["failed"] == 16 - spared);
     assert_eq!(System::server(&status, 2)["open"], spared);

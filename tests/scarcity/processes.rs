@@ -97,7 +97,6 @@ fn a_watchdog_that_cannot_fork_replaces_the_principal_when_it_can() {
 }
 
 #[test]
-#[ignore = "shows a defect: lines of log at each try"]
 fn a_principal_that_cannot_fork_says_so_once() {
     let forkless = Forkless::start();
     let system = &forkless.system;

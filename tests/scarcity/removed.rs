@@ -94,7 +94,6 @@ fn the_page_of_a_secondary_is_made_again_for_its_successor() {
 }
 
 #[test]
-#[ignore = "shows a defect: such a secondary is never probed"]
 fn a_secondary_whose_files_are_gone_before_the_watchdog_knows_it_is_replaced() {
     let rest = format!("[watchdog]\nperiod = \"50ms\"\nstart_within = \"1s\"\n{REQUESTS}");
     let system = System::start("secondaries = 2", &rest);
@@ -117,37 +116,31 @@ fn a_secondary_whose_files_are_gone_before_the_watchdog_knows_it_is_replaced() {
 }
 
 #[test]
-#[ignore = "shows a defect: neither that secondary nor the principal can be started any more"]
 fn a_job_table_is_found_by_successors() {
     survives_without(&["secondary1.jobs"]);
 }
 
 #[test]
-#[ignore = "shows a defect: the principal cannot be started any more, and status fails"]
 fn the_books_are_found_by_successors() {
     survives_without(&["principal.page"]);
 }
 
 #[test]
-#[ignore = "shows a defect: no server can be started any more, and status fails"]
 fn the_page_of_the_watchdog_is_found_by_successors() {
     survives_without(&["watchdog.page"]);
 }
 
 #[test]
-#[ignore = "shows a defect: no tool reaches the watchdog any more"]
 fn the_socket_of_the_tools_is_there_again() {
     survives_without(&["control"]);
 }
 
 #[test]
-#[ignore = "shows a defect: tools say that no osps is running"]
 fn the_lock_is_there_again() {
     survives_without(&["lock"]);
 }
 
 #[test]
-#[ignore = "shows a defect: no server can be started any more, no tool finds the system"]
 fn an_emptied_directory_is_filled_again() {
     survives(|system| {
         for name in system.files() {
@@ -157,7 +150,6 @@ fn an_emptied_directory_is_filled_again() {
 }
 
 #[test]
-#[ignore = "shows a defect: no server can be started any more, no tool finds the system"]
 fn a_removed_directory_is_made_again() {
     survives(|system| fs::remove_dir_all(system.rundir()).unwrap());
 }

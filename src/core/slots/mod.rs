@@ -105,10 +105,12 @@ pub enum Action {
         /// Which.
         incarnation: Incarnation,
     },
-    /// A start waits until then.
+    /// A start waits.
     BackOff {
         /// Where.
         slot: usize,
+        /// Whether a process has died; else none could be started, which the shell knows.
+        died: bool,
         /// Young deaths in a row.
         deaths: u32,
         /// How long.

@@ -42,7 +42,7 @@ impl<B: Books> Slots<B> {
     pub fn handle_start_failed(&mut self, now: Moment, slot: usize, incarnation: Incarnation) {
         if self.is_current(slot, incarnation) {
             self.slots[slot].current = None;
-            self.schedule_start(now, slot, Death { ready_since: None, cannot_start: false });
+            self.schedule_start(now, slot, None);
         }
     }
 
@@ -105,7 +105,8 @@ impl<B: Books> Slots<B> {
             self.books.set_occupied(slot, Occupied::Down);
             self.update_availability(now, slot);
             if self.may_start(slot) {
-                self.schedule_start(now, slot, Death { ready_since: server.ready_since, cannot_start });
+                let death = Death { ready_since: server.ready_since, cannot_start };
+                self.schedule_start(now, slot, Some(death));
             }
         }
         self.check_invariants();
@@ -118,14 +119,17 @@ impl<B: Books> Slots<B> {
         self.slots[slot].current.map(|server| server.incarnation)
     }
 
-    fn schedule_start(&mut self, now: Moment, slot: usize, death: Death) {
+    /// Without a death, no process could be started.
+    fn schedule_start(&mut self, now: Moment, slot: usize, death: Option<Death>) {
+        let died = death.is_some();
+        let death = death.unwrap_or(Death { ready_since: None, cannot_start: false });
         let restart = &mut self.slots[slot].restart;
         match restart.after_death(now, death) {
             Verdict::StartAt(at) if at <= now => self.start(slot),
             Verdict::StartAt(at) => {
                 let (deaths, wait) = (restart.young_deaths(), at.since(now));
                 self.slots[slot].start_timer = Some(self.timers.arm(at, Timer::Start(slot)));
-                self.actions.push_back(Action::BackOff { slot, deaths, wait });
+                self.actions.push_back(Action::BackOff { slot, died, deaths, wait });
             }
             Verdict::GiveUp => {
                 self.books.set_occupied(slot, Occupied::GivenUp);

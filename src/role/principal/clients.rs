@@ -77,7 +77,6 @@ impl Client {
 
 impl Principal {
     pub(super) fn open_client(&mut self, reactor: &mut Handle<Key>, stream: TcpStream, address: IpAddr) {
-        self.descriptors_ran_out = false;
         let key = self.clients.insert(Client {
             stream,
             id: None,

@@ -27,6 +27,7 @@ use crate::core::timers::Timers;
 use crate::exit::{Code, Failure};
 use crate::os::fifo::READABLE;
 use crate::os::listener;
+use crate::os::log::Recurrence;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::os::rundir::Rundir;
@@ -85,8 +86,7 @@ struct Principal {
     /// `max_clients` are connected: accepting goes on when one leaves.
     accept_paused: bool,
     accept_timer_armed: bool,
-    /// Logged once, until a connection can be accepted again.
-    descriptors_ran_out: bool,
+    descriptors_ran_out: Recurrence,
     clients: Slab<Client>,
     /// Clients whose request waits until a secondary can take it, oldest first.
     waiting: Waiting,
@@ -163,7 +163,7 @@ impl Principal {
             listener: Some((listener, id)),
             accept_paused: false,
             accept_timer_armed: false,
-            descriptors_ran_out: false,
+            descriptors_ran_out: Recurrence::default(),
             clients: Slab::new(),
             waiting: Waiting::default(),
             dirty: Vec::new(),
@@ -199,7 +199,7 @@ impl Principal {
                 Err(error) if listener::is_connection_error(&error) => {}
                 Err(error) => {
                     // The connection stays in the backlog: it waits, it is not refused.
-                    if !std::mem::replace(&mut self.descriptors_ran_out, true) {
+                    if self.descriptors_ran_out.is_news(reactor.now()) {
                         log::warn!(
                             "cannot accept, trying again every {:?}: {error}",
                             clients::DESCRIPTOR_PAUSE

@@ -94,9 +94,13 @@ impl Principal {
                 }
                 Action::Start { slot, incarnation } => self.start_secondary(reactor, slot, incarnation),
                 Action::Retire { slot, incarnation } => self.retire(reactor, slot, incarnation),
-                Action::BackOff { slot, deaths, wait } => {
+                Action::BackOff { slot, died, deaths, wait } => {
                     let number = number(slot);
-                    log::warn!("secondary {number}: {deaths} young deaths in a row, next start in {wait:?}");
+                    let level = if died { log::Level::Warn } else { log::Level::Debug };
+                    log::log!(
+                        level,
+                        "secondary {number}: {deaths} young deaths in a row, next start in {wait:?}"
+                    );
                 }
                 Action::GiveUp { slot } => {
                     log::error!("secondary {} says that it cannot start: it stays down", number(slot));
@@ -137,7 +141,9 @@ impl Principal {
                 self.liveness.ring();
             }
             Err(error) => {
-                log::error!("cannot start secondary {number}.{incarnation}: {error}");
+                if self.slots[slot].start_trouble.is_news(reactor.now()) {
+                    log::error!("cannot start secondary {number}.{incarnation}: {error}");
+                }
                 self.core.handle_start_failed(reactor.now(), slot, incarnation);
             }
         }

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 
 use crate::core::job::Incarnation;
 use crate::os::fifo::{Reader, Writer};
+use crate::os::log::Recurrence;
 use crate::os::pidfd::Pidfd;
 use crate::page::secondary::{Counts, SecondaryPage};
 
@@ -20,6 +21,8 @@ pub struct Slot {
     pub predecessors: Vec<Predecessor>,
     /// What its secondaries have counted so far, to go on from.
     pub counts: Counts,
+    /// No process could be started.
+    pub start_trouble: Recurrence,
 }
 
 /// The secondary that serves a slot.
@@ -57,6 +60,7 @@ impl Slot {
             current: None,
             predecessors: Vec::new(),
             counts: Counts::default(),
+            start_trouble: Recurrence::default(),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::exit::{Code, Failure};
 use crate::handler::Handlers;
 use crate::os::fifo;
 use crate::os::listener;
+use crate::os::log::Recurrence;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::page::jobs::JobTable;
@@ -87,7 +88,7 @@ struct Secondary {
     buffer: Box<[u8; READ_BYTES]>,
     /// Output of the session whose turn it is, before it is sent.
     scratch: Vec<u8>,
-    descriptors_ran_out: bool,
+    descriptors_ran_out: Recurrence,
 }
 
 /// Runs a secondary until it is told to end.
@@ -134,7 +135,7 @@ impl Secondary {
             to_principal,
             buffer: Box::new([0; READ_BYTES]),
             scratch: Vec::new(),
-            descriptors_ran_out: false,
+            descriptors_ran_out: Recurrence::default(),
         };
         let watch = |error| Failure::internal("watch a descriptor", &error);
         secondary.tube.watch(reactor, Key::Tube).map_err(watch)?;
@@ -161,7 +162,7 @@ impl Secondary {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Progress::Drained,
                 Err(error) if listener::is_connection_error(&error) => {}
                 Err(error) => {
-                    if !std::mem::replace(&mut self.descriptors_ran_out, true) {
+                    if self.descriptors_ran_out.is_news(reactor.now()) {
                         log::warn!("cannot accept, trying again every {DESCRIPTOR_PAUSE:?}: {error}");
                     }
                     if !std::mem::replace(&mut self.listeners[kind].timer_armed, true) {
@@ -181,7 +182,6 @@ impl Secondary {
         stream: TcpStream,
         peer: std::net::SocketAddr,
     ) {
-        self.descriptors_ran_out = false;
         let client = listener::client_address(peer);
         let mut job = self.service.claim(kind, client, reactor.now());
         if job.is_none() {

@@ -28,7 +28,7 @@ pub struct ControlClient {
 impl Watchdog {
     pub(super) fn accept_control(&mut self, reactor: &mut Handle<Key>) -> Progress {
         loop {
-            match self.control.accept() {
+            match self.control.0.accept() {
                 Ok((mut stream, _)) => {
                     if self.control_clients.len() >= MAX_TOOLS {
                         self.drop_oldest_tool(reactor);
@@ -49,7 +49,11 @@ impl Watchdog {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Drained,
                 Err(error) => {
-                    log::warn!("cannot accept a tool: {error}");
+                    // It waits in the backlog, of which the kernel tells only once.
+                    self.tools_wait = true;
+                    if self.control_trouble.is_news(reactor.now()) {
+                        log::warn!("cannot accept a tool, trying again at each probe: {error}");
+                    }
                     return Progress::Drained;
                 }
             }

@@ -3,7 +3,9 @@
 //! from the network.
 
 mod control;
+mod directory;
 mod heirlooms;
+mod meeting;
 mod obituaries;
 mod processes;
 mod start;
@@ -24,12 +26,13 @@ use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
-use crate::os::log::Lines;
+use crate::os::fifo::READABLE;
+use crate::os::log::{Lines, Recurrence};
 use crate::os::pidfd::{self, Pidfd};
 use crate::os::proc;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
-use crate::os::rundir::{Lock, Rundir};
+use crate::os::rundir::{Lock, Rundir, Seen};
 use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
@@ -55,7 +58,17 @@ const ORPHANS_END_WITHIN: Duration = Duration::from_secs(1);
 struct Watchdog {
     config: Config,
     rundir: Rundir,
-    _lock: Lock,
+    lock: Lock,
+    /// The runtime directory when it was last found whole.
+    seen_directory: Option<Seen>,
+    directory_trouble: Recurrence,
+    /// Secondaries could not be taken under supervision.
+    meeting_trouble: Recurrence,
+    /// No principal could be started.
+    start_trouble: Recurrence,
+    /// Tools could not be accepted, and wait.
+    control_trouble: Recurrence,
+    tools_wait: bool,
     page: WatchdogPage,
     principal_page: PrincipalPage,
     /// The pages, to hand to principals.
@@ -74,7 +87,7 @@ struct Watchdog {
     channel: Option<OwnedFd>,
     /// The state of the principal's table of slots when it was last looked through.
     seen_changes: Option<u64>,
-    control: UnixListener,
+    control: (UnixListener, SourceId),
     control_clients: Slab<ControlClient>,
     announcements: Lines,
     exit: Code,
@@ -182,6 +195,10 @@ impl Role for Watchdog {
     }
 
     fn on_deadline(&mut self, reactor: &mut Handle<Key>) {
+        self.tend_directory(reactor);
+        if std::mem::take(&mut self.tools_wait) {
+            reactor.again(self.control.1, READABLE);
+        }
         // Memory is the truth: an answer whose signal is late is an answer.
         self.look(reactor);
         self.tree.handle_timeout(reactor.now());

@@ -10,7 +10,6 @@ use rustix::process::Signal;
 
 use crate::core::moment::{Moment, nanos};
 use crate::core::name::{Name, Role};
-use crate::core::slots::Occupied;
 use crate::core::supervision::{Act, Evidence, Reason, RunState};
 use crate::core::tree::Action;
 use crate::exit::Code;
@@ -20,11 +19,9 @@ use crate::os::proc::{self, CpuClock};
 use crate::os::reactor::Handle;
 use crate::os::rundir;
 use crate::page::obituary::{Condition as KillCondition, Obituary};
-use crate::page::principal::Slot;
 use crate::page::record::{Condition, Record};
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{RecordIndex, Verdict};
-use crate::page::{Access, PageError};
 use crate::role::launch::{self, Sheet};
 use crate::role::watchdog::{Key, Watchdog};
 use crate::wire::order::Order;
@@ -55,6 +52,11 @@ impl Process {
     /// Its pid.
     pub fn pid(&self) -> u32 {
         self.pidfd.pid()
+    }
+
+    /// Whether it has ended, reaped or not.
+    pub fn has_ended(&self) -> bool {
+        self.pidfd.has_ended()
     }
 
     /// What is to be remembered of it, should it end now.
@@ -98,9 +100,11 @@ impl Watchdog {
         }
         let process = &self.processes[index];
         let name = process.name;
-        let record = match &process.page {
-            Some(page) => page.record(),
-            None => self.principal_page.record(),
+        let record = match (&process.page, name.role) {
+            (Some(page), _) => page.record(),
+            (None, Role::Principal) => self.principal_page.record(),
+            // Its files were gone before we met it: not ready, until it is killed for that.
+            (None, Role::Secondary) => return,
         };
         // Until a process has introduced itself, its page may still speak of another.
         if record.incarnation == name.incarnation && record.pid == process.pid() {
@@ -131,66 +135,7 @@ impl Watchdog {
         }
     }
 
-    /// Looks through the principal's table for processes that are new to us. Returns
-    /// whether all that it lists could be taken under supervision or are gone.
-    fn look_at_slots(&mut self, reactor: &mut Handle<Key>) -> bool {
-        let mut all_seen = true;
-        for number in 1..=self.config.secondaries {
-            let slot = self.principal_page.slot(number);
-            if !matches!(slot.occupied, Occupied::Starting | Occupied::Ready) {
-                continue;
-            }
-            let name = Name::secondary(number, slot.incarnation);
-            if !self.processes.iter().any(|process| process.name == name) {
-                all_seen &= self.meet_secondary(reactor, name, slot);
-            }
-        }
-        all_seen
-    }
-
-    fn meet_secondary(&mut self, reactor: &mut Handle<Key>, name: Name, slot: Slot) -> bool {
-        // Its predecessor may have ended without our having heard of it yet.
-        let ended: Vec<Name> = self
-            .processes
-            .iter()
-            .filter(|process| process.name.role == Role::Secondary && process.name.slot == name.slot)
-            .filter(|process| process.pidfd.has_ended())
-            .map(Process::name)
-            .collect();
-        for ended in ended {
-            self.on_ended(reactor, ended);
-        }
-        let pidfd = match Pidfd::of_process(slot.pid, slot.start_time) {
-            Ok(pidfd) if !pidfd.has_ended() => pidfd,
-            // It has ended already, and its principal will tell of the next.
-            Ok(_) => return true,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return true,
-            Err(error) => {
-                log::warn!("cannot supervise {name} yet: {error}");
-                return false;
-            }
-        };
-        let page = SecondaryPage::attach(&self.rundir.secondary_page(name.slot), Access::ReadOnly);
-        let orders = fifo::open_end(&self.rundir.secondary_orders(name.slot));
-        // The names are the successor's once there is one: what was opened may be its own.
-        if self.principal_page.slot(name.slot).pid != slot.pid {
-            return false;
-        }
-        match (page, orders) {
-            (Ok(page), Ok(orders)) => {
-                self.supervise(reactor, name, pidfd, slot.start_time, Some(page), Some(orders));
-                true
-            }
-            (page, orders) => {
-                let page = page.err().map(|error: PageError| error.to_string());
-                let orders = orders.err().map(|error| format!("its orders: {error}"));
-                log::warn!("cannot supervise {name} yet: {}", page.or(orders).unwrap_or_default());
-                false
-            }
-        }
-    }
-
-    fn supervise(
+    pub(super) fn supervise(
         &mut self,
         reactor: &mut Handle<Key>,
         name: Name,
@@ -289,7 +234,9 @@ impl Watchdog {
                 self.supervise(reactor, name, pidfd, start_time, None, Some(orders));
             }
             Err(error) => {
-                log::error!("cannot start {name}: {error}");
+                if self.start_trouble.is_news(reactor.now()) {
+                    log::error!("cannot start {name}: {error}");
+                }
                 self.tree.handle_start_failed(reactor.now());
             }
         }
@@ -342,7 +289,12 @@ impl Watchdog {
 
     fn examine(&self, index: usize) -> Evidence {
         let process = &self.processes[index];
-        let run_state = proc::stat(process.pid()).map_or(RunState::Gone, |stat| stat.run_state());
+        let run_state = match proc::stat(process.pid()) {
+            Ok(stat) => stat.run_state(),
+            Err(_) if process.pidfd.has_ended() => RunState::Gone,
+            // We are short of descriptors: that is no excuse for its silence.
+            Err(_) => RunState::Waiting,
+        };
         let cpu_since_probe = match (process.cpu.read(), process.cpu_at_probe) {
             (Some(now), Some(then)) => Some(now.saturating_sub(then)),
             (Some(_) | None, None) | (None, Some(_)) => None,

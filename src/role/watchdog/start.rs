@@ -1,14 +1,10 @@
 //! Before the loop runs: lock, clean up after a crashed run, bind, create the pages.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use mio::Interest;
-use mio::net::UnixListener;
 use rustix::process::Signal;
 use slab::Slab;
 
@@ -17,7 +13,7 @@ use crate::core::moment::Moment;
 use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
 use crate::os::listener::{self, bind_listener};
-use crate::os::log::Lines;
+use crate::os::log::{Lines, Recurrence};
 use crate::os::pidfd::Pidfd;
 use crate::os::reactor::Handle;
 use crate::os::rundir::{Lock, Rundir, RundirError};
@@ -27,6 +23,7 @@ use crate::page::principal::PrincipalPage;
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{Directory, WatchdogPage};
 use crate::page::{Access, PageError};
+use crate::role::watchdog::directory::{listen_for_tools, rundir_failure, write_pid};
 use crate::role::watchdog::heirlooms::Heirlooms;
 use crate::role::watchdog::{Key, Watchdog};
 
@@ -66,7 +63,7 @@ impl Watchdog {
         let now = reactor.now();
         let pid = std::process::id();
         let stat = proc::stat(pid).map_err(|error| Failure::internal("read /proc/self/stat", &error))?;
-        create_file(&rundir.watchdog_pid_file(), format!("{pid}\n").as_bytes())?;
+        write_pid(rundir)?;
         let (page, principal_page) = create_pages(&config, rundir, &listeners, &ports)
             .map_err(|error| Failure::new(Code::CannotCreate, error))?;
         let heirlooms = Heirlooms::open(rundir, config.secondaries, config.max_jobs as usize)
@@ -78,7 +75,13 @@ impl Watchdog {
         let tree = Tree::new(now, config.secondaries, config.supervision(), stop_within, seed(now, pid));
         let mut watchdog = Self {
             rundir: rundir.clone(),
-            _lock: lock,
+            lock,
+            seen_directory: None,
+            directory_trouble: Recurrence::default(),
+            meeting_trouble: Recurrence::default(),
+            control_trouble: Recurrence::default(),
+            start_trouble: Recurrence::default(),
+            tools_wait: false,
             page,
             principal_page,
             heirlooms,
@@ -190,15 +193,6 @@ fn bind_failure(address: SocketAddr, error: &io::Error) -> Failure {
     Failure::new(code, format!("cannot listen on {address}: {error} ({hint})"))
 }
 
-fn rundir_failure(error: RundirError) -> Failure {
-    let code = match &error {
-        RundirError::Create { .. } => Code::CannotCreate,
-        RundirError::Permission { .. } => Code::NoPermission,
-        RundirError::AlreadyRunning { .. } => Code::AlreadyRunning,
-    };
-    Failure::new(code, error)
-}
-
 /// Ends what survives of a crashed run and removes what it left. Returns whether there
 /// was anything.
 fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
@@ -258,16 +252,6 @@ fn refuse_if_alive(rundir: &Rundir, (pid, start_time): (u32, u64)) -> Result<(),
     }
 }
 
-fn create_file(path: &std::path::Path, contents: &[u8]) -> Result<(), Failure> {
-    let write = || {
-        fs::write(path, contents)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-    };
-    write().map_err(|source| {
-        Failure::new(Code::CannotCreate, RundirError::Create { path: path.to_owned(), source })
-    })
-}
-
 fn create_pages(
     config: &Config,
     rundir: &Rundir,
@@ -292,19 +276,6 @@ fn create_pages(
         JobTable::create(&rundir.jobs(slot), config.max_jobs as usize)?;
     }
     Ok((page, principal))
-}
-
-fn listen_for_tools(rundir: &Rundir, reactor: &mut Handle<Key>) -> Result<UnixListener, Failure> {
-    let path = rundir.control();
-    let mut listen = || {
-        let mut listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-        reactor.register(&mut listener, Key::Control, Interest::READABLE)?;
-        Ok(listener)
-    };
-    listen().map_err(|source| {
-        Failure::new(Code::CannotCreate, RundirError::Create { path: path.clone(), source })
-    })
 }
 
 /// Raises the descriptor limit, lowers `max_clients` where it does not suffice for all of

@@ -1,0 +1,93 @@
+//! What somebody removed from the runtime directory under the running system is made again:
+//! tools, and people, look for it by name.
+
+use mio::Interest;
+use mio::net::UnixListener;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::exit::{Code, Failure};
+use crate::os::reactor::{Handle, SourceId};
+use crate::os::rundir::{Rundir, RundirError};
+use crate::role::watchdog::{Key, Watchdog};
+
+impl Watchdog {
+    /// One look at the directory; more only where anything in it has changed.
+    pub(super) fn tend_directory(&mut self, reactor: &mut Handle<Key>) {
+        let seen = self.rundir.seen().ok();
+        if self.tree.is_stopping() || seen.is_some() && seen == self.seen_directory {
+            return;
+        }
+        match self.mend_directory(reactor) {
+            Ok(()) => self.seen_directory = self.rundir.seen().ok(),
+            Err(error) if self.directory_trouble.is_news(reactor.now()) => {
+                log::error!("the runtime directory was changed and cannot be mended: {error}");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn mend_directory(&mut self, reactor: &mut Handle<Key>) -> Result<(), Failure> {
+        let path = self.rundir.path().to_owned();
+        let failure = |source| rundir_failure(RundirError::Create { path: path.clone(), source });
+        self.rundir.restore().map_err(failure)?;
+        if !self.rundir.holds(&self.lock).map_err(failure)? {
+            self.lock = self.rundir.lock().map_err(rundir_failure)?;
+        }
+        self.heirlooms.name_again().map_err(failure)?;
+        if !self.rundir.watchdog_pid_file().exists() {
+            write_pid(&self.rundir)?;
+        }
+        if !self.rundir.control().exists() {
+            let (mut old, id) =
+                std::mem::replace(&mut self.control, listen_for_tools(&self.rundir, reactor)?);
+            reactor.deregister(&mut old, id);
+            log::warn!("{}: what was removed is made again", path.display());
+        }
+        Ok(())
+    }
+}
+
+/// The exit code of each error.
+pub fn rundir_failure(error: RundirError) -> Failure {
+    let code = match &error {
+        RundirError::Create { .. } => Code::CannotCreate,
+        RundirError::Permission { .. } => Code::NoPermission,
+        RundirError::AlreadyRunning { .. } => Code::AlreadyRunning,
+    };
+    Failure::new(code, error)
+}
+
+/// Writes `watchdog.pid`.
+pub fn write_pid(rundir: &Rundir) -> Result<(), Failure> {
+    create_file(&rundir.watchdog_pid_file(), format!("{}\n", std::process::id()).as_bytes())
+}
+
+fn create_file(path: &Path, contents: &[u8]) -> Result<(), Failure> {
+    let write = || {
+        fs::write(path, contents)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+    };
+    write().map_err(|source| {
+        Failure::new(Code::CannotCreate, RundirError::Create { path: path.to_owned(), source })
+    })
+}
+
+/// Binds and watches the socket `control`.
+pub fn listen_for_tools(
+    rundir: &Rundir,
+    reactor: &mut Handle<Key>,
+) -> Result<(UnixListener, SourceId), Failure> {
+    let path = rundir.control();
+    let mut listen = || {
+        let mut listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        let id = reactor.register(&mut listener, Key::Control, Interest::READABLE)?;
+        Ok((listener, id))
+    };
+    listen().map_err(|source| {
+        Failure::new(Code::CannotCreate, RundirError::Create { path: path.clone(), source })
+    })
+}
