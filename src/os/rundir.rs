@@ -46,8 +46,11 @@ pub struct Rundir {
     path: PathBuf,
 }
 
-/// Held by the running watchdog: an open-file-description lock (fcntl(2)), which ends
-/// with the process and can be asked about without being taken.
+/// Held by the running watchdog: a lock of its process (fcntl(2)), which ends with it and can be
+/// asked about without being taken. A lock of the open file would be shared with a child that has
+/// not executed its program yet, and would outlive a watchdog that is killed just then. On the
+/// other hand this one ends when its process closes any descriptor of the file: the watchdog
+/// opens it once.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -167,7 +170,7 @@ impl Rundir {
             .mode(0o600)
             .open(&path)
             .map_err(create)?;
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+        match fcntl(&file, FcntlArg::F_SETLK(&whole_file(libc::F_WRLCK))) {
             Ok(_) => Ok(Lock { file }),
             Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
                 let pid = self.watchdog_pid().unwrap_or_else(|| "(not yet written)".to_owned());
@@ -407,11 +410,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let rundir = Rundir::prepare(&dir.path().join("deep/run")).unwrap();
         assert!(!rundir.is_locked().unwrap());
-        let lock = rundir.lock().unwrap();
+        // A process never excludes itself: a lock of the open file stands for the other one.
+        let other = File::create(dir.path().join("deep/run/lock")).unwrap();
+        fcntl(&other, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))).unwrap();
         assert!(rundir.is_locked().unwrap());
         fs::write(rundir.watchdog_pid_file(), "4711\n").unwrap();
         let error = rundir.lock().unwrap_err().to_string();
         assert!(error.contains("4711"), "{error}");
+        drop(other);
+        assert!(!rundir.is_locked().unwrap());
+        let lock = rundir.lock().unwrap();
+        assert!(rundir.is_locked().unwrap());
         drop(lock);
         assert!(!rundir.is_locked().unwrap());
     }
