@@ -106,7 +106,7 @@ pub enum Reason {
     Spinning,
     /// Still not ended when its grace was over.
     GraceOver,
-    /// Its principal died while it was not healthy.
+    /// Its principal died before it was ready.
     Orphaned,
     /// It drains, and its place among the supervised is needed.
     Crowded,
@@ -124,7 +124,7 @@ impl Reason {
             Self::Stopped => "stopped, no answer within kill_after",
             Self::Spinning => "spinning, no answer within kill_after",
             Self::GraceOver => "grace is over",
-            Self::Orphaned => "not healthy when its principal died",
+            Self::Orphaned => "not ready when its principal died",
             Self::Crowded => "too many predecessors drain",
             Self::Stopping => "the system stops at once",
         }

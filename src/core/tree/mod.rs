@@ -404,7 +404,7 @@ impl Tree {
     }
 
     /// Moves the process in a seat to the predecessors and has it drained. Silent or not
-    /// yet ready, it keeps its deadlines: only the death of its principal condemns it.
+    /// yet ready, it keeps its deadlines.
     fn retire(&mut self, now: Moment, index: usize) {
         let mut seat = self.seats[index];
         let name = seat.name;
@@ -424,7 +424,9 @@ impl Tree {
     fn orphan_secondaries(&mut self, now: Moment) {
         for index in 1..self.seats.len() {
             let Seat { name, state, .. } = self.seats[index];
-            if !state.is_healthy() {
+            // Who is only suspect keeps its exchanges until it is judged: a handler may block for less
+            // than `kill_after`. Who is not ready has none.
+            if matches!(state, State::Starting { .. }) {
                 self.input(now, name, Input::Condemned(Reason::Orphaned));
             }
             self.retire(now, index);

@@ -44,6 +44,34 @@ fn a_dead_principal_is_replaced_and_its_healthy_secondaries_drain() {
 }
 
 #[test]
+fn who_is_only_suspect_when_its_principal_dies_is_judged_like_everybody_else() {
+    let mut tree = running(1);
+    let (mut sent, mut killed) = (None, None);
+    for millis in (2..2000).step_by(2) {
+        tree.handle_timeout(at(millis));
+        for action in actions(&mut tree) {
+            match action {
+                Action::To(name, Act::Probe(number)) if name.role == Role::Principal => {
+                    tree.handle_answer(at(millis), name, number);
+                }
+                Action::To(_, Act::Probe(_)) => sent = sent.or(Some(millis)),
+                Action::To(_, Act::Suspect) => tree.handle_exited(at(millis), Name::principal(1), false),
+                Action::To(name, Act::Examine) => {
+                    let evidence = Evidence { run_state: RunState::Waiting, cpu_since_probe: None };
+                    tree.handle_evidence(at(millis), name, evidence);
+                }
+                Action::To(name, Act::Kill(reason)) => killed = killed.or(Some((millis, name, reason))),
+                _ => {}
+            }
+        }
+    }
+    let judged_at = sent.unwrap() + 800;
+    let (killed_at, name, reason) = killed.unwrap();
+    assert_eq!((name, reason), (Name::secondary(1, 1), Reason::NoAnswer));
+    assert!((judged_at..=judged_at + 2).contains(&killed_at), "{killed_at}");
+}
+
+#[test]
 fn a_predecessor_is_killed_when_its_grace_is_over() {
     let mut tree = running(1);
     tree.handle_draining(at(10), Name::secondary(1, 1));
