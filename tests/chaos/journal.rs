@@ -1,0 +1,167 @@
+//! The log of the system as a clock that tells order and cause, never time.
+//!
+//! All processes append to one file. Who reads its length before doing something and
+//! after seeing something else has put both in order with every line: a line that stands
+//! before the first mark was written before, and what is announced before it is done (a
+//! kill) or told after it has happened (an obituary) encloses the death that a client saw.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use osps::core::job::Incarnation;
+
+use crate::plan::Blow;
+use crate::striker::Strike;
+
+/// A place in the log.
+pub type Mark = u64;
+
+/// Which process: slot (0 for the principal) and incarnation.
+pub type Who = (u16, Incarnation);
+
+/// The log, open.
+pub struct Journal(File);
+
+/// The watchdog says that it is about to kill.
+#[derive(Clone, Debug)]
+pub struct Kill {
+    pub at: Mark,
+    pub who: Who,
+    pub reason: String,
+    pub line: String,
+}
+
+/// Somebody tells how a process has ended.
+#[derive(Clone, Debug)]
+pub struct Obituary {
+    pub at: Mark,
+    pub who: Who,
+    /// `exit 0`, `signal 9`, or that its parent knows.
+    pub exit: String,
+    /// It never answered a probe.
+    pub never_answered: bool,
+    pub line: String,
+}
+
+/// When connections to a slot may have broken, and why.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// `None` where it is not known.
+    pub slot: Option<u16>,
+    /// Not before this.
+    pub from: Mark,
+    /// Its process was known to be dead at this.
+    pub to: Mark,
+    pub why: &'static str,
+}
+
+/// What the log tells in the end.
+#[derive(Debug, Default)]
+pub struct Chronicle {
+    pub kills: Vec<Kill>,
+    pub obituaries: Vec<Obituary>,
+    /// Exchanges cut off when grace was over, principals that hand over: why, and who.
+    pub farewells: Vec<(Mark, Who, &'static str)>,
+    /// Orphans of which nobody knows, killed.
+    pub orphans: Vec<Mark>,
+    /// Lines that nobody wants to see.
+    pub errors: Vec<String>,
+}
+
+impl Journal {
+    pub fn open(log: &Path) -> Self {
+        Self(File::open(log).unwrap())
+    }
+
+    /// Where the log ends now.
+    pub fn mark(&self) -> Mark {
+        self.0.metadata().unwrap().len()
+    }
+
+    /// Reads all of it.
+    pub fn read(&self) -> Chronicle {
+        let mut text = String::new();
+        (&self.0).read_to_string(&mut text).unwrap();
+        let mut chronicle = Chronicle::default();
+        let mut at = 0;
+        for line in text.split_inclusive('\n') {
+            chronicle.note(at, line.trim_end());
+            at += u64::try_from(line.len()).unwrap();
+        }
+        chronicle
+    }
+}
+
+impl Chronicle {
+    fn note(&mut self, at: Mark, line: &str) {
+        // 2026-01-31T12:00:00.000Z WARN  secondary 2.7[4711]: what it says
+        let Some((head, text)) = line.split_once("]: ") else {
+            // The message of a panic, for instance.
+            self.errors.push(line.to_owned());
+            return;
+        };
+        let mut head = head.splitn(3, [' ', '[']);
+        let (level, speaker) = (head.nth(1).unwrap_or_default(), head.next().unwrap_or_default());
+        if level == "ERROR" {
+            self.errors.push(line.to_owned());
+        }
+        if let Some(rest) = text.strip_prefix("killing ")
+            && let (Some(who), Some((_, reason))) = (who(rest), rest.split_once("): "))
+        {
+            self.kills.push(Kill { at, who, reason: reason.to_owned(), line: line.to_owned() });
+        } else if let Some((name, rest)) =
+            text.split_once(") has ended: ").or_else(|| text.split_once(") has drained: "))
+            && let Some(who) = who(name)
+        {
+            let exit = rest.split([',', ';']).next().unwrap_or_default().to_owned();
+            let never_answered = rest.contains("never answered");
+            self.obituaries.push(Obituary { at, who, exit, never_answered, line: line.to_owned() });
+        } else if text.contains("is an orphan of which nobody knows") {
+            self.orphans.push(at);
+        } else if let Some(who) = who(speaker.trim_start()) {
+            if text.starts_with("grace is over") {
+                self.farewells.push((at, who, "drained for longer than its grace"));
+            } else if text.starts_with("told to end") {
+                self.farewells.push((at, who, "handed over to another"));
+            }
+        }
+    }
+
+    /// When connections may have broken, and why.
+    pub fn windows(&self, strikes: &[Strike]) -> Vec<Window> {
+        let mut obituaries: BTreeMap<Who, Mark> = BTreeMap::new();
+        for obituary in &self.obituaries {
+            obituaries.entry(obituary.who).or_insert(obituary.at);
+        }
+        let killed = strikes.iter().filter(|strike| strike.blow == Blow::Kill);
+        let killed =
+            killed.map(|strike| (strike.mark, (strike.slot, strike.incarnation), "was killed by us"));
+        let judged = self.kills.iter().map(|kill| (kill.at, kill.who, "was killed by the watchdog"));
+        let by_name = killed.chain(judged).chain(self.farewells.iter().copied()).map(|(from, who, why)| {
+            // Where nobody tells of its end, there is no end to it.
+            let to = obituaries.get(&who).copied().unwrap_or(Mark::MAX);
+            Window { slot: Some(who.0), from, to, why }
+        });
+        let principals = || self.obituaries.iter().filter(|obituary| obituary.who.0 == 0);
+        let orphans = self.orphans.iter().map(|&from| {
+            let to = principals().filter(|obituary| obituary.at > from).nth(1).map_or(Mark::MAX, |o| o.at);
+            Window { slot: None, from, to, why: "was an orphan of which nobody knew" }
+        });
+        by_name.chain(orphans).collect()
+    }
+}
+
+/// `secondary 2.7 (pid 4711, ...`, `principal.3[4711`: which process that is.
+fn who(text: &str) -> Option<Who> {
+    let number = |text: &str| {
+        let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        text[..end].parse::<u16>().ok()
+    };
+    if let Some(rest) = text.strip_prefix("principal.") {
+        return Some((0, number(rest)?));
+    }
+    let (slot, incarnation) = text.strip_prefix("secondary ")?.split_once('.')?;
+    Some((slot.parse().ok()?, number(incarnation)?))
+}
