@@ -84,18 +84,25 @@ impl Journal {
     pub fn read(&self) -> Chronicle {
         let mut text = String::new();
         (&self.0).read_to_string(&mut text).unwrap();
-        let mut chronicle = Chronicle::default();
+        Chronicle::of(&text)
+    }
+}
+
+impl Chronicle {
+    /// What a log tells.
+    pub fn of(log: &str) -> Self {
+        let mut chronicle = Self::default();
         let mut at = 0;
-        for line in text.split_inclusive('\n') {
+        for line in log.split_inclusive('\n') {
             chronicle.note(at, line.trim_end());
             at += u64::try_from(line.len()).unwrap();
         }
         chronicle
     }
-}
 
-impl Chronicle {
     fn note(&mut self, at: Mark, line: &str) {
+        // What is announced comes after its line was written; what is told came before.
+        let announced = at + u64::try_from(line.len()).unwrap() + 1;
         // 2026-01-31T12:00:00.000Z WARN  secondary 2.7[4711]: what it says
         let Some((head, text)) = line.split_once("]: ") else {
             // The message of a panic, for instance.
@@ -110,7 +117,7 @@ impl Chronicle {
         if let Some(rest) = text.strip_prefix("killing ")
             && let (Some(who), Some((_, reason))) = (who(rest), rest.split_once("): "))
         {
-            self.kills.push(Kill { at, who, reason: reason.to_owned(), line: line.to_owned() });
+            self.kills.push(Kill { at: announced, who, reason: reason.to_owned(), line: line.to_owned() });
         } else if let Some((name, rest)) =
             text.split_once(") has ended: ").or_else(|| text.split_once(") has drained: "))
             && let Some(who) = who(name)
@@ -119,12 +126,12 @@ impl Chronicle {
             let never_answered = rest.contains("never answered");
             self.obituaries.push(Obituary { at, who, exit, never_answered, line: line.to_owned() });
         } else if text.contains("is an orphan of which nobody knows") {
-            self.orphans.push(at);
+            self.orphans.push(announced);
         } else if let Some(who) = who(speaker.trim_start()) {
             if text.starts_with("grace is over") {
-                self.farewells.push((at, who, "drained for longer than its grace"));
+                self.farewells.push((announced, who, "drained for longer than its grace"));
             } else if text.starts_with("told to end") {
-                self.farewells.push((at, who, "handed over to another"));
+                self.farewells.push((announced, who, "handed over to another"));
             }
         }
     }

@@ -12,6 +12,7 @@ mod common;
 mod dice;
 mod household;
 mod journal;
+mod lies;
 mod plan;
 mod striker;
 mod summary;
@@ -81,7 +82,8 @@ impl Options {
     fn start(&self) -> System {
         let top = format!("secondaries = {SECONDARIES}\n");
         let (top, times) = if self.short {
-            let times = "[watchdog]\nperiod = \"50ms\"\nsuspect_after = \"150ms\"\nkill_after = \"500ms\"\n";
+            // Who is stopped before it is ready is not replaced sooner than that.
+            let times = "[watchdog]\nperiod = \"50ms\"\nsuspect_after = \"150ms\"\nkill_after = \"500ms\"\nstart_within = \"3s\"\n";
             (format!("{top}claim_within = \"3s\"\nqueue_within = \"10m\"\n"), times)
         } else {
             (top, "")
