@@ -136,6 +136,15 @@ impl Chronicle {
         }
     }
 
+    /// Who was killed, by us or by the watchdog, and had no obituary.
+    pub fn unsung(&self, strikes: &[Strike]) -> Vec<Who> {
+        let struck = strikes.iter().filter(|strike| strike.blow == Blow::Kill);
+        let struck = struck.map(|strike| (strike.slot, strike.incarnation));
+        let killed = struck.chain(self.kills.iter().map(|kill| kill.who));
+        let sung = |who: &Who| self.obituaries.iter().any(|obituary| obituary.who == *who);
+        killed.filter(|who| !sung(who)).collect()
+    }
+
     /// When connections may have broken, and why.
     pub fn windows(&self, strikes: &[Strike]) -> Vec<Window> {
         let mut obituaries: BTreeMap<Who, Mark> = BTreeMap::new();

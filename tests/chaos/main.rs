@@ -28,7 +28,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use clients::{Record, World, ask_and_ask, stall};
-use common::{REQUESTS, System, eventually, request, say, together};
+use common::{PATIENCE, REQUESTS, System, request, say, together};
 use dice::Dice;
 use household::{Household, descriptors, members, own_memory_kib};
 use journal::Journal;
@@ -50,7 +50,8 @@ struct Options {
     rate: f64,
     seed: u64,
     clients: usize,
-    /// The short one: it shall be over soon, so servers are judged soon.
+    kill_after: Duration,
+    /// The short one: it shall be over soon.
     short: bool,
 }
 
@@ -62,6 +63,11 @@ impl Options {
             length: Duration::from_secs_f64(seconds.unwrap_or(4.0)),
             rate: variable("OSPS_CHAOS_RATE").unwrap_or(5.0),
             seed: variable("OSPS_CHAOS_SEED").unwrap_or_else(|| common::now().as_nanos()),
+            kill_after: Duration::from_millis(variable("OSPS_CHAOS_KILL_AFTER").unwrap_or(if short {
+                500
+            } else {
+                2000
+            })),
             clients: variable("OSPS_CHAOS_CLIENTS").unwrap_or(if short { 8 } else { 64 }),
             short,
         }
@@ -69,30 +75,28 @@ impl Options {
 
     /// What brings the same storm again.
     fn replay(&self) -> String {
-        let Self { length, rate, seed, clients, short } = self;
-        let seconds = length.as_secs_f64();
+        let Self { length, rate, seed, clients, kill_after, short } = self;
+        let (seconds, kill_after) = (length.as_secs_f64(), kill_after.as_millis());
         let length = if *short { String::new() } else { format!("OSPS_CHAOS_SECONDS={seconds} ") };
-        format!("OSPS_CHAOS_SEED={seed} {length}OSPS_CHAOS_RATE={rate} OSPS_CHAOS_CLIENTS={clients}")
-    }
-
-    fn kill_after(&self) -> Duration {
-        Duration::from_millis(if self.short { 500 } else { 2000 })
+        format!(
+            "OSPS_CHAOS_SEED={seed} {length}OSPS_CHAOS_RATE={rate} OSPS_CHAOS_CLIENTS={clients} \
+             OSPS_CHAOS_KILL_AFTER={kill_after}"
+        )
     }
 
     fn start(&self) -> System {
-        let top = format!("secondaries = {SECONDARIES}\n");
-        let (top, times) = if self.short {
+        let kill_after = self.kill_after.as_millis();
+        let (period, suspect_after, stall) = (kill_after / 8, kill_after / 4, kill_after * 2);
+        let mut times =
+            format!("[watchdog]\nperiod = \"{period}ms\"\nsuspect_after = \"{suspect_after}ms\"\n");
+        times += &format!("kill_after = \"{kill_after}ms\"\n");
+        let mut top = format!("secondaries = {SECONDARIES}\n");
+        if self.short {
+            top += "claim_within = \"3s\"\nqueue_within = \"10m\"\n";
             // Who is stopped before it is ready is not replaced sooner than that.
-            let times = "[watchdog]\nperiod = \"50ms\"\nsuspect_after = \"150ms\"\nkill_after = \"500ms\"\nstart_within = \"3s\"\n";
-            (format!("{top}claim_within = \"3s\"\nqueue_within = \"10m\"\n"), times)
-        } else {
-            (top, "")
-        };
-        let stall = self.kill_after() * 2;
-        let stall = format!(
-            "[[request]]\nname = \"stall\"\nhandler = \"block\"\ndelay = \"{}ms\"\n",
-            stall.as_millis()
-        );
+            times += "start_within = \"3s\"\n";
+        }
+        let stall = format!("[[request]]\nname = \"stall\"\nhandler = \"block\"\ndelay = \"{stall}ms\"\n");
         System::start(&top, &format!("{REQUESTS}\n{stall}\n{times}"))
     }
 }
@@ -144,7 +148,7 @@ fn storm(options: &Options, system: &System) -> (Arc<World>, Vec<Record>, Report
         length: options.length,
         rate: options.rate,
         secondaries: SECONDARIES,
-        kill_after: options.kill_after(),
+        kill_after: options.kill_after,
     };
     let plan = plan(&mut Dice::new(options.seed), &frame);
     let (options, shared) = (*options, world.clone());
@@ -172,11 +176,25 @@ fn storm(options: &Options, system: &System) -> (Arc<World>, Vec<Record>, Report
     (world, records, report)
 }
 
+/// Waits until `condition` gives something; fails the test with what it said last if it never does.
+fn settles<T>(what: &str, condition: impl Fn() -> Result<T, String>) -> T {
+    let give_up_at = common::now() + PATIENCE;
+    loop {
+        match condition() {
+            Ok(value) => return value,
+            Err(last) => assert!(common::now() < give_up_at, "not within {PATIENCE:?}: {what}; {last}"),
+        }
+        common::pause();
+    }
+}
+
 /// Waits until every slot has its server, nobody drains and no job is open.
 fn quiet(system: &System) -> Value {
-    system.until("quiet", |status| {
+    settles("quiet", || {
+        let status = system.status();
         let servers = status["servers"].as_array().unwrap();
-        status["ledger"]["open"] == 0 && servers.iter().all(|server| server["state"] == "ready")
+        let all_ready = servers.iter().all(|server| server["state"] == "ready");
+        if status["ledger"]["open"] == 0 && all_ready { Ok(status) } else { Err(status.to_string()) }
     })
 }
 
@@ -184,7 +202,7 @@ fn quiet(system: &System) -> Value {
 /// principal, the principal's secondaries, none of them ended, each with one thread.
 fn only_the_tree_lives(system: &System) {
     let watchdog = system.watchdog.id();
-    eventually("the tree and nothing else", || {
+    settles("the tree and nothing else", || {
         let pids = system.pids();
         let members = members(watchdog);
         let belongs = |member: &household::Member| {
@@ -196,13 +214,22 @@ fn only_the_tree_lives(system: &System) {
             };
             member.parent == its_parent && member.threads == 1 && member.letter != 'Z'
         };
-        (members.len() == pids.len() && members.iter().all(belongs)).then_some(())
+        let is_the_tree = members.len() == pids.len() && members.iter().all(belongs);
+        is_the_tree.then_some(()).ok_or_else(|| format!("the status says {pids:?}, there are {members:?}"))
     });
 }
 
 /// What watchdog and principal hold when nobody is connected.
 fn holdings(system: &System) -> [Vec<String>; 2] {
     [system.watchdog.id(), system.pid(0)].map(descriptors)
+}
+
+/// Waits until watchdog and principal hold again what they held before.
+fn hold_what_they_held(system: &System, before: &[Vec<String>; 2]) {
+    settles("the descriptors of before", || {
+        let after = holdings(system);
+        if after == *before { Ok(()) } else { Err(format!("before {before:#?}, after {after:#?}")) }
+    });
 }
 
 #[test]
@@ -217,7 +244,7 @@ fn a_storm_breaks_nothing_but_what_it_strikes() {
 
     let status = quiet(&system);
     only_the_tree_lives(&system);
-    eventually("the descriptors of before", || (holdings(&system) == before).then_some(()));
+    hold_what_they_held(&system, &before);
     let memory_after = own_memory_kib(system.pid(0));
     for _ in 0..20 {
         assert_eq!(say(&mut request(system.address(), "echo"), "calm"), "calm");

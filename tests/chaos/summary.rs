@@ -25,6 +25,7 @@ pub fn of(trial: &Trial<'_>, replay: &str, principal_kib: Option<(u64, u64)>) ->
         let _ = writeln!(text, "  {count:>6}  {exit}");
     }
     let _ = writeln!(text, "orphans of which nobody knew: {}", trial.chronicle.orphans.len());
+    let _ = writeln!(text, "killed and no obituary: {:?}", trial.chronicle.unsung(&report.strikes));
     let restarts = trial.status["servers"].as_array().unwrap().iter();
     let restarts: Vec<u64> = restarts.filter_map(|server| server["restarts"].as_u64()).collect();
     let _ = writeln!(text, "restarts, the principal's first: {restarts:?}");
