@@ -86,18 +86,21 @@ impl Options {
 
     fn start(&self) -> System {
         let kill_after = self.kill_after.as_millis();
-        let (period, suspect_after, stall) = (kill_after / 8, kill_after / 4, kill_after * 2);
-        let mut times =
-            format!("[watchdog]\nperiod = \"{period}ms\"\nsuspect_after = \"{suspect_after}ms\"\n");
-        times += &format!("kill_after = \"{kill_after}ms\"\n");
+        let times = [
+            ("period", kill_after / 8),
+            ("suspect_after", kill_after / 4),
+            ("kill_after", kill_after),
+            // Who is stopped before it is ready is not replaced sooner than that.
+            ("start_within", kill_after * 5),
+        ];
+        let times = times.map(|(key, millis)| format!("{key} = \"{millis}ms\"\n")).concat();
         let mut top = format!("secondaries = {SECONDARIES}\n");
         if self.short {
             top += "claim_within = \"3s\"\nqueue_within = \"10m\"\n";
-            // Who is stopped before it is ready is not replaced sooner than that.
-            times += "start_within = \"3s\"\n";
         }
+        let stall = kill_after * 2;
         let stall = format!("[[request]]\nname = \"stall\"\nhandler = \"block\"\ndelay = \"{stall}ms\"\n");
-        System::start(&top, &format!("{REQUESTS}\n{stall}\n{times}"))
+        System::start(&top, &format!("{REQUESTS}\n{stall}\n[watchdog]\n{times}"))
     }
 }
 
