@@ -54,7 +54,7 @@ pub struct Window {
     pub from: Mark,
     /// Its process was known to be dead at this.
     pub to: Mark,
-    pub why: &'static str,
+    pub why: String,
 }
 
 /// What the log tells in the end.
@@ -129,9 +129,9 @@ impl Chronicle {
             self.orphans.push(announced);
         } else if let Some(who) = who(speaker.trim_start()) {
             if text.starts_with("grace is over") {
-                self.farewells.push((announced, who, "drained for longer than its grace"));
+                self.farewells.push((announced, who, "its grace was over"));
             } else if text.starts_with("told to end") {
-                self.farewells.push((announced, who, "handed over to another"));
+                self.farewells.push((announced, who, "it handed over"));
             }
         }
     }
@@ -152,18 +152,17 @@ impl Chronicle {
             obituaries.entry(obituary.who).or_insert(obituary.at);
         }
         let killed = strikes.iter().filter(|strike| strike.blow == Blow::Kill);
-        let killed =
-            killed.map(|strike| (strike.mark, (strike.slot, strike.incarnation), "was killed by us"));
-        let judged = self.kills.iter().map(|kill| (kill.at, kill.who, "was killed by the watchdog"));
+        let killed = killed.map(|strike| (strike.mark, (strike.slot, strike.incarnation), "killed by us"));
+        let judged = self.kills.iter().map(|kill| (kill.at, kill.who, kill.reason.as_str()));
         let by_name = killed.chain(judged).chain(self.farewells.iter().copied()).map(|(from, who, why)| {
             // Where nobody tells of its end, there is no end to it.
             let to = obituaries.get(&who).copied().unwrap_or(Mark::MAX);
-            Window { slot: Some(who.0), from, to, why }
+            Window { slot: Some(who.0), from, to, why: why.to_owned() }
         });
         let principals = || self.obituaries.iter().filter(|obituary| obituary.who.0 == 0);
         let orphans = self.orphans.iter().map(|&from| {
             let to = principals().filter(|obituary| obituary.at > from).nth(1).map_or(Mark::MAX, |o| o.at);
-            Window { slot: None, from, to, why: "was an orphan of which nobody knew" }
+            Window { slot: None, from, to, why: "an orphan of which nobody knew".to_owned() }
         });
         by_name.chain(orphans).collect()
     }

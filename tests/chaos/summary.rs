@@ -36,9 +36,10 @@ pub fn of(trial: &Trial<'_>, replay: &str, principal_kib: Option<(u64, u64)>) ->
         let count = records.len();
         let _ = writeln!(text, "  {count:>6}  {outcome}; median {middle:?}, longest {longest:?}");
     }
-    let _ = writeln!(text, "connections broke because their server:");
-    let why = |(_, why): (&Record, Option<&'static str>)| why.unwrap_or("had no job for them any more");
-    for (why, count) in tally(trial.broken().into_iter().map(why)) {
+    let _ = writeln!(text, "what became of the servers whose connections broke:");
+    let causes = trial.broken().into_iter();
+    let causes: Vec<String> = causes.map(|(_, why)| why.unwrap_or_else(|| "had no job".to_owned())).collect();
+    for (why, count) in tally(causes.iter().map(String::as_str)) {
         let _ = writeln!(text, "  {count:>6}  {why}");
     }
     let _ = writeln!(text, "books: {}", trial.status["ledger"]);

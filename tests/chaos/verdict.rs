@@ -66,9 +66,10 @@ impl Trial<'_> {
     }
 
     /// The requests whose connection broke, and what explains it.
-    pub fn broken(&self) -> Vec<(&Record, Option<&'static str>)> {
+    pub fn broken(&self) -> Vec<(&Record, Option<String>)> {
         let windows = self.chronicle.windows(&self.report.strikes);
-        let why = |record: &Record| windows.iter().find(|window| explains(window, record)).map(|w| w.why);
+        let why =
+            |record: &Record| windows.iter().find(|window| explains(window, record)).map(|w| w.why.clone());
         let broken = self
             .records
             .iter()
