@@ -93,17 +93,29 @@ impl Trial<'_> {
             });
             blocking.any(|record| record.since <= kill.at && kill.at <= record.until)
         };
+        let windows = self.chronicle.windows(&self.report.strikes);
+        let broken = self
+            .records
+            .iter()
+            .filter(|record| matches!(record.outcome, Outcome::DataBroke { answers } if answers > 0));
+        let broken: Vec<&Record> = broken.collect();
+        // It broke an exchange under way, and no other death may have done that.
+        let served = |kill: &Kill| {
+            let this = |window: &Window| window.slot == Some(kill.who.0) && window.from == kill.at;
+            broken.iter().any(|record| {
+                let mut causes = windows.iter().filter(|window| explains(window, record)).peekable();
+                causes.peek().is_some() && causes.all(this)
+            })
+        };
         let unjust = self.chronicle.kills.iter().filter(|kill| match kill.reason.as_str() {
             "stopped, no answer within kill_after" => !stopped(kill),
             "no answer within kill_after" | "spinning, no answer within kill_after" => {
                 !stopped(kill) && !blocked(kill)
             }
-            // A machine may be so slow; who drains may take too long or be one too many; and who was
-            // just started may not be healthy yet when its principal dies.
-            "not ready within start_within"
-            | "grace is over"
-            | "too many predecessors drain"
-            | "not healthy when its principal died" => false,
+            // Who was just started need not be healthy when its principal dies, but serves nobody yet.
+            "not healthy when its principal died" => !stopped(kill) && !blocked(kill) && served(kill),
+            // A machine may be so slow; who drains may take too long, or be one too many.
+            "not ready within start_within" | "grace is over" | "too many predecessors drain" => false,
             _ => true,
         });
         unjust
