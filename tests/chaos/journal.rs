@@ -64,6 +64,8 @@ pub struct Chronicle {
     pub obituaries: Vec<Obituary>,
     /// Exchanges cut off when grace was over, principals that hand over: why, and who.
     pub farewells: Vec<(Mark, Who, &'static str)>,
+    /// Who became suspect (true) or was trusted again (false), in order.
+    pub suspicions: Vec<(Mark, Who, bool)>,
     /// Orphans of which nobody knows, killed.
     pub orphans: Vec<Mark>,
     /// Lines that nobody wants to see.
@@ -125,6 +127,10 @@ impl Chronicle {
             let exit = rest.split([',', ';']).next().unwrap_or_default().to_owned();
             let never_answered = rest.contains("never answered");
             self.obituaries.push(Obituary { at, who, exit, never_answered, line: line.to_owned() });
+        } else if let Some(suspect) = who(text).filter(|_| text.ends_with("does not answer: suspect")) {
+            self.suspicions.push((at, suspect, true));
+        } else if let Some(trusted) = who(text).filter(|_| text.ends_with("answers again")) {
+            self.suspicions.push((at, trusted, false));
         } else if text.contains("is an orphan of which nobody knows") {
             self.orphans.push(announced);
         } else if let Some(who) = who(speaker.trim_start()) {
@@ -134,6 +140,12 @@ impl Chronicle {
                 self.farewells.push((announced, who, "it handed over"));
             }
         }
+    }
+
+    /// Whether the watchdog last had said that a process does not answer.
+    pub fn is_suspect(&self, who: Who, at: Mark) -> bool {
+        let said = self.suspicions.iter().rfind(|(said, whom, _)| *whom == who && *said < at);
+        said.is_some_and(|(_, _, suspect)| *suspect)
     }
 
     /// Who was killed, by us or by the watchdog, and had no obituary.

@@ -13,6 +13,7 @@ mod dice;
 mod household;
 mod journal;
 mod lies;
+mod orphans;
 mod plan;
 mod striker;
 mod summary;

@@ -112,8 +112,10 @@ impl Trial<'_> {
             "no answer within kill_after" | "spinning, no answer within kill_after" => {
                 !stopped(kill) && !blocked(kill)
             }
-            // Who was just started need not be healthy when its principal dies, but serves nobody yet.
-            "not healthy when its principal died" => !stopped(kill) && !blocked(kill) && served(kill),
+            // Who was just started serves nobody yet. A slow machine makes anybody suspect.
+            "not healthy when its principal died" => {
+                !stopped(kill) && !self.chronicle.is_suspect(kill.who, kill.at) && served(kill)
+            }
             // A machine may be so slow; who drains may take too long, or be one too many.
             "not ready within start_within" | "grace is over" | "too many predecessors drain" => false,
             _ => true,
