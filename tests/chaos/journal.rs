@@ -159,16 +159,19 @@ impl Chronicle {
 
     /// When connections may have broken, and why.
     pub fn windows(&self, strikes: &[Strike]) -> Vec<Window> {
-        let mut obituaries: BTreeMap<Who, Mark> = BTreeMap::new();
-        for obituary in &self.obituaries {
-            obituaries.entry(obituary.who).or_insert(obituary.at);
+        // Not everybody has an obituary: who died unknown to the watchdog, with its principal.
+        let gone = |strike: &Strike| Some(((strike.slot, strike.incarnation), strike.gone?));
+        let told = self.obituaries.iter().map(|obituary| (obituary.who, obituary.at));
+        let mut known_dead: BTreeMap<Who, Mark> = BTreeMap::new();
+        for (who, at) in told.chain(strikes.iter().filter_map(gone)) {
+            let first = known_dead.entry(who).or_insert(at);
+            *first = at.min(*first);
         }
         let killed = strikes.iter().filter(|strike| strike.blow == Blow::Kill);
         let killed = killed.map(|strike| (strike.mark, (strike.slot, strike.incarnation), "killed by us"));
         let judged = self.kills.iter().map(|kill| (kill.at, kill.who, kill.reason.as_str()));
         let by_name = killed.chain(judged).chain(self.farewells.iter().copied()).map(|(from, who, why)| {
-            // Where nobody tells of its end, there is no end to it.
-            let to = obituaries.get(&who).copied().unwrap_or(Mark::MAX);
+            let to = known_dead.get(&who).copied().unwrap_or(Mark::MAX);
             Window { slot: Some(who.0), from, to, why: why.to_owned() }
         });
         let principals = || self.obituaries.iter().filter(|obituary| obituary.who.0 == 0);

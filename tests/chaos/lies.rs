@@ -48,7 +48,7 @@ impl Story {
             record(0, 4, 6, Outcome::ControlBroke),
             record(0, 6, 6, Outcome::Refused("busy: no secondary is ready".to_owned())),
         ];
-        let strike = |slot, blow| Strike { mark: 0, slot, incarnation: 1, blow };
+        let strike = |slot, blow| Strike { mark: 0, slot, incarnation: 1, blow, gone: None };
         let strikes = vec![strike(1, Blow::Kill), strike(2, Blow::Freeze), strike(0, Blow::Dismiss)];
         let status = json!({
             "requests": {"echo": {"done": 1, "failed": 2, "expired": 1}},

@@ -23,6 +23,8 @@ pub struct Strike {
     pub slot: u16,
     pub incarnation: Incarnation,
     pub blow: Blow,
+    /// It was seen dead before this.
+    pub gone: Option<Mark>,
 }
 
 /// What is to be undone later.
@@ -71,6 +73,8 @@ pub struct Striker<'a> {
     /// Requests that block for too long, wanted so far: others make them.
     stalls: &'a AtomicUsize,
     later: Vec<(Moment, Later)>,
+    /// Who was killed and is not known to be dead, by place among the strikes.
+    dying: Vec<(usize, Pidfd)>,
     report: Report,
 }
 
@@ -80,7 +84,15 @@ const LOOKS: u32 = 20;
 impl<'a> Striker<'a> {
     pub fn new(household: Household, watchdog: u32, journal: &'a Journal, stalls: &'a AtomicUsize) -> Self {
         let watchdog = Pidfd::of_child(watchdog).unwrap();
-        Self { household, watchdog, journal, stalls, later: Vec::new(), report: Report::default() }
+        Self {
+            household,
+            watchdog,
+            journal,
+            stalls,
+            later: Vec::new(),
+            dying: Vec::new(),
+            report: Report::default(),
+        }
     }
 
     /// Carries all of it out, then undoes what is left to be undone.
@@ -101,7 +113,7 @@ impl<'a> Striker<'a> {
                     self.commit(&fault);
                 }
                 Some(_) => pause(),
-                None if passed < length || !self.later.is_empty() => pause(),
+                None if passed < length || !self.later.is_empty() || !self.dying.is_empty() => pause(),
                 None => return std::mem::take(&mut self.report),
             }
         }
@@ -144,9 +156,12 @@ impl<'a> Striker<'a> {
                 Blow::Dismiss => Signal::TERM,
             };
             let _ = pidfd.signal(signal);
-            self.report.strikes.push(Strike { mark, slot, incarnation, blow });
-            if let Blow::Doze(time) = blow {
-                self.later.push((now() + time, Later::Continue(pidfd)));
+            let place = self.report.strikes.len();
+            self.report.strikes.push(Strike { mark, slot, incarnation, blow, gone: None });
+            match blow {
+                Blow::Kill => self.dying.push((place, pidfd)),
+                Blow::Doze(time) => self.later.push((now() + time, Later::Continue(pidfd))),
+                Blow::Freeze | Blow::Dismiss => {}
             }
         }
     }
@@ -174,6 +189,9 @@ impl<'a> Striker<'a> {
         let time = now();
         for (_, due) in self.later.extract_if(.., |(at, _)| *at <= time) {
             undo(due);
+        }
+        for (place, _) in self.dying.extract_if(.., |(_, pidfd)| pidfd.has_ended()) {
+            self.report.strikes[place].gone = Some(self.journal.mark());
         }
     }
 
