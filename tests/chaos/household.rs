@@ -6,10 +6,11 @@ use std::path::Path;
 
 use osps::core::job::Incarnation;
 use osps::core::name::Role;
+use osps::core::slots::Occupied;
 use osps::os::pidfd::Pidfd;
 use osps::os::rundir::Rundir;
 use osps::page::Access;
-use osps::page::principal::{Occupied, PrincipalPage};
+use osps::page::principal::PrincipalPage;
 use osps::page::watchdog::{Verdict, WatchdogPage};
 
 /// A server of the system, alive a moment ago.

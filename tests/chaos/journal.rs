@@ -38,7 +38,7 @@ pub struct Kill {
 pub struct Obituary {
     pub at: Mark,
     pub who: Who,
-    /// `exit 0`, `signal 9`, or that its parent knows.
+    /// `exit 0`, `signal 9`.
     pub exit: String,
     /// It never answered a probe.
     pub never_answered: bool,
@@ -64,8 +64,6 @@ pub struct Chronicle {
     pub obituaries: Vec<Obituary>,
     /// Exchanges cut off when grace was over, principals that hand over: why, and who.
     pub farewells: Vec<(Mark, Who, &'static str)>,
-    /// Who became suspect (true) or was trusted again (false), in order.
-    pub suspicions: Vec<(Mark, Who, bool)>,
     /// Orphans of which nobody knows, killed.
     pub orphans: Vec<Mark>,
     /// Lines that nobody wants to see.
@@ -120,32 +118,18 @@ impl Chronicle {
             && let (Some(who), Some((_, reason))) = (who(rest), rest.split_once("): "))
         {
             self.kills.push(Kill { at: announced, who, reason: reason.to_owned(), line: line.to_owned() });
-        } else if let Some((name, rest)) =
-            text.split_once(") has ended: ").or_else(|| text.split_once(") has drained: "))
-            && let Some(who) = who(name)
-        {
-            let exit = rest.split([',', ';']).next().unwrap_or_default().to_owned();
-            let never_answered = rest.contains("never answered");
+        } else if let Some((who, exit)) = deceased(text) {
+            let never_answered = text.contains("answered_ms_before=never");
             self.obituaries.push(Obituary { at, who, exit, never_answered, line: line.to_owned() });
-        } else if let Some(suspect) = who(text).filter(|_| text.ends_with("does not answer: suspect")) {
-            self.suspicions.push((at, suspect, true));
-        } else if let Some(trusted) = who(text).filter(|_| text.ends_with("answers again")) {
-            self.suspicions.push((at, trusted, false));
         } else if text.contains("is an orphan of which nobody knows") {
             self.orphans.push(announced);
         } else if let Some(who) = who(speaker.trim_start()) {
-            if text.starts_with("grace is over") {
+            if text.ends_with("exchanges are cut off") {
                 self.farewells.push((announced, who, "its grace was over"));
             } else if text.starts_with("told to end") {
                 self.farewells.push((announced, who, "it handed over"));
             }
         }
-    }
-
-    /// Whether the watchdog last had said that a process does not answer.
-    pub fn is_suspect(&self, who: Who, at: Mark) -> bool {
-        let said = self.suspicions.iter().rfind(|(said, whom, _)| *whom == who && *said < at);
-        said.is_some_and(|(_, _, suspect)| *suspect)
     }
 
     /// Who was killed, by us or by the watchdog, and had no obituary.
@@ -181,6 +165,14 @@ impl Chronicle {
         });
         by_name.chain(orphans).collect()
     }
+}
+
+/// `obituary role=secondary slot=2 incarnation=7 pid=4711 cause="signal 9" ...`: who, and of what.
+fn deceased(text: &str) -> Option<(Who, String)> {
+    let pairs = text.strip_prefix("obituary ")?;
+    let value = |key: &str| pairs.split(' ').find_map(|pair| pair.strip_prefix(key)?.parse().ok());
+    let (_, cause) = pairs.split_once(" cause=\"")?;
+    Some(((value("slot=")?, value("incarnation=")?), cause.split('"').next()?.to_owned()))
 }
 
 /// `secondary 2.7 (pid 4711, ...`, `principal.3[4711`: which process that is.

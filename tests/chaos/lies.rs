@@ -12,15 +12,14 @@ use crate::verdict::Trial;
 
 /// A small story: secondary 1.1 was killed by us, 2.1 was stopped by us and then killed by the
 /// watchdog, the principal was told to end; then all was stopped.
-const LOG: &str = "\
-2026-01-01T00:00:00.000Z WARN  principal.1[2]: secondary 1.1 (pid 3) has ended: signal 9; 1 jobs failed with it
-2026-01-01T00:00:00.001Z WARN  watchdog[1]: secondary 1.1 (pid 3) has ended: reaped by its parent, last answer 9 ms ago, 0 jobs open in its slot
+const LOG: &str = r#"2026-01-01T00:00:00.000Z WARN  principal.1[2]: obituary role=secondary slot=1 incarnation=1 pid=3 cause="signal 9" answered_ms_before=9 jobs=1
+2026-01-01T00:00:00.001Z WARN  watchdog[1]: secondary 1 pid 6: ready, echo 4
 2026-01-01T00:00:00.002Z WARN  watchdog[1]: killing secondary 2.1 (pid 4, state T): stopped, no answer within kill_after
-2026-01-01T00:00:00.003Z WARN  principal.1[2]: secondary 2.1 (pid 4) has ended: signal 9; 1 jobs failed with it
+2026-01-01T00:00:00.003Z WARN  principal.1[2]: obituary role=secondary slot=2 incarnation=1 pid=4 cause="signal 9" answered_ms_before=9 jobs=1
 2026-01-01T00:00:00.004Z INFO  principal.1[2]: told to end: a successor takes over
-2026-01-01T00:00:00.005Z WARN  watchdog[1]: principal.1 (pid 2) has ended: exit 0, last answer 9 ms ago
-2026-01-01T00:00:00.006Z INFO  watchdog[1]: principal.2 (pid 5) has ended: exit 0, last answer 9 ms ago
-";
+2026-01-01T00:00:00.005Z WARN  watchdog[1]: obituary role=principal slot=0 incarnation=1 pid=2 cause="exit 0" answered_ms_before=9 jobs=1
+2026-01-01T00:00:00.006Z INFO  watchdog[1]: obituary role=principal slot=0 incarnation=2 pid=5 cause="exit 0" answered_ms_before=9 jobs=1
+"#;
 
 struct Story {
     records: Vec<Record>,

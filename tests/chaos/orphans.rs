@@ -8,7 +8,6 @@ use crate::common::{System, eventually, recv, request};
 
 /// A handler may block for less than `kill_after`: suspicion alone is no sentence.
 #[test]
-#[ignore = "a suspect secondary is killed with its principal, without a look at the evidence"]
 fn an_exchange_that_makes_its_secondary_suspect_is_finished_when_the_principal_dies() {
     let block = "[[request]]\nname = \"block\"\nhandler = \"block\"\ndelay = \"3s\"\n";
     let times =

@@ -112,10 +112,8 @@ impl Trial<'_> {
             "no answer within kill_after" | "spinning, no answer within kill_after" => {
                 !stopped(kill) && !blocked(kill)
             }
-            // Who was just started serves nobody yet. A slow machine makes anybody suspect.
-            "not healthy when its principal died" => {
-                !stopped(kill) && !self.chronicle.is_suspect(kill.who, kill.at) && served(kill)
-            }
+            // Who was just started serves nobody yet.
+            "not ready when its principal died" => served(kill),
             // A machine may be so slow; who drains may take too long, or be one too many.
             "not ready within start_within" | "grace is over" | "too many predecessors drain" => false,
             _ => true,
@@ -137,7 +135,7 @@ impl Trial<'_> {
         let was_started_in_vain =
             |obituary: &Obituary| obituary.never_answered && of_principals().next().is_some();
         let unexplained = self.chronicle.obituaries.iter().filter(|obituary| match obituary.exit.as_str() {
-            "exit 0" | "reaped by its parent" => false,
+            "exit 0" => false,
             "signal 9" => !killed(obituary) && !was_started_in_vain(obituary),
             // Its parent died during its start.
             "exit 69" => !was_started_in_vain(obituary),

@@ -134,7 +134,9 @@ pub enum Action {
     StopAccepting,
     /// Kill all that live.
     KillAll,
-    /// Nobody is left, or a successor takes over: end. The files go where they are ours.
+    /// Leave the place to a successor.
+    HandOver,
+    /// Nobody is left: end. The files go where they are ours.
     End {
         /// Whether nothing will ever be done with the files again.
         remove_files: bool,

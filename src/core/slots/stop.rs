@@ -100,7 +100,7 @@ impl<B: Books> Slots<B> {
     /// Leaves the place to a successor: secondaries see it and drain, clients connect again.
     pub fn handle_hand_over(&mut self) {
         self.phase = Phase::Ended;
-        self.actions.push_back(Action::End { remove_files: false });
+        self.actions.push_back(Action::HandOver);
     }
 
     /// The moment after a SIGTERM is over.

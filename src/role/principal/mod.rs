@@ -227,10 +227,7 @@ impl Principal {
             Order::Look => self.read_verdicts(reactor),
             Order::Stop => self.core.handle_stop(reactor.now()),
             Order::StopNow => self.core.handle_stop_now(reactor.now()),
-            Order::Drain => {
-                log::info!("told to end: a successor takes over");
-                self.core.handle_hand_over();
-            }
+            Order::Drain => self.core.handle_hand_over(),
         }
     }
 

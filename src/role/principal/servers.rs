@@ -118,6 +118,10 @@ impl Principal {
                 }
                 Action::StopAccepting => self.stop_accepting(reactor),
                 Action::KillAll => self.kill_all(),
+                Action::HandOver => {
+                    log::info!("told to end: a successor takes over");
+                    reactor.stop();
+                }
                 Action::End { remove_files } => {
                     if remove_files {
                         self.remove_files();
