@@ -19,6 +19,9 @@ use crate::core::moment::Moment;
 /// A starved process is forgiven for at most this long.
 pub const LONGEST_FORGIVENESS: Duration = Duration::from_secs(60);
 
+/// A process that was sent SIGKILL ends in no time, unless the kernel holds it.
+const STUBBORN_AFTER: Duration = Duration::from_secs(1);
+
 /// The supervision times of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -43,6 +46,8 @@ pub enum State {
     Starting {
         /// When it was started.
         since: Moment,
+        /// When to look whether it is stopped.
+        look_at: Moment,
     },
     /// It answered its last probe.
     Healthy {
@@ -53,14 +58,16 @@ pub enum State {
     Probed {
         /// The number to be answered.
         number: u64,
-        /// When the probe was sent.
+        /// When the probe was sent, or its silence began anew.
         sent_at: Moment,
+        /// Whether a round in which it was silent was void.
+        voided: bool,
     },
     /// Silent for `suspect_after`: it gets no more jobs.
     Suspect {
         /// The number to be answered.
         number: u64,
-        /// When the probe was sent.
+        /// When the probe was sent, or its silence began anew.
         sent_at: Moment,
         /// When to look at the evidence and judge.
         judge_at: Moment,
@@ -69,6 +76,8 @@ pub enum State {
     Killing {
         /// When it was sent.
         since: Moment,
+        /// Whether it was told that the end does not come.
+        told: bool,
     },
 }
 
@@ -144,6 +153,9 @@ pub enum Act {
     Examine,
     /// Send SIGKILL.
     Kill(Reason),
+    /// Tell that it was sent SIGKILL and does not end: the kernel holds it (state D). There is
+    /// nothing to do about that but to wait.
+    TellStubborn,
 }
 
 /// What a step may need to know besides the state.
@@ -164,8 +176,9 @@ impl State {
     #[must_use]
     pub fn deadline(self, settings: &Settings) -> Option<Moment> {
         match self {
-            Self::Down | Self::Killing { .. } => None,
-            Self::Starting { since } => Some(since + settings.start_within),
+            Self::Down | Self::Killing { told: true, .. } => None,
+            Self::Killing { since, told: false } => Some(since + STUBBORN_AFTER),
+            Self::Starting { since, look_at } => Some(look_at.min(since + settings.start_within)),
             Self::Healthy { probe_at } => Some(probe_at),
             Self::Probed { sent_at, .. } => Some(sent_at + settings.suspect_after),
             Self::Suspect { judge_at, .. } => Some(judge_at),
@@ -191,26 +204,32 @@ pub fn step(state: State, input: Input, turn: Turn<'_>) -> (State, Option<Act>) 
     let Turn { now, settings, .. } = turn;
     let due = state.deadline(settings).is_some_and(|deadline| deadline <= now);
     let healthy = Healthy { probe_at: turn.next_probe };
+    let judge_at = now + settings.kill_after;
     match (state, input) {
-        (Down, Started) => (Starting { since: now }, None),
+        (Down, Started) => (Starting { since: now, look_at: judge_at }, None),
         (Starting { .. }, Ready) => (healthy, None),
-        (Starting { .. }, Due) if due => kill(now, Reason::SlowStart),
+        (Starting { since, .. }, Due) if since + settings.start_within <= now => kill(now, Reason::SlowStart),
+        (Starting { since, .. }, Due) if due => (Starting { since, look_at: judge_at }, Some(Act::Examine)),
+        (Starting { .. }, Void) => (Starting { since: now, look_at: judge_at }, Some(Act::Examine)),
         (Healthy { .. }, Due) if due => {
-            (Probed { number: turn.fresh, sent_at: now }, Some(Act::Probe(turn.fresh)))
+            let probed = Probed { number: turn.fresh, sent_at: now, voided: false };
+            (probed, Some(Act::Probe(turn.fresh)))
         }
         (Probed { number, .. }, Answered(answer)) if answer == number => (healthy, None),
-        (Probed { number, sent_at }, Due) if due => {
+        (Probed { number, sent_at, .. }, Due) if due => {
             let judge_at = sent_at + settings.kill_after;
             (Suspect { number, sent_at, judge_at }, Some(Act::Suspect))
         }
-        (Probed { number, .. }, Void) => (Probed { number, sent_at: now }, None),
+        // A watchdog that is always late must still find out who stays silent.
+        (Probed { number, voided: true, .. }, Void) => {
+            (Suspect { number, sent_at: now, judge_at }, Some(Act::Suspect))
+        }
+        (Probed { number, .. }, Void) => (Probed { number, sent_at: now, voided: true }, None),
         (Suspect { number, .. }, Answered(answer)) if answer == number => (healthy, Some(Act::Trust)),
         (Suspect { .. }, Due) if due => (state, Some(Act::Examine)),
         (Suspect { number, sent_at, .. }, Spared(judge_at)) => (Suspect { number, sent_at, judge_at }, None),
-        (Suspect { number, .. }, Void) => {
-            let judge_at = now + settings.kill_after;
-            (Suspect { number, sent_at: now, judge_at }, due.then_some(Act::Examine))
-        }
+        (Suspect { number, .. }, Void) => (Suspect { number, sent_at: now, judge_at }, Some(Act::Examine)),
+        (Killing { since, .. }, Due) if due => (Killing { since, told: true }, Some(Act::TellStubborn)),
         (Starting { .. } | Healthy { .. } | Probed { .. } | Suspect { .. }, Condemned(reason)) => {
             kill(now, reason)
         }
@@ -220,7 +239,7 @@ pub fn step(state: State, input: Input, turn: Turn<'_>) -> (State, Option<Act>) 
 
         // What changes nothing: it comes too early, too late, twice, or not from the one it names.
         (Down, Ready | Answered(_) | Due | Spared(_) | Void | Condemned(_) | Exited)
-        | (Starting { .. }, Started | Answered(_) | Due | Spared(_) | Void)
+        | (Starting { .. }, Started | Answered(_) | Due | Spared(_))
         | (Healthy { .. }, Started | Ready | Answered(_) | Due | Spared(_) | Void)
         | (Probed { .. }, Started | Ready | Answered(_) | Due | Spared(_))
         | (Suspect { .. }, Started | Ready | Answered(_) | Due)
@@ -231,7 +250,7 @@ pub fn step(state: State, input: Input, turn: Turn<'_>) -> (State, Option<Act>) 
 }
 
 fn kill(now: Moment, reason: Reason) -> (State, Option<Act>) {
-    (State::Killing { since: now }, Some(Act::Kill(reason)))
+    (State::Killing { since: now, told: false }, Some(Act::Kill(reason)))
 }
 
 /// What a process does, by the state letter of `/proc/<pid>/stat` (proc_pid_stat(5)).
@@ -336,7 +355,7 @@ mod tests {
 
     #[test]
     fn only_the_number_of_the_probe_is_an_answer() {
-        let probed = State::Probed { number: 7, sent_at: at(0) };
+        let probed = State::Probed { number: 7, sent_at: at(0), voided: false };
         assert_eq!(step(probed, Input::Answered(6), turn(at(1))), (probed, None));
         let (healthy, _) = step(probed, Input::Answered(7), turn(at(1)));
         assert!(matches!(healthy, State::Healthy { .. }));
@@ -351,10 +370,37 @@ mod tests {
 
     #[test]
     fn a_condemned_process_is_killed_once() {
-        let (killing, act) =
-            step(State::Starting { since: at(0) }, Input::Condemned(Reason::Stopping), turn(at(1)));
+        let (killing, act) = step(
+            State::Starting { since: at(0), look_at: at(2000) },
+            Input::Condemned(Reason::Stopping),
+            turn(at(1)),
+        );
         assert_eq!(act, Some(Act::Kill(Reason::Stopping)));
         assert_eq!(step(killing, Input::Condemned(Reason::Stopping), turn(at(2))), (killing, None));
+    }
+
+    #[test]
+    fn who_was_killed_and_does_not_end_is_told_of_once() {
+        let (mut state, mut told) = (State::Killing { since: at(0), told: false }, Vec::new());
+        for millis in (100..5000).step_by(100) {
+            let (next, act) = step(state, Input::Due, turn(at(millis)));
+            state = next;
+            told.extend(act.map(|act| (millis, act)));
+        }
+        assert_eq!(told, [(1000, Act::TellStubborn)]);
+        assert_eq!(state.deadline(&SETTINGS), None);
+    }
+
+    #[test]
+    fn a_silent_server_is_suspected_although_every_round_is_void() {
+        let mut state = State::Probed { number: 7, sent_at: at(0), voided: false };
+        let mut acts = Vec::new();
+        for millis in [600, 1200, 1800] {
+            let (next, act) = step(state, Input::Void, turn(at(millis)));
+            state = next;
+            acts.extend(act);
+        }
+        assert_eq!(acts, [Act::Suspect, Act::Examine]);
     }
 
     #[test]

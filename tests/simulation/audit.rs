@@ -265,9 +265,12 @@ impl Audit {
                     format!("{act:?} of {name}, silent for {silent_for:?}")
                 })
             }
+            // Who is not ready is looked at, and so is everybody silent in a void round.
+            Act::Examine if dossier.ready.is_none() || dossier.void_rounds > 0 => Ok(()),
             Act::Examine => ensure(silent_for >= settings.kill_after, Rule::Suspicion, || {
                 format!("{name} is examined after {silent_for:?}")
             }),
+            Act::TellStubborn => ensure(dossier.killed, Rule::Suspicion, || format!("{name} was not killed")),
             Act::Kill(reason) => {
                 let twice = std::mem::replace(&mut dossier.killed, true);
                 self.coverage.count(format!("killed: {reason:?}"));

@@ -267,7 +267,7 @@ impl Shell {
         let pid = self.pid(name);
         match act {
             Act::Probe(number) => self.world.probe(pid, number),
-            Act::Suspect | Act::Trust => {}
+            Act::Suspect | Act::Trust | Act::TellStubborn => {}
             Act::Examine => {
                 self.read_record(name, pid);
                 let evidence = self.world.evidence(pid);

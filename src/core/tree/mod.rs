@@ -60,11 +60,20 @@ struct Seat {
     drain_until: Option<Moment>,
     /// Found stopped when its round was void: the second time in a row is proof.
     found_stopped: bool,
+    /// It was told that this one is starved and forgiven.
+    forgiven: bool,
 }
 
 impl Seat {
     fn empty(name: Name) -> Self {
-        Self { name, state: State::Down, ready_since: None, drain_until: None, found_stopped: false }
+        Self {
+            name,
+            state: State::Down,
+            ready_since: None,
+            drain_until: None,
+            found_stopped: false,
+            forgiven: false,
+        }
     }
 }
 
@@ -91,6 +100,8 @@ pub struct Tree {
     restart: Restart,
     start_at: Option<Moment>,
     last_unproven_kill: Option<Moment>,
+    /// The last turn in which all silences began anew.
+    voided_at: Option<Moment>,
     last_number: u64,
     phase: Phase,
     actions: VecDeque<Action>,
@@ -119,6 +130,7 @@ impl Tree {
             restart: Restart::new(seed),
             start_at: Some(now),
             last_unproven_kill: None,
+            voided_at: None,
             last_number: 0,
             phase: Phase::Running,
             actions: VecDeque::new(),
@@ -184,13 +196,22 @@ impl Tree {
 
     /// What `/proc` says, as asked by [`Act::Examine`].
     pub fn handle_evidence(&mut self, now: Moment, name: Name, evidence: Evidence) {
-        let Some(State::Suspect { sent_at, judge_at, .. }) = self.state(name) else {
-            return;
+        let sent_at = match self.state(name) {
+            Some(State::Suspect { sent_at, judge_at, .. }) if judge_at <= now => sent_at,
+            Some(State::Starting { since, .. }) if since < now => {
+                // It has nothing to answer yet; but who is stopped will never get ready.
+                if evidence.run_state == RunState::Stopped {
+                    self.input(now, name, Input::Condemned(Reason::Stopped));
+                }
+                return;
+            }
+            Some(State::Suspect { .. } | State::Starting { .. }) => {
+                self.evidence_in_void_round(now, name, evidence);
+                return;
+            }
+            Some(State::Down | State::Healthy { .. } | State::Probed { .. } | State::Killing { .. })
+            | None => return,
         };
-        if judge_at > now {
-            self.evidence_in_void_round(now, name, evidence);
-            return;
-        }
         let next_allowed = self.last_unproven_kill.map_or(now, |last| last + self.settings.period);
         match judge(evidence, now.since(sent_at), &self.settings) {
             Judgement::Proven(reason) => self.input(now, name, Input::Condemned(reason)),
@@ -202,7 +223,9 @@ impl Tree {
                 self.input(now, name, Input::Condemned(Reason::NoAnswer));
             }
             Judgement::Starved => {
-                self.actions.push_back(Action::Forgiven(name));
+                let told =
+                    self.seat_mut(name).is_some_and(|seat| std::mem::replace(&mut seat.forgiven, true));
+                self.actions.extend((!told).then_some(Action::Forgiven(name)));
                 self.input(now, name, Input::Spared(now + self.settings.period));
             }
             Judgement::Gone => self.input(now, name, Input::Spared(now + self.settings.period)),
@@ -279,8 +302,10 @@ impl Tree {
             .map(|seat| seat.name)
             .collect();
         for name in names {
-            let drain_over =
-                self.seat_mut(name).and_then(|seat| seat.drain_until).is_some_and(|until| until <= now);
+            let drain_over = self.seat_mut(name).is_some_and(|seat| {
+                let killed = matches!(seat.state, State::Killing { .. });
+                !killed && seat.drain_until.is_some_and(|until| until <= now)
+            });
             let input = if drain_over { Input::Condemned(Reason::GraceOver) } else { Input::Due };
             self.input(now, name, input);
         }
@@ -357,7 +382,8 @@ impl Tree {
     /// than a quarter of `kill_after`, all silences begin anew.
     fn void_if_late(&mut self, now: Moment) {
         let late = self.poll_timeout().is_some_and(|at| now.since(at) > self.settings.kill_after / 4);
-        if late {
+        // Once a turn: deadlines that are over stay so until the turn comes to them.
+        if late && self.voided_at.replace(now) != Some(now) {
             let names: Vec<Name> = self.living().collect();
             for name in names {
                 self.input(now, name, Input::Void);
@@ -387,6 +413,7 @@ impl Tree {
         let (state, act) = step(seat.state, input, Turn { now, next_probe, fresh, settings: &settings });
         seat.state = state;
         seat.found_stopped &= !state.is_healthy();
+        seat.forgiven &= !state.is_healthy();
         if act == Some(Act::Probe(fresh)) {
             self.last_number = fresh;
         }

@@ -83,7 +83,7 @@ fn a_predecessor_is_killed_when_its_grace_is_over() {
                 match act {
                     Act::Probe(number) => tree.handle_answer(at(millis), name, number),
                     Act::Kill(reason) => killed = Some((millis, name, reason)),
-                    Act::Suspect | Act::Trust | Act::Examine => {}
+                    Act::Suspect | Act::Trust | Act::Examine | Act::TellStubborn => {}
                 }
             }
         }

@@ -8,6 +8,7 @@ use crate::core::slots::Occupied;
 use crate::os::fifo;
 use crate::os::pidfd::Pidfd;
 use crate::os::reactor::Handle;
+use crate::page::obituary::Obituary;
 use crate::page::principal::Slot;
 use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, PageError};
@@ -46,8 +47,19 @@ impl Watchdog {
         }
         let pidfd = match Pidfd::of_process(slot.pid, slot.start_time) {
             Ok(pidfd) if !pidfd.has_ended() => pidfd,
-            // It has ended already, and its principal will tell of the next.
-            Ok(_) => return true,
+            // It has ended already, and its principal will tell of the next; or it has ended, too.
+            Ok(pidfd) => {
+                self.note_departed(Obituary {
+                    name,
+                    pid: pidfd.pid(),
+                    at: reactor.now(),
+                    exit: None,
+                    killed: None,
+                    answered_at: None,
+                    jobs: 0,
+                });
+                return true;
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return true,
             Err(error) => {
                 if self.meeting_trouble.is_news(reactor.now()) {

@@ -20,13 +20,19 @@ impl Watchdog {
             obituary.jobs = open.fold(0, u64::wrapping_add);
         }
         if exit == Exit::Unknown {
-            // Should its principal die before it has reaped it, the zombie comes to us.
-            self.departed.truncate(DEPARTED_KEPT - 1);
-            self.departed.push_front(obituary);
+            self.note_departed(obituary);
             return;
         }
         let expected = self.tree.is_stopping() || self.tree.is_draining(obituary.name);
         self.publish(&obituary, expected && exit == Exit::Code(0));
+    }
+
+    /// A secondary has ended that its principal is to reap: should that die before it has, the
+    /// zombie comes to us.
+    pub(super) fn note_departed(&mut self, obituary: Obituary) {
+        self.departed.retain(|departed| departed.pid != obituary.pid);
+        self.departed.truncate(DEPARTED_KEPT - 1);
+        self.departed.push_front(obituary);
     }
 
     /// A child was reaped that is under no supervision any more.

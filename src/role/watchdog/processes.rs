@@ -215,10 +215,18 @@ impl Watchdog {
                 }
             }
             Act::Examine => {
-                // Perhaps it has answered since the last look.
-                self.look_at(index, reactor.now());
                 let evidence = self.examine(index);
+                // Perhaps it has answered since the last look: then the evidence is of no weight.
+                self.look_at(index, reactor.now());
                 self.tree.handle_evidence(reactor.now(), name, evidence);
+            }
+            Act::TellStubborn => {
+                let pid = self.processes[index].pid();
+                let letter = proc::stat(pid).map_or('?', |stat| stat.letter);
+                log::warn!(
+                    "{name} (pid {pid}) was killed and does not end: state {letter} in {}",
+                    proc::wchan(pid)
+                );
             }
             Act::Kill(reason) => self.kill(index, reason, reactor.now()),
         }
