@@ -141,7 +141,12 @@ impl Trial<'_> {
             "exit 69" => !was_started_in_vain(obituary),
             _ => true,
         });
-        unexplained.map(|obituary| format!("died of nothing known: {}", obituary.line)).collect()
+        let unexplained = unexplained.map(|obituary| format!("died of nothing known: {}", obituary.line));
+        let twice = self.chronicle.obituaries.iter().enumerate().filter(|(index, obituary)| {
+            self.chronicle.obituaries[..*index].iter().any(|before| before.who == obituary.who)
+        });
+        let twice = twice.map(|(_, obituary)| format!("a second obituary: {}", obituary.line));
+        unexplained.chain(twice).collect()
     }
 
     /// What the status counts is what was logged.
