@@ -121,12 +121,7 @@ pub fn spawn(sheet: &Sheet, watchdog: &Pidfd, inheritance: &[BorrowedFd<'_>]) ->
 /// # Errors
 /// A [`Failure`] where this process was not started by a watchdog or principal.
 pub fn receive(role: Role) -> Result<Launched, Failure> {
-    let sheet = read_sheet().ok_or_else(|| {
-        Failure::new(
-            Code::Usage,
-            "principal and secondaries are started by the watchdog: run \"osps\" without a role",
-        )
-    })?;
+    let sheet = read_sheet()?;
     if sheet.name().role != role {
         return Err(Failure::new(Code::Usage, "the launch sheet is for another role"));
     }
@@ -149,10 +144,18 @@ pub fn parent_lives(sheet: &Sheet) -> Result<(), Failure> {
     Err(Failure::new(Code::Unavailable, "the parent died during the start"))
 }
 
-fn read_sheet() -> Option<Sheet> {
+fn read_sheet() -> Result<Sheet, Failure> {
+    let by_hand = || {
+        Failure::new(
+            Code::Usage,
+            "principal and secondaries are started by the watchdog: run \"osps\" without a role",
+        )
+    };
     let mut json = Vec::new();
-    File::from(process::inherited(SHEET).ok()?).read_to_end(&mut json).ok()?;
-    serde_json::from_slice(&json).ok()
+    let mut file = File::from(process::inherited(SHEET).map_err(|_| by_hand())?);
+    // What fails for want of something is no reason to say that this server cannot start.
+    file.read_to_end(&mut json).map_err(|error| Failure::internal("read the launch sheet", &error))?;
+    serde_json::from_slice(&json).map_err(|_| by_hand())
 }
 
 /// The runtime directory of a sheet.

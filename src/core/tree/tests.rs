@@ -116,6 +116,34 @@ fn one_unproven_kill_a_period() {
 }
 
 #[test]
+fn who_is_stopped_is_killed_also_where_every_round_is_void() {
+    // The phase decides which deadline is missed: each must lead to the end.
+    for phase in 0..500 {
+        let mut tree = running(1);
+        let mut killed = Vec::new();
+        for millis in (phase..20_000).step_by(500) {
+            tree.handle_timeout(at(millis));
+            while let Some(action) = tree.poll_action() {
+                match action {
+                    Action::To(name, Act::Examine) => {
+                        let evidence = Evidence { run_state: RunState::Stopped, cpu_since_probe: None };
+                        tree.handle_evidence(at(millis), name, evidence);
+                    }
+                    Action::To(name, Act::Kill(reason)) => killed.push((name, reason, millis)),
+                    Action::To(name, Act::Probe(number)) if name.role == Role::Principal => {
+                        tree.handle_answer(at(millis), name, number);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let [(name, reason, millis)] = killed[..] else { panic!("phase {phase}: {killed:?}") };
+        assert_eq!((name, reason), (Name::secondary(1, 1), Reason::Stopped));
+        assert!(millis < 5000, "phase {phase}: {millis}");
+    }
+}
+
+#[test]
 fn a_stop_ends_when_the_last_process_has_and_kills_on_the_second_asking() {
     let mut tree = running(1);
     tree.handle_stop(at(10));
