@@ -245,6 +245,22 @@ fn a_start_right_after_a_crash_finds_nothing_in_its_way() {
 }
 
 #[test]
+fn when_all_are_killed_the_next_start_works_at_once() {
+    let mut system = System::start("secondaries = 4", REQUESTS);
+    for _ in 0..10 {
+        let mut pids = system.pids();
+        // The watchdog last: it is the one whose lock and ports are in the way.
+        pids.reverse();
+        for pid in pids {
+            system.signal(pid, Signal::SIGKILL);
+        }
+        system.start_again_at_once();
+        assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x");
+    }
+    assert!(system.stop().success());
+}
+
+#[test]
 fn a_watchdog_may_crash_again_and_again_at_any_moment_of_its_start() {
     let top = format!("secondaries = 2\nlisten = \"127.0.0.1:{}\"", free_port());
     let mut system = System::start(&top, REQUESTS);

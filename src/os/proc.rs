@@ -50,6 +50,31 @@ impl Stat {
     }
 }
 
+/// Whether a process is about to end, or has ended: SIGKILL is on its way to it, or it is being
+/// taken apart, for which a busy machine may need a while.
+#[must_use]
+pub fn is_dying(pid: u32) -> bool {
+    let (Ok(status), Ok(stat)) =
+        (read_to_string(format!("/proc/{pid}/status")), read_to_string(format!("/proc/{pid}/stat")))
+    else {
+        return true;
+    };
+    is_dying_by(&status, &stat)
+}
+
+fn is_dying_by(status: &str, stat: &str) -> bool {
+    const SIGKILL: u64 = 1 << (9 - 1);
+    const PF_EXITING: u64 = 0x4;
+    let pending = |line: &str| {
+        let mask = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    let killed = status.lines().filter_map(pending).any(|mask| mask & SIGKILL != 0);
+    // Field 9: the kernel's flags of the process (include/linux/sched.h).
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(9 - 3));
+    killed || flags.and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
 /// The kernel function in which a process waits (`/proc/<pid>/wchan`); empty where the kernel
 /// does not tell, or it runs.
 #[must_use]
@@ -107,6 +132,17 @@ mod tests {
         let text = format!("17 (a) R (b) S {}\n", fields.join(" "));
         assert_eq!(parse_stat(&text), Some(Stat { letter: 'S', start_time: 22 }));
         assert_eq!(parse_stat("17 (a"), None);
+    }
+
+    #[test]
+    fn who_was_killed_is_dying_before_it_has_ended() {
+        let stat = |flags: u64| format!("17 (osps) S 1 17 17 0 -1 {flags} 0 0");
+        let status = |pending: &str| format!("Name:\tosps\nSigPnd:\t{pending}\nShdPnd:\t{pending}\n");
+        assert!(!is_dying_by(&status("0000000000000000"), &stat(0x40_0100)));
+        assert!(is_dying_by(&status("0000000000000100"), &stat(0x40_0100)));
+        assert!(is_dying_by(&status("0000000000000000"), &stat(0x40_0104)));
+        assert!(!is_dying(std::process::id()));
+        assert!(is_dying(u32::MAX));
     }
 
     #[test]

@@ -180,6 +180,15 @@ impl Rundir {
         }
     }
 
+    /// The pid of whoever holds the lock; `None` where nobody does, or it cannot be told.
+    #[must_use]
+    pub fn lock_holder(&self) -> Option<u32> {
+        let file = OpenOptions::new().read(true).write(true).open(self.file("lock")).ok()?;
+        let mut lock = whole_file(libc::F_WRLCK);
+        fcntl(&file, FcntlArg::F_GETLK(&mut lock)).ok()?;
+        (i32::from(lock.l_type) != libc::F_UNLCK).then_some(u32::try_from(lock.l_pid).unwrap_or(0))
+    }
+
     /// Whether a watchdog holds the lock. Asks only: a start at the same moment is not disturbed.
     ///
     /// # Errors

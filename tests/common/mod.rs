@@ -151,6 +151,15 @@ impl System {
         self.watchdog = Self::spawn(self.dir.path(), |command| command);
     }
 
+    /// Starts a watchdog in the same directory while the first, which was killed, may still be
+    /// being taken apart.
+    pub fn start_again_at_once(&mut self) {
+        self.before.push(self.group());
+        let next = Self::spawn(self.dir.path(), |command| command);
+        std::mem::replace(&mut self.watchdog, next).wait().unwrap();
+        self.all_ready();
+    }
+
     /// The runtime directory.
     pub fn rundir(&self) -> PathBuf {
         self.dir.path().join("run")

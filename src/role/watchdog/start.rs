@@ -42,7 +42,7 @@ impl Watchdog {
     /// Everything up to the first start of the principal, which the tree asks for.
     pub(super) fn start(mut config: Config, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
         let rundir = Rundir::prepare(&config.runtime_dir).map_err(rundir_failure)?;
-        let lock = rundir.lock().map_err(rundir_failure)?;
+        let lock = take_lock(&rundir)?;
         fit_descriptor_limit(&mut config)?;
         let after_crash = clean_up(&rundir)?;
         let bound = Self::bind(&config, after_crash)
@@ -138,6 +138,21 @@ impl Watchdog {
     /// Says something to whoever started us, on standard output.
     pub(super) fn announce(&mut self, line: &str) {
         self.announcements.line(format!("{line}\n").as_bytes());
+    }
+}
+
+/// Takes the lock; waits for it where its holder was killed and is only being taken apart.
+fn take_lock(rundir: &Rundir) -> Result<Lock, Failure> {
+    let give_up_at = clock::now() + SURVIVORS_END_WITHIN;
+    loop {
+        match rundir.lock() {
+            Err(RundirError::AlreadyRunning { .. })
+                if clock::now() < give_up_at && rundir.lock_holder().is_none_or(proc::is_dying) =>
+            {
+                pause(Duration::from_millis(5));
+            }
+            other => return other.map_err(rundir_failure),
+        }
     }
 }
 
@@ -245,6 +260,9 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
 fn refuse_if_alive(rundir: &Rundir, (pid, start_time): (u32, u64)) -> Result<(), Failure> {
     match Pidfd::of_process(pid, start_time) {
         Ok(other) if pid != std::process::id() && !other.has_ended() => {
+            if proc::is_dying(pid) && other.ends_within(SURVIVORS_END_WITHIN) {
+                return Ok(());
+            }
             let path = rundir.path().to_owned();
             Err(rundir_failure(RundirError::AlreadyRunning { path, pid: pid.to_string() }))
         }
