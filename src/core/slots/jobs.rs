@@ -140,7 +140,7 @@ impl<B: Books> Slots<B> {
         }
     }
 
-    /// Jobs that nobody came for in time expire; but while a slot has no server that could
+    /// Jobs that nobody came for in time expire; but while a slot waits for a server that could
     /// accept, their clients may stand in its backlog, and time does not count.
     pub(super) fn expire(&mut self, now: Moment, index: usize) {
         self.slots[index].expire_timer = None;
@@ -156,6 +156,10 @@ impl<B: Books> Slots<B> {
             let given_at = table.job(entry).map_or(now, |job| job.given_at.min(now));
             let expires_at = match slot.serving_since {
                 Some(since) => given_at.max(since) + self.settings.claim_within,
+                // Nobody is started there any more: waiting longer would be waiting for ever.
+                None if slot.current.is_none() && slot.start_timer.is_none() => {
+                    given_at + self.settings.claim_within
+                }
                 None => now + self.settings.claim_within,
             };
             if expires_at > now {

@@ -179,6 +179,22 @@ fn a_young_death_waits_and_who_cannot_start_stays_down() {
 }
 
 #[test]
+fn the_jobs_of_a_slot_that_stays_down_expire() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    slots.handle_suspicion(at(2), 1, 1, true);
+    slots.give(job(at(2))).unwrap();
+    slots.handle_exited(at(3), 0, 1, false);
+    slots.handle_timeout(at(20));
+    slots.handle_exited(at(21), 0, 2, true);
+    assert_eq!(books.occupied[0].get(), Some(Occupied::GivenUp));
+    slots.handle_timeout(at(5001));
+    assert_eq!(*books.ends.borrow(), []);
+    slots.handle_timeout(at(5002));
+    assert_eq!(*books.ends.borrow(), [(1, State::Expired)]);
+}
+
+#[test]
 fn a_successor_finds_what_became_of_each_job() {
     let books = PlainBooks::default();
     let mut first = serving(&books);
