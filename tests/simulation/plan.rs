@@ -6,83 +6,137 @@ use osps::core::moment::Moment;
 use osps::core::supervision::Settings;
 
 use crate::dice::Dice;
+use crate::sabotage::Sabotage;
+
+/// The request types of every world.
+pub const TYPES: usize = 2;
 
 /// The frame of one world.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub secondaries: u16,
+    /// Entries in each job table.
+    pub max_jobs: u32,
     pub settings: Settings,
-    /// How long the principal may take for a graceful stop.
+    pub claim_within: Duration,
+    pub queue_within: Duration,
+    /// How long the watchdog waits for a graceful stop.
     pub stop_within: Duration,
     /// How often a new process does not become ready as it should, in a thousand.
     pub bad_starts: u64,
     /// The usual time between two faults of one process.
     pub fault_every: Duration,
+    /// Principals have a few times as many faults, and die of most of them.
+    pub hard_on_principals: bool,
+    /// The usual time between two doings of strangers: garbage, forged signals, stolen lines.
+    pub stranger_every: Duration,
+    /// The usual time between two clients.
+    pub client_every: Duration,
     /// From here on everybody behaves.
     pub quiet_from: Moment,
+    /// When everything must be well again, or over.
     pub end: Moment,
     pub stops: Vec<Moment>,
-    /// Whether the shell carries actions out after each report, or once a turn.
-    pub acts_once_a_turn: bool,
+    pub watchdog_dies: Option<Moment>,
     /// Whether the kernel tells the CPU time of a process.
     pub cpu_is_known: bool,
     /// How often a turn of the watchdog comes much too late, in a thousand.
     pub stalls: u64,
+    /// Lines that fit into a FIFO.
+    pub fifo_lines: usize,
+    /// How often others run while a process is in a system call, in a thousand.
+    pub interleaved: u64,
 }
 
 impl Plan {
+    /// A world in which a mistake that seldom matters shows before long.
+    pub fn tilt(&mut self, sabotage: Sabotage) {
+        match sabotage {
+            Sabotage::SignalByPid => {
+                self.hard_on_principals = false;
+                self.stalls = 300;
+                self.interleaved = 300;
+                self.secondaries = 6;
+            }
+            Sabotage::MeetByPid | Sabotage::ReuseNames | Sabotage::ForgetRedo | Sabotage::NoIntent => {
+                self.hard_on_principals = true;
+                self.fault_every = self.settings.kill_after / 2;
+                self.interleaved = 150;
+            }
+            Sabotage::NeverReconcile => {
+                self.stranger_every = self.settings.period / 4;
+                self.fault_every = self.settings.kill_after * 100;
+            }
+            _ => {}
+        }
+    }
+
     pub fn draw(dice: &mut Dice) -> Self {
         let settings = draw_settings(dice);
-        let quiet_from = Moment::default() + dice.between(secs(30), secs(60));
-        let stop_within = settings.grace;
-        let stops = draw_stops(dice, quiet_from, stop_within);
-        let mut end = quiet_from + recovery(&settings);
-        if let Some(stop) = stops.last() {
-            end = end.max(*stop + stop_within + secs(3));
+        let claim_within = settings.kill_after * dice.pick(&[1, 2, 3]);
+        let periods = u32::try_from(dice.below(70)).expect("a few") + 20;
+        let mut quiet_from = Moment::default() + settings.period * periods;
+        if dice.chance(10) {
+            // Long enough for the longest forgiveness.
+            quiet_from = Moment::default() + secs(70) + settings.kill_after;
         }
+        let stop_within = settings.grace + claim_within;
+        let stops = draw_stops(dice, quiet_from, &settings);
+        let watchdog_dies = (stops.is_empty() && dice.chance(80))
+            .then(|| Moment::default() + dice.up_to(quiet_from.since(Moment::default())));
+        let queue_within = settings.kill_after / 2;
         Self {
-            secondaries: dice.pick(&[1, 2, 3, 4]),
-            settings,
+            secondaries: dice.pick(&[1, 2, 2, 3, 3, 4, 5, 6]),
+            max_jobs: dice.pick(&[2, 4, 8]),
+            claim_within,
+            queue_within,
             stop_within,
             bad_starts: dice.pick(&[0, 100, 400]),
-            fault_every: dice.pick(&[secs(2), secs(6), secs(20)]),
+            fault_every: settings.kill_after * dice.pick(&[1, 1, 2, 4, 10, 100]),
+            hard_on_principals: dice.chance(350),
+            stranger_every: settings.period * dice.pick(&[1, 4, 30]),
+            client_every: settings.period * 2 / dice.pick(&[1, 4, 12]),
             quiet_from,
-            end,
+            end: quiet_from.max(stops.last().copied().unwrap_or_default()) + recovery(&settings, stop_within),
             stops,
-            acts_once_a_turn: dice.chance(500),
+            watchdog_dies,
             cpu_is_known: dice.chance(850),
-            stalls: dice.pick(&[0, 1, 5, 300]),
+            stalls: dice.pick(&[0, 0, 5, 300, 600, 850]),
+            fifo_lines: dice.pick(&[4, 6, 40]),
+            interleaved: dice.pick(&[0, 5, 50, 150]),
+            settings,
         }
     }
 }
 
 /// The longest way back: a start that hangs is found out, then the longest back-off, for
-/// the principal and then for a secondary, then one hung predecessor each.
-fn recovery(settings: &Settings) -> Duration {
+/// the principal and then for a secondary; then what they had under way.
+fn recovery(settings: &Settings, stop_within: Duration) -> Duration {
     let one = settings.start_within + settings.kill_after + secs(10);
-    2 * one + 8 * settings.period + secs(2)
+    2 * one + 3 * stop_within + 20 * settings.period + secs(3)
 }
 
 fn draw_settings(dice: &mut Dice) -> Settings {
     let (period, kill_after, whole) = match dice.below(32) {
-        0 => (millis(10), millis(50), secs(1)),
-        1..=12 => (millis(100), millis(400), secs(2)),
-        _ => (millis(250), secs(2), secs(10)),
+        0 => (millis(10), millis(50), millis(600)),
+        1..=15 => (millis(100), millis(400), secs(1)),
+        16..=23 => (millis(400), millis(800), secs(2)),
+        _ => (millis(250), secs(2), secs(3)),
     };
     let suspect_after = kill_after / dice.pick(&[2, 4]);
     Settings { period, suspect_after, kill_after, start_within: whole, grace: whole }
 }
 
-/// Half of the worlds are stopped, some of them by an impatient user.
-fn draw_stops(dice: &mut Dice, quiet_from: Moment, stop_within: Duration) -> Vec<Moment> {
-    if dice.chance(500) {
+/// A third of the worlds are stopped, some of them by an impatient user.
+fn draw_stops(dice: &mut Dice, quiet_from: Moment, settings: &Settings) -> Vec<Moment> {
+    if dice.chance(650) {
         return Vec::new();
     }
     let span = quiet_from.since(Moment::default());
-    let mut at = Moment::default() + dice.up_to(span + secs(5));
+    let mut at = Moment::default() + dice.up_to(span + span / 8);
     let mut stops = vec![at];
     while stops.len() < 4 && dice.chance(400) {
-        let patience = dice.pick(&[millis(400), stop_within]);
+        let patience = dice.pick(&[millis(400), settings.grace]);
         at = at + dice.up_to(patience);
         stops.push(at);
     }

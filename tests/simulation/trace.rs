@@ -1,49 +1,41 @@
-//! What happened, as a list that costs nothing until somebody reads it.
+//! What happened, in words; costs nothing where nobody wants to read it.
 
 use std::fmt;
 
 use osps::core::moment::Moment;
-use osps::core::tree::Action;
-
-use crate::world::{Event, Sight};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// It happened in the world.
-    World(Event),
-    /// The core was told.
-    Told(Sight),
-    /// The core asked for it.
-    Did(Action),
-}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trace(Vec<(Moment, Note)>);
+pub struct Trace {
+    /// Nobody listens where this is false.
+    on: bool,
+    lines: Vec<(Moment, String)>,
+}
 
 impl Trace {
-    pub fn note(&mut self, now: Moment, note: Note) {
-        self.0.push((now, note));
+    pub fn new(on: bool) -> Self {
+        Self { on, lines: Vec::new() }
+    }
+
+    pub fn note(&mut self, now: Moment, words: impl FnOnce() -> String) {
+        if self.on {
+            self.lines.push((now, words()));
+        }
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.lines.len()
     }
 
     /// The last so many lines.
     pub fn tail(&self, lines: usize) -> Self {
-        Self(self.0[self.0.len().saturating_sub(lines)..].to_vec())
+        Self { on: self.on, lines: self.lines[self.lines.len().saturating_sub(lines)..].to_vec() }
     }
 }
 
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (now, note) in &self.0 {
-            match note {
-                Note::World(event) => writeln!(f, "{now}         {event:?}")?,
-                Note::Told(sight) => writeln!(f, "{now}   told  {sight:?}")?,
-                Note::Did(Action::To(name, act)) => writeln!(f, "{now}     did {name}: {act:?}")?,
-                Note::Did(action) => writeln!(f, "{now}     did {action:?}")?,
-            }
+        for (now, words) in &self.lines {
+            writeln!(f, "{now} {words}")?;
         }
         Ok(())
     }

@@ -1,0 +1,218 @@
+//! Rules for jobs and the books: what became of each job, and whether the books say so.
+
+use std::net::IpAddr;
+
+use osps::core::job::{Job, JobNumber, State, Table, Word};
+use osps::core::moment::Moment;
+use osps::core::name::Role;
+
+use crate::audit::Rule;
+use crate::books::{Fact, What};
+use crate::machine::{Machine, Memory, Proc, WATCHDOG};
+use crate::net::{ConnId, Input};
+use crate::plan::TYPES;
+
+/// What became of one job.
+#[derive(Clone, Copy, Debug)]
+pub struct Story {
+    slot: usize,
+    kind: usize,
+    given_at: Moment,
+    claimed_by: Option<Proc>,
+    end: Option<State>,
+}
+
+fn ending(state: State) -> usize {
+    match state {
+        State::Done => 0,
+        State::Failed => 1,
+        State::Expired => 2,
+        State::Free | State::Waiting | State::Claimed => unreachable!("{state:?} is no end"),
+    }
+}
+
+impl Machine {
+    /// Hears what was done to the books since the last time.
+    pub fn audit_facts(&mut self) {
+        let facts = std::mem::take(&mut *self.facts.borrow_mut());
+        for fact in facts {
+            self.trace.note(self.now, || format!("    {fact:?}"));
+            match fact.what {
+                What::Given(number, job) => self.audit_given(fact.slot, number, job),
+                What::Became(word) => self.audit_word(fact, word),
+                What::Overwritten(word) => {
+                    self.complain(Rule::ServedOnce, format!("a table was mended: {word:?}, {fact:?}"));
+                }
+            }
+        }
+    }
+
+    fn audit_given(&mut self, slot: usize, number: JobNumber, job: Job) {
+        self.audit.coverage.count("given");
+        let Job { kind, given_at, .. } = job;
+        let story = Story { slot, kind, given_at, claimed_by: None, end: None };
+        let again = self.audit.stories.insert(number, story).is_some();
+        self.ensure(!again, Rule::BooksExact, || format!("number {number} was given twice"));
+    }
+
+    fn audit_word(&mut self, fact: Fact, word: Word) {
+        let Some(story) = self.audit.stories.get(&word.number).copied() else {
+            return self.complain(Rule::BooksExact, format!("nobody gave {word:?}"));
+        };
+        let waits = story.claimed_by.is_none() && story.end.is_none();
+        match word.state {
+            State::Free | State::Waiting => self.complain(Rule::ServedOnce, format!("{word:?}")),
+            State::Claimed => {
+                let incarnation = self.processes[fact.by].name().map(|name| name.incarnation);
+                let is_its_own = incarnation == Some(word.holder);
+                self.ensure(waits && is_its_own, Rule::ServedOnce, || {
+                    format!("{} claims {word:?}, of which {story:?}", fact.by)
+                });
+                self.audit.stories.entry(word.number).and_modify(|story| story.claimed_by = Some(fact.by));
+            }
+            State::Done | State::Failed | State::Expired => self.audit_end(fact, word, story),
+        }
+    }
+
+    fn audit_end(&mut self, fact: Fact, word: Word, story: Story) {
+        let (number, by_holder) = (word.number, story.claimed_by == Some(fact.by));
+        let input = self.audit.conns.get(&number).map(|conn| self.net.conns[*conn].input);
+        let over = story.given_at + self.plan.claim_within <= self.now;
+        let orphaned = self.has_ended(WATCHDOG);
+        let stopping = !self.audit.stops.is_empty() || orphaned;
+        let cut = self.processes[fact.by].excused || orphaned;
+        let right = match word.state {
+            State::Done => by_holder && input == Some(Input::End),
+            State::Failed if by_holder => input != Some(Input::End) || cut,
+            State::Failed => story.claimed_by.is_some_and(|holder| self.has_ended(holder)),
+            State::Expired => story.claimed_by.is_none() && (over || stopping),
+            State::Free | State::Waiting | State::Claimed => false,
+        };
+        let once = story.end.is_none();
+        self.ensure(right && once, Rule::EndsAsItHappened, || {
+            format!("{} ends {word:?} ({input:?}) of which {story:?}", fact.by)
+        });
+        let how = if word.state == State::Failed && !by_holder {
+            "Failed with its server".to_owned()
+        } else {
+            format!("{:?}", word.state)
+        };
+        self.audit.coverage.count(format!("job: {how}"));
+        self.audit.stories.entry(number).and_modify(|story| story.end = Some(word.state));
+        self.audit.by_type[story.kind][ending(word.state)] += 1;
+        self.audit.by_slot[story.slot][ending(word.state)] += 1;
+    }
+
+    /// A process died in the middle of its turn: it may have published a job of which its
+    /// witness could not tell any more.
+    pub fn audit_after_crash(&mut self) {
+        for slot in 0..self.audit.tables.len() {
+            for entry in self.audit.tables[slot].indices() {
+                let table = &self.audit.tables[slot];
+                let (Ok(word), Some(job)) = (table.state(entry), table.job(entry)) else {
+                    continue;
+                };
+                if word.state != State::Free && !self.audit.stories.contains_key(&word.number) {
+                    self.audit.coverage.count("died after a job was published");
+                    self.audit_given(slot, word.number, job);
+                }
+            }
+        }
+        let principal_lives = self.processes.iter().any(|process| {
+            process.is_alive() && process.name().is_some_and(|name| name.role == Role::Principal)
+        });
+        self.audit.unsettled |= !principal_lives;
+    }
+
+    /// A principal has taken over.
+    pub fn books_were_recovered(&mut self) {
+        self.audit.unsettled = false;
+        self.audit_facts();
+        self.audit_books();
+    }
+
+    pub fn audit_turn(&mut self, memory: &Memory) {
+        match memory {
+            Memory::Watchdog(watchdog) => self.audit_watchdog(watchdog),
+            Memory::Principal(_) => self.audit_books(),
+            Memory::Secondary(_) => {}
+        }
+    }
+
+    /// accepted = done + failed + expired + open, with open counted from the tables; and no
+    /// end is in the books that did not happen.
+    fn audit_books(&mut self) {
+        let audit = &self.audit;
+        let given = audit.stories.len() as u64;
+        let accepted = audit.page.accepted();
+        let mut ended = 0;
+        let mut invented = None;
+        for kind in 0..TYPES {
+            let ends = audit.page.ends(kind);
+            let entered = [ends.done, ends.failed, ends.expired];
+            ended += entered.iter().sum::<u64>();
+            if (0..3).any(|end| entered[end] > audit.by_type[kind][end]) {
+                invented =
+                    Some(format!("type {kind}: {entered:?} entered, {:?} happened", audit.by_type[kind]));
+            }
+        }
+        let open = self.open_entries();
+        self.ensure(accepted == given, Rule::BooksExact, || format!("{given} given, {accepted} accepted"));
+        self.ensure(invented.is_none(), Rule::BooksExact, || invented.unwrap_or_default());
+        self.ensure(accepted == ended + open, Rule::BooksExact, || {
+            format!("{accepted} accepted, {ended} ended, {open} open")
+        });
+    }
+
+    /// Counted from the tables.
+    pub fn open_entries(&self) -> u64 {
+        let entries = self.audit.tables.iter().flat_map(|table| {
+            table.indices().map(|entry| table.state(entry).is_ok_and(|word| word.state == State::Free))
+        });
+        entries.filter(|is_free| !is_free).count() as u64
+    }
+
+    /// When nothing is open, the books say exactly what happened.
+    pub fn audit_closed_books(&mut self) {
+        self.audit_books();
+        let audit = &self.audit;
+        let by_type: Vec<[u64; 3]> = (0..TYPES)
+            .map(|kind| audit.page.ends(kind))
+            .map(|ends| [ends.done, ends.failed, ends.expired])
+            .collect();
+        let rows = (1..=audit.page.slots()).map(|slot| audit.page.slot(slot));
+        let by_slot: Vec<[u64; 3]> = rows.map(|row| [row.done, row.failed, row.open]).collect();
+        let happened: Vec<[u64; 3]> =
+            audit.by_slot.iter().map(|[done, failed, _]| [*done, *failed, 0]).collect();
+        let types = audit.by_type;
+        self.ensure(by_type == types, Rule::BooksExact, || {
+            format!("by type {by_type:?} are entered, {types:?} happened")
+        });
+        self.ensure(by_slot == happened, Rule::BooksExact, || {
+            format!("by slot {by_slot:?} are entered, {happened:?} happened")
+        });
+    }
+
+    /// A secondary turns a client away: no job may wait for it.
+    pub fn audit_rejection(&mut self, slot: usize, kind: usize, client: IpAddr) {
+        let table = &self.audit.tables[slot];
+        let waits = table.indices().find(|entry| {
+            table.state(*entry).is_ok_and(|word| word.state == State::Waiting)
+                && table.job(*entry).is_some_and(|job| job.kind == kind && job.client == client)
+        });
+        self.ensure(waits.is_none(), Rule::NobodyRejected, || {
+            format!("a client of slot {slot} is rejected while entry {waits:?} waits for it")
+        });
+    }
+
+    pub fn audit_admission(&mut self, number: JobNumber, conn: ConnId) {
+        let twice = self.audit.conns.insert(number, conn).is_some();
+        self.ensure(!twice, Rule::ServedOnce, || format!("job {number} is served twice"));
+    }
+
+    /// A request is answered -1: after it had waited for nothing, or because all stops.
+    pub fn audit_refusal(&mut self, waited_in_vain: bool) {
+        let stopping = !self.audit.stops.is_empty() || self.has_ended(WATCHDOG);
+        self.ensure(waited_in_vain || stopping, Rule::NobodyRejected, || "a client is refused".into());
+    }
+}

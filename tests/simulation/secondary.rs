@@ -1,0 +1,271 @@
+//! The shell of a secondary, as far as its core can tell it from `src/role/secondary/mod.rs`.
+
+use std::collections::BTreeMap;
+
+use osps::core::job::State;
+use osps::core::moment::Moment;
+use osps::core::service::{Action, Service, Surroundings};
+use osps::page::secondary::SecondaryPage;
+use osps::page::{Access, record};
+use osps::wire::order::Order;
+use osps::wire::tube::{Command, JobRef};
+
+use crate::books::SimTable;
+use crate::clients::Step;
+use crate::fifo::{FifoId, Line, Writer};
+use crate::kernel::Sheet;
+use crate::liveness::Liveness;
+use crate::machine::{Key, Machine, Proc, Progress, Role, Signal, WATCHDOG};
+use crate::net::{ACCEPTS_PER_TURN, ConnId, Input, data_listener};
+use crate::plan::TYPES;
+use crate::sabotage::Sabotage;
+
+pub struct Secondary {
+    me: Proc,
+    now: Moment,
+    sheet: Sheet,
+    /// Counted from 0.
+    slot: usize,
+    liveness: Liveness,
+    page: SecondaryPage,
+    service: Service<SimTable>,
+    listens: bool,
+    exchanges: BTreeMap<ConnId, JobRef>,
+    tube: FifoId,
+    to_principal: Writer,
+    over: bool,
+}
+
+impl Secondary {
+    /// `None` where its parent has died meanwhile.
+    pub fn start(sys: &mut Machine, me: Proc, sheet: Sheet) -> Option<Self> {
+        let name = sheet.name;
+        let slot = usize::from(name.slot) - 1;
+        sys.system_call();
+        if sys.parent_pid(me) != sheet.parent {
+            return None;
+        }
+        let own = sheet.own.as_ref().expect("a secondary has one");
+        let page = SecondaryPage::attach(&*own.page, Access::ReadWrite).expect("it was created");
+        let table = SimTable::attach(sys, slot, me);
+        let (tube, to_principal) = (own.tube, Writer::new(own.to_principal));
+        let now = sys.turn_began_at();
+        let liveness = Liveness::begin(sys, me, name, sheet.orders, page.page());
+        let mut secondary = Self {
+            me,
+            now,
+            slot,
+            liveness,
+            page,
+            service: Service::new(table, name.incarnation, sys.plan.settings.grace),
+            listens: true,
+            exchanges: BTreeMap::new(),
+            tube,
+            to_principal,
+            over: false,
+            sheet,
+        };
+        sys.watch_fifo(tube, me, Key::Tube(slot, name.incarnation));
+        for kind in 0..TYPES {
+            sys.listen(me, data_listener(slot, kind), Key::Listener(kind));
+        }
+        secondary.to_principal.push(sys, Command::Ready);
+        secondary.liveness.declare_ready(sys, me, secondary.page.page(), now);
+        if secondary.is_orphan(sys) {
+            secondary.service.handle_drain(now);
+        }
+        Some(secondary)
+    }
+
+    /// The number that it answered last.
+    pub fn answered(&self) -> u64 {
+        self.page.record().answered
+    }
+
+    fn accept(&mut self, sys: &mut Machine, kind: usize) -> Progress {
+        for _ in 0..ACCEPTS_PER_TURN {
+            if !self.listens && sys.sabotage != Sabotage::KeepListeners {
+                return Progress::Drained;
+            }
+            let Some(conn) = sys.accept(self.me, data_listener(self.slot, kind)) else {
+                return Progress::Drained;
+            };
+            sys.audit_accept(self.me, data_listener(self.slot, kind), self.listens);
+            self.admit(sys, kind, conn);
+        }
+        Progress::Again
+    }
+
+    fn admit(&mut self, sys: &mut Machine, kind: usize, conn: ConnId) {
+        let client = sys.peer(conn);
+        let mut job = self.service.claim(kind, client, self.now);
+        if job.is_none() {
+            let _ = self.read_tube(sys);
+            job = self.service.claim_after_look(kind, client, self.now);
+        }
+        let Some(job) = job else {
+            self.page.count_rejected();
+            sys.audit_rejection(self.slot, kind, client);
+            sys.close(conn, Step::Rejected(conn));
+            return;
+        };
+        self.page.count_admitted();
+        self.exchanges.insert(conn, job);
+        let client = sys.net.conns[conn].client;
+        sys.audit_admission(job.number, conn);
+        sys.client_step(client, Step::Served(conn));
+    }
+
+    fn on_exchange(&mut self, sys: &mut Machine, conn: ConnId) -> Progress {
+        if self.exchanges.contains_key(&conn) {
+            sys.system_call();
+            match sys.net.conns[conn].input {
+                Input::End => self.close(sys, conn, State::Done),
+                Input::Reset => self.close(sys, conn, State::Failed),
+                Input::Nothing | Input::Request(_) => {}
+            }
+        }
+        Progress::Drained
+    }
+
+    fn close(&mut self, sys: &mut Machine, conn: ConnId, end: State) {
+        let Some(job) = self.exchanges.remove(&conn) else {
+            return;
+        };
+        sys.system_call();
+        sys.close(conn, if end == State::Done { Step::Closed(conn) } else { Step::Broken(conn) });
+        self.service.handle_end(job, end);
+    }
+
+    fn read_tube(&mut self, sys: &mut Machine) -> Progress {
+        let (mut stop, mut malformed) = (false, 0);
+        let (lines, more) = sys.take(self.tube);
+        for line in lines {
+            match line {
+                Line::Command(Command::Job(job)) => self.service.handle_job(job),
+                Line::Command(Command::Resync) => self.service.look_through(),
+                Line::Command(Command::Stop) => stop = true,
+                Line::Command(_) | Line::Order(_) | Line::Garbage => malformed += 1,
+            }
+        }
+        if malformed > 0 {
+            self.service.look_through();
+            self.page.count_malformed(malformed);
+        }
+        if stop {
+            sys.audit_told_to_end(self.me, self.service.open());
+            self.service.handle_stop();
+        }
+        if more { Progress::Again } else { Progress::Drained }
+    }
+
+    fn is_orphan(&self, sys: &mut Machine) -> bool {
+        sys.system_call();
+        sys.parent_pid(self.me) != self.sheet.parent
+    }
+
+    fn surroundings(&self, sys: &mut Machine) -> Surroundings {
+        Surroundings {
+            is_orphan: self.is_orphan(sys) || sys.has_ended(WATCHDOG),
+            is_stopping: self.liveness.page.is_stopping(),
+        }
+    }
+
+    fn carry_out(&mut self, sys: &mut Machine, action: Action) {
+        match action {
+            Action::Tell(command) => self.to_principal.push(sys, command),
+            Action::StopAccepting => {
+                sys.audit_drains(self.me);
+                self.listens = false;
+                if sys.sabotage != Sabotage::KeepListeners {
+                    for kind in 0..TYPES {
+                        sys.stop_listening(self.me, data_listener(self.slot, kind));
+                    }
+                }
+                record::declare_draining(self.page.page());
+                self.liveness.ring(sys);
+            }
+            Action::CutAll => {
+                let open: Vec<ConnId> = self.exchanges.keys().copied().collect();
+                for conn in open {
+                    sys.audit.coverage.count("an exchange was cut off");
+                    self.close(sys, conn, State::Failed);
+                }
+            }
+            Action::End => {
+                sys.audit_ends_itself(self.me);
+                self.over = true;
+            }
+        }
+    }
+}
+
+impl Role for Secondary {
+    fn on_signal(&mut self, sys: &mut Machine, signal: Signal) {
+        match signal {
+            Signal::Usr1 => {
+                self.liveness.answer_probe(sys, self.page.page(), self.now);
+                if self.liveness.is_to_drain() {
+                    self.service.handle_drain(self.now);
+                }
+            }
+            Signal::Term => {
+                let surroundings = self.surroundings(sys);
+                self.service.handle_term(self.now, surroundings);
+            }
+            Signal::Usr2 | Signal::Chld => {}
+        }
+    }
+
+    fn on_ready(&mut self, sys: &mut Machine, key: Key) -> Progress {
+        match key {
+            Key::Listener(kind) => self.accept(sys, kind),
+            Key::Conn(conn) => self.on_exchange(sys, conn),
+            Key::Tube(..) => self.read_tube(sys),
+            Key::TubeRoom | Key::Ended(_) => Progress::Drained,
+            Key::Orders => {
+                let (orders, progress) = self.liveness.read_orders(sys);
+                for order in orders {
+                    match order {
+                        Order::Drain => self.service.handle_drain(self.now),
+                        Order::Stop | Order::StopNow => self.service.handle_stop(),
+                        Order::Look => {}
+                    }
+                }
+                progress
+            }
+            Key::Watchdog => {
+                self.service.handle_drain(self.now);
+                Progress::Drained
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        self.service.poll_timeout()
+    }
+
+    fn on_deadline(&mut self, sys: &mut Machine) {
+        let surroundings = self.surroundings(sys);
+        self.service.handle_timeout(self.now, surroundings);
+    }
+
+    fn settle(&mut self, sys: &mut Machine) {
+        self.service.finish_turn();
+        if self.page.open() != u64::from(self.service.open()) {
+            self.page.set_open(self.service.open());
+        }
+        while let Some(action) = self.service.poll_action() {
+            self.carry_out(sys, action);
+        }
+        self.to_principal.flush_or_watch(sys, self.me);
+    }
+
+    fn begin(&mut self, _: &mut Machine, now: Moment) {
+        self.now = now;
+    }
+
+    fn is_over(&self) -> bool {
+        self.over
+    }
+}
