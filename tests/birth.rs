@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use osps::os::proc;
 
-/// Short enough for a test to wait for it, long enough for a start on a loaded machine.
+/// Who is stopped is found so at `kill_after`; a start on a loaded machine may take longer.
 const START_WITHIN: &str = "[watchdog]\nstart_within = \"4s\"\n";
 
 fn raw(pid: u32) -> Pid {

@@ -220,7 +220,9 @@ fn a_secondary_that_dies_at_each_start_costs_next_to_nothing() {
     let status = system.status();
     let starts = System::server(&status, 1)["restarts"].as_u64().unwrap();
     println!("{starts} starts in {length:?}");
-    assert!((2..=20).contains(&starts), "{status}");
+    // 10 ms doubled until it is 8 to 10 s long, then once in that time.
+    let most = 14 + length.as_secs() / 8;
+    assert!((2..=most).contains(&starts), "{status}");
     for slot in [0, 2, 3] {
         assert!(is_untouched(&status, slot, &pids), "{status}");
     }

@@ -134,6 +134,12 @@ fn a_principal_may_die_before_any_of_its_stores() {
 }
 
 #[test]
+fn a_successor_may_die_before_any_of_its_stores_too() {
+    let successor_died = |status: &Value| System::server(status, 0)["restarts"].as_u64() > Some(1);
+    every_day(|stores| format!("principal.1:40,principal.2:{stores}"), successor_died, 40);
+}
+
+#[test]
 fn a_secondary_may_die_before_any_of_its_stores() {
     every_day(|stores| format!("secondary 1.1:{stores}"), secondary_died, 10);
 }

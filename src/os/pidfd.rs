@@ -95,6 +95,12 @@ impl Pidfd {
         Ok(())
     }
 
+    /// Whether the reactor will tell of the end.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.watched.is_some()
+    }
+
     /// Ends that; must come before it is dropped.
     pub fn unwatch<K: Copy>(&mut self, reactor: &mut Handle<K>) {
         if let Some(id) = self.watched.take() {

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
+use rustix::process::{Pid, getpgid, getpgrp};
+
 use crate::core::supervision::RunState;
 
 /// Part of `/proc/<pid>/stat`.
@@ -83,8 +85,8 @@ pub fn wchan(pid: u32) -> String {
     if name == "0" { String::new() } else { name }
 }
 
-/// The children of this process that run the same program as it does: all its servers, and
-/// those who came to it as orphans. Nobody where the kernel does not tell
+/// The children of this process that run the same program as it does, in its process group: all
+/// its servers, and those who came to it as orphans. A stranger's are in another group. Nobody where the kernel does not tell
 /// (`CONFIG_PROC_CHILDREN`).
 #[must_use]
 pub fn children_of_same_program() -> Vec<u32> {
@@ -95,7 +97,12 @@ pub fn children_of_same_program() -> Vec<u32> {
     let children = read_to_string(format!("/proc/self/task/{}/children", std::process::id()));
     let children = children.unwrap_or_default();
     let of_same = children.split_ascii_whitespace().filter(|pid| program(pid).is_ok_and(|exe| exe == own));
-    of_same.filter_map(|pid| pid.parse().ok()).collect()
+    of_same.filter_map(|pid| pid.parse().ok()).filter(|&pid| is_in_our_group(pid)).collect()
+}
+
+fn is_in_our_group(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| getpgid(Some(pid)).is_ok_and(|group| group == getpgrp()))
 }
 
 /// The CPU clock of a process, `/proc/<pid>/schedstat`, kept open.

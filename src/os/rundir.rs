@@ -330,8 +330,11 @@ impl Rundir {
     pub fn pages(&self) -> io::Result<Vec<PathBuf>> {
         let mut pages = Vec::new();
         for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "page") {
+            let entry = entry?;
+            let path = entry.path();
+            // A link of a watchdog that is no more leads nowhere, or to a stranger's descriptor.
+            let is_file = entry.file_type()?.is_file();
+            if is_file && path.extension().is_some_and(|extension| extension == "page") {
                 pages.push(path);
             }
         }

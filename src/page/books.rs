@@ -71,7 +71,11 @@ impl slots::Books for Books {
         let kind = table.job(entry).map(|job| job.kind).filter(|&kind| kind < self.page.types());
         let place = Place { slot: number(slot), entry, number: word.number };
         self.page.enter(self.page.intend_to_end(place, kind.unwrap_or(0), word.state));
-        table.swap(entry, word, word.in_state(State::Free))
+        // Where a stranger was quicker, the job is in the books all the same, and only once.
+        if !table.swap(entry, word, word.in_state(State::Free)) {
+            table.overwrite(entry, Word::FREE);
+        }
+        true
     }
 
     fn redo(&self) {

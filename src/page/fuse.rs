@@ -4,7 +4,7 @@
 //!
 //! In a test the "death" is an unwinding ([`burns_after`]); in a real process it is SIGKILL,
 //! lit by the environment: `OSPS_FUSE=principal.1:57` kills the first principal before the
-//! 57th store that it makes once it is ready.
+//! 57th store that it makes once it has its pages.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

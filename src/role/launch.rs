@@ -73,7 +73,7 @@ pub struct Launched {
     pub inheritance: Inheritance,
 }
 
-/// The descriptors of the table above, from number 5, to be taken in their order.
+/// The descriptors of the table above, to be taken in their order.
 #[derive(Debug)]
 pub struct Inheritance {
     next: RawFd,

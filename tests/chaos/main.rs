@@ -91,7 +91,6 @@ impl Options {
             ("period", kill_after / 8),
             ("suspect_after", kill_after / 4),
             ("kill_after", kill_after),
-            // Who is stopped before it is ready is not replaced sooner than that.
             ("start_within", kill_after * 5),
         ];
         let times = times.map(|(key, millis)| format!("{key} = \"{millis}ms\"\n")).concat();

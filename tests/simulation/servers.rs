@@ -11,6 +11,7 @@ use osps::page::record::Condition;
 use osps::page::secondary::{Counts, SecondaryPage};
 use osps::wire::tube::Command;
 
+use crate::audit::Rule;
 use crate::fifo::{FifoId, FifoName, Line, Writer};
 use crate::kernel::{CANNOT_START, Exit, Own, Sheet};
 use crate::machine::{Key, Machine, Proc, Progress};
@@ -124,7 +125,10 @@ impl Principal {
                 Action::Retire { slot, incarnation } => self.retire(sys, slot, incarnation),
                 Action::BackOff { .. } => sys.audit.coverage.count("backed off"),
                 Action::GiveUp { .. } => sys.audit.coverage.count("gave a slot up"),
-                Action::Mended { .. } => sys.audit.coverage.count("mended"),
+                // Nobody writes into job tables here who has no business there.
+                Action::Mended { slot, entry } => {
+                    sys.complain(Rule::BooksExact, format!("entry {entry} of slot {slot} had to be mended"));
+                }
                 Action::RefuseWaiting => self.refuse_all_waiting(sys),
                 Action::StopAccepting => self.stop_accepting(sys),
                 Action::KillAll => self.kill_all(sys),

@@ -68,7 +68,8 @@ impl<B: Books> Slots<B> {
                 self.actions.push_back(Action::Mended { slot, entry });
             }
             (_, Ok(word)) if word.number == given && word.has_ended() => self.enter_end(slot, entry, word),
-            (_, Ok(word)) if word.number == given && word.state != State::Free => {}
+            (_, Ok(word)) if word.number == given && word.state == State::Waiting => {}
+            (_, Ok(word)) if word.number == given && self.is_claimed_by_living(slot, word) => {}
             (_, Ok(_) | Err(_)) => {
                 let failed = Word::waiting(given).in_state(State::Failed);
                 self.books.table(slot).overwrite(entry, failed);
@@ -78,7 +79,14 @@ impl<B: Books> Slots<B> {
         }
     }
 
-    /// An incarnation has died: what it had claimed has failed, and only that.
+    fn is_claimed_by_living(&self, slot: usize, word: Word) -> bool {
+        let lives =
+            self.current(slot) == Some(word.holder) || self.slots[slot].predecessors.contains(&word.holder);
+        word.state == State::Claimed && lives
+    }
+
+    /// An incarnation has died: what it had claimed has failed, and only that. To be entered by
+    /// [`Slots::look_through`].
     pub(super) fn fail_claims_of(&mut self, slot: usize, incarnation: Incarnation) -> u32 {
         let mut failed = 0;
         let table = self.books.table(slot);
@@ -92,7 +100,6 @@ impl<B: Books> Slots<B> {
                 failed += 1;
             }
         }
-        self.look_through(slot);
         failed
     }
 
@@ -132,12 +139,12 @@ impl<B: Books> Slots<B> {
         }
         let open = slot.given.iter().filter(|&&number| number != 0).count();
         self.change_open(index, |_| u32::try_from(open).unwrap_or(u32::MAX));
-        self.look_through(index);
         dead.sort_unstable();
         dead.dedup();
         for incarnation in dead {
             self.fail_claims_of(index, incarnation);
         }
+        self.look_through(index);
     }
 
     /// Jobs that nobody came for in time expire; but while a slot waits for a server that could

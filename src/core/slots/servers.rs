@@ -101,6 +101,7 @@ impl<B: Books> Slots<B> {
             return None;
         }
         let failed = self.fail_claims_of(slot, incarnation);
+        self.look_through(slot);
         if let Some(server) = server {
             self.books.set_occupied(slot, Occupied::Down);
             self.update_availability(now, slot);

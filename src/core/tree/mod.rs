@@ -146,9 +146,7 @@ impl Tree {
         }
         self.seats[index] = Seat::empty(name);
         self.input(now, name, Input::Started);
-        if self.phase != Phase::Running {
-            self.condemn_if_at_once(now, name);
-        }
+        self.condemn_if_at_once(now, name);
         self.check_invariants();
     }
 

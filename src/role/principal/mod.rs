@@ -5,6 +5,7 @@
 //! told, then the clients are answered (*told before answered*).
 
 mod clients;
+mod obituaries;
 mod servers;
 mod slot;
 
@@ -28,11 +29,13 @@ use crate::exit::{Code, Failure};
 use crate::os::fifo::READABLE;
 use crate::os::listener;
 use crate::os::log::Recurrence;
+use crate::os::pidfd::Pidfd;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::os::rundir::Rundir;
 use crate::page::Access;
 use crate::page::books::Books;
+use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
 use crate::role::launch::{self, Launched, Sheet};
 use crate::role::liveness::Liveness;
@@ -95,6 +98,8 @@ struct Principal {
     slots: Vec<Slot>,
     /// The slot that is reconciled next.
     reconcile_next: usize,
+    /// Dead secondaries that could not be reaped yet.
+    unreaped: Vec<(Pidfd, Obituary)>,
     /// A stop has lasted too long: whoever is left was killed for that.
     kills_all: bool,
     timers: Timers<Timer>,
@@ -169,14 +174,15 @@ impl Principal {
             dirty: Vec::new(),
             slots,
             reconcile_next: 0,
+            unreaped: Vec::new(),
             kills_all: false,
             timers: Timers::default(),
         };
-        principal.take_over(reactor);
-        let Self { liveness, core, .. } = &mut principal;
-        liveness.declare_ready(reactor, core.books().page().page(), Key::Orders, Key::Watchdog)?;
         #[cfg(debug_assertions)]
         crate::page::fuse::light_by_environment(&principal.sheet.name().to_string());
+        principal.take_over(reactor)?;
+        let Self { liveness, core, .. } = &mut principal;
+        liveness.declare_ready(reactor, core.books().page().page(), Key::Orders, Key::Watchdog)?;
         Ok(principal)
     }
 

@@ -9,21 +9,19 @@ use std::path::PathBuf;
 use rustix::process::Signal;
 
 use crate::core::job::Incarnation;
-use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::slots::Action;
-use crate::core::supervision::Reason;
-use crate::exit::Code;
+use crate::exit::Failure;
 use crate::os::fifo::{self, Reader, Writer};
-use crate::os::pidfd::{Exit, Pidfd};
+use crate::os::pidfd::Pidfd;
 use crate::os::proc;
 use crate::os::reactor::{Handle, Progress};
 use crate::os::rundir;
-use crate::page::obituary::{Condition as KillCondition, Obituary};
 use crate::page::record::Condition;
 use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, PageError};
 use crate::role::launch::{self, Sheet};
+use crate::role::principal::obituaries::{Deceased, answered_at, reap};
 use crate::role::principal::slot::{Predecessor, Server};
 use crate::role::principal::{Key, Principal, number};
 use crate::wire::client::Refusal;
@@ -34,18 +32,19 @@ const RECONCILED_AT_A_PROBE: usize = 16;
 
 impl Principal {
     /// Finds out who of a dead principal's secondaries lives, and goes on from there.
-    pub(super) fn take_over(&mut self, reactor: &mut Handle<Key>) {
-        let living = (0..self.slots.len())
-            .map(|slot| {
-                self.adopt_living(reactor, slot);
-                self.slots[slot].predecessors.iter().map(|predecessor| predecessor.incarnation).collect()
-            })
-            .collect();
+    pub(super) fn take_over(&mut self, reactor: &mut Handle<Key>) -> Result<(), Failure> {
+        let mut living = Vec::new();
+        for slot in 0..self.slots.len() {
+            self.adopt_living(reactor, slot)?;
+            let predecessors = self.slots[slot].predecessors.iter();
+            living.push(predecessors.map(|predecessor| predecessor.incarnation).collect());
+        }
         self.core.handle_takeover(reactor.now(), living);
         self.carry_out(reactor);
+        Ok(())
     }
 
-    fn adopt_living(&mut self, reactor: &mut Handle<Key>, slot: usize) {
+    fn adopt_living(&mut self, reactor: &mut Handle<Key>, slot: usize) -> Result<(), Failure> {
         let number = number(slot);
         let last = self.page().slot(number);
         if let Ok(page) = SecondaryPage::attach(&self.rundir.secondary_page(number), Access::ReadOnly) {
@@ -63,13 +62,19 @@ impl Principal {
             if self.slots[slot].predecessors.iter().any(|known| known.incarnation == incarnation) {
                 continue;
             }
-            if let Ok(pidfd) = Pidfd::of_process(pid, start_time) {
-                if incarnation == last.incarnation {
-                    self.retire_files(slot, incarnation);
+            match Pidfd::of_process(pid, start_time) {
+                Ok(pidfd) => {
+                    if incarnation == last.incarnation {
+                        self.retire_files(slot, incarnation);
+                    }
+                    self.adopt(reactor, slot, incarnation, pidfd);
                 }
-                self.adopt(reactor, slot, incarnation, pidfd);
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                // Whoever it is must not be taken for dead: the next principal may see it.
+                Err(error) => return Err(Failure::internal(&format!("look for pid {pid}"), &error)),
             }
         }
+        Ok(())
     }
 
     /// Watches a draining predecessor: its doorbells and its end.
@@ -290,7 +295,7 @@ impl Principal {
         tube.unwatch(reactor);
         writer.unwatch(reactor);
         let answered_at = answered_at(&page, incarnation);
-        self.enter_death(reactor, slot, &Deceased { incarnation, pid: pidfd.pid(), exit, answered_at });
+        self.enter_death(reactor, slot, Deceased { incarnation, pidfd, exit, answered_at });
         self.liveness.ring();
     }
 
@@ -307,42 +312,10 @@ impl Principal {
             tube.unwatch(reactor);
         }
         let answered_at = page.and_then(|page| answered_at(&page, incarnation));
-        self.enter_death(reactor, slot, &Deceased { incarnation, pid: pidfd.pid(), exit, answered_at });
+        self.enter_death(reactor, slot, Deceased { incarnation, pidfd, exit, answered_at });
         if let Err(error) = self.rundir.remove_secondary(number(slot), Some(incarnation)) {
             log::warn!("secondary {}: cannot remove its files: {error}", number(slot));
         }
-    }
-
-    /// Enters a death in the books and in the memory of the tree.
-    fn enter_death(&mut self, reactor: &mut Handle<Key>, slot: usize, deceased: &Deceased) {
-        let Deceased { incarnation, pid, exit, answered_at } = *deceased;
-        let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
-        let Some(loss) = self.core.handle_exited(reactor.now(), slot, incarnation, cannot_start) else {
-            return;
-        };
-        let name = Name::secondary(number(slot), incarnation);
-        if exit == Exit::Unknown {
-            // A dead principal's: the watchdog reaps it and writes the obituary.
-            log::info!("{name} (pid {pid}) has drained; {} jobs failed with it", loss.failed);
-            return;
-        }
-        let by_watchdog = self.liveness.watchdog_page().killed().find(name).and_then(|kill| kill.killed);
-        let by_us = || {
-            let stopping = self.kills_all && exit == Exit::Signal(Signal::KILL.as_raw());
-            stopping.then(|| KillCondition { reason: Reason::Stopping, letter: None, wchan: String::new() })
-        };
-        let obituary = Obituary {
-            name,
-            pid,
-            at: reactor.now(),
-            exit: Some(exit),
-            killed: by_watchdog.or_else(by_us),
-            answered_at,
-            jobs: u64::from(loss.failed),
-        };
-        let level = if loss.expected && exit == Exit::Code(0) { log::Level::Info } else { log::Level::Warn };
-        log::log!(level, "{obituary}");
-        self.page().obituaries().push(&obituary);
     }
 
     /// The watchdog's verdicts have changed.
@@ -361,6 +334,7 @@ impl Principal {
     pub(super) fn reconcile(&mut self, reactor: &mut Handle<Key>) {
         self.read_stop(reactor);
         self.read_verdicts(reactor);
+        self.reap_the_rest();
         for _ in 0..self.slots.len().min(RECONCILED_AT_A_PROBE) {
             let slot = self.reconcile_next % self.slots.len();
             self.reconcile_next = slot + 1;
@@ -369,16 +343,23 @@ impl Principal {
     }
 
     fn reconcile_slot(&mut self, reactor: &mut Handle<Key>, slot: usize) {
-        if self.core.dispatch().load(slot).open > 0 {
-            self.core.look_through(slot);
-        }
+        self.core.look_through(slot);
         self.core.repeat_stop(slot);
         let Some(server) = self.slots[slot].current.as_ref() else {
             return;
         };
-        let (incarnation, record) = (server.incarnation, server.page.record());
-        if record.incarnation != incarnation || record.pid != server.pidfd.pid() {
+        let (incarnation, pid, record) = (server.incarnation, server.pidfd.pid(), server.page.record());
+        if !server.pidfd.is_watched() && server.pidfd.has_ended() {
+            self.on_ended(reactor, slot, incarnation);
             return;
+        }
+        if record.incarnation != incarnation || record.pid != pid {
+            return;
+        }
+        if self.page().slot(number(slot)).start_time == 0 {
+            // It could not be read when the process was started: the watchdog knows it by that.
+            self.page().occupy(number(slot), incarnation, pid, record.start_time);
+            self.liveness.ring();
         }
         match record.condition {
             Condition::Ready => self.core.handle_ready(reactor.now(), slot, incarnation),
@@ -432,20 +413,6 @@ impl Principal {
     }
 }
 
-/// A secondary that has ended.
-struct Deceased {
-    incarnation: Incarnation,
-    pid: u32,
-    exit: Exit,
-    answered_at: Option<Moment>,
-}
-
-/// When a secondary answered last, if the page is its own.
-fn answered_at(page: &SecondaryPage, incarnation: Incarnation) -> Option<Moment> {
-    let record = page.record();
-    record.answered_at.filter(|_| record.incarnation == incarnation)
-}
-
 fn watch_end(reactor: &mut Handle<Key>, pidfd: &mut Pidfd, slot: usize, incarnation: Incarnation) {
     if let Err(error) = pidfd.watch(reactor, Key::Ended(slot, incarnation)) {
         log::error!("cannot watch pid {}: {error}", pidfd.pid());
@@ -455,15 +422,5 @@ fn watch_end(reactor: &mut Handle<Key>, pidfd: &mut Pidfd, slot: usize, incarnat
 fn watch_tube(reactor: &mut Handle<Key>, tube: &mut Reader, slot: usize, incarnation: Incarnation) {
     if let Err(error) = tube.watch(reactor, Key::Tube(slot, incarnation)) {
         log::error!("cannot watch a tube: {error}");
-    }
-}
-
-fn reap(pidfd: &Pidfd) -> Exit {
-    match pidfd.reap() {
-        Ok(exit) => exit.unwrap_or(Exit::Unknown),
-        Err(error) => {
-            log::warn!("cannot reap pid {}: {error}", pidfd.pid());
-            Exit::Unknown
-        }
     }
 }

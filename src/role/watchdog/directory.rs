@@ -7,21 +7,43 @@ use mio::net::UnixListener;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
+use crate::core::moment::Moment;
 use crate::exit::{Code, Failure};
 use crate::os::reactor::{Handle, SourceId};
-use crate::os::rundir::{Rundir, RundirError};
+use crate::os::rundir::{Rundir, RundirError, Seen};
 use crate::role::watchdog::{Key, Watchdog};
+
+/// How long a file system may give the same time to all that changes (a tick of the kernel): what
+/// was removed right after a look is seen by another one later only.
+const COARSEST_TIME: Duration = Duration::from_millis(20);
+
+/// A look at the directory that found nothing missing, or mended it.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    seen: Seen,
+    /// When the directory was found like that first.
+    at: Moment,
+    /// Whether a change since would show.
+    is_final: bool,
+}
 
 impl Watchdog {
     /// One look at the directory; more only where anything in it has changed.
     pub(super) fn tend_directory(&mut self, reactor: &mut Handle<Key>) {
-        let seen = self.rundir.seen().ok();
-        if self.tree.is_stopping() || seen.is_some() && seen == self.seen_directory {
+        let (seen, now) = (self.rundir.seen().ok(), reactor.now());
+        let same = self.seen_directory.filter(|looked| Some(looked.seen) == seen);
+        if self.tree.is_stopping() || same.is_some_and(|looked| looked.is_final) {
             return;
         }
         match self.mend_directory(reactor) {
-            Ok(()) => self.seen_directory = self.rundir.seen().ok(),
+            Ok(()) => {
+                let after = self.rundir.seen().ok();
+                let at = same.map_or(now, |looked| looked.at);
+                let is_final = now.since(at) > COARSEST_TIME;
+                self.seen_directory = after.map(|seen| Look { seen, at, is_final });
+            }
             Err(error) if self.directory_trouble.is_news(reactor.now()) => {
                 log::error!("the runtime directory was changed and cannot be mended: {error}");
             }
@@ -35,16 +57,21 @@ impl Watchdog {
         self.rundir.restore().map_err(failure)?;
         if !self.rundir.holds(&self.lock).map_err(failure)? {
             self.lock = self.rundir.lock().map_err(rundir_failure)?;
+            log::warn!("{}: the lock was removed and is made again", path.display());
         }
-        self.heirlooms.name_again().map_err(failure)?;
+        let mut missed = self.heirlooms.name_again().map_err(failure)?;
         if !self.rundir.watchdog_pid_file().exists() {
             write_pid(&self.rundir)?;
+            missed += 1;
         }
         if !self.rundir.control().exists() {
             let (mut old, id) =
                 std::mem::replace(&mut self.control, listen_for_tools(&self.rundir, reactor)?);
             reactor.deregister(&mut old, id);
-            log::warn!("{}: what was removed is made again", path.display());
+            missed += 1;
+        }
+        if missed > 0 {
+            log::warn!("{}: {missed} files were removed and are made again", path.display());
         }
         Ok(())
     }

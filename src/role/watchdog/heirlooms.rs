@@ -40,14 +40,19 @@ impl Heirlooms {
 
     /// Makes the names again that have been removed, as symbolic links to what is open here: a
     /// file without any name can be given none (linkat(2) says ENOENT).
-    pub fn name_again(&self) -> io::Result<()> {
+    /// Returns how many were missing.
+    pub fn name_again(&self) -> io::Result<usize> {
+        let mut missing = 0;
         for (path, fd) in &self.names {
             match symlink(format!("/proc/{}/fd/{fd}", std::process::id()), path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                other => other?,
+                other => {
+                    other?;
+                    missing += 1;
+                }
             }
         }
-        Ok(())
+        Ok(missing)
     }
 
     /// Makes sure that the next principal recognises its pages, whoever wrote into them.

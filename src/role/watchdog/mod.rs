@@ -32,12 +32,13 @@ use crate::os::pidfd::{self, Pidfd};
 use crate::os::proc;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
-use crate::os::rundir::{Lock, Rundir, Seen};
+use crate::os::rundir::{Lock, Rundir};
 use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
 
 use control::ControlClient;
+use directory::Look;
 use heirlooms::Heirlooms;
 use processes::Process;
 
@@ -60,7 +61,7 @@ struct Watchdog {
     rundir: Rundir,
     lock: Lock,
     /// The runtime directory when it was last found whole.
-    seen_directory: Option<Seen>,
+    seen_directory: Option<Look>,
     directory_trouble: Recurrence,
     /// Secondaries could not be taken under supervision.
     meeting_trouble: Recurrence,

@@ -59,6 +59,11 @@ impl Process {
         self.pidfd.has_ended()
     }
 
+    /// Whether it has ended and the reactor, which could not watch it, will never tell.
+    fn has_ended_unheard(&self) -> bool {
+        !self.pidfd.is_watched() && self.pidfd.has_ended()
+    }
+
     /// What is to be remembered of it, should it end now.
     pub fn obituary(&self, exit: Option<Exit>, now: Moment) -> Obituary {
         Obituary {
@@ -84,6 +89,11 @@ impl Watchdog {
         let now = reactor.now();
         for index in 0..self.processes.len() {
             self.look_at(index, now);
+        }
+        let unheard = self.processes.iter().filter(|process| process.has_ended_unheard());
+        let unheard: Vec<Name> = unheard.map(Process::name).collect();
+        for name in unheard {
+            self.on_ended(reactor, name);
         }
     }
 
@@ -287,6 +297,9 @@ impl Watchdog {
         let process = &mut self.processes[index];
         process.cpu_at_probe = process.cpu.read();
         let Some(record) = process.record else {
+            // Who cannot be asked is not to blame for saying nothing.
+            let name = process.name;
+            self.tree.handle_answer(now, name, number);
             return;
         };
         self.page.set_probe(record, number, now);
@@ -342,7 +355,8 @@ impl Watchdog {
         };
         match self.processes[index].pidfd.reap() {
             Ok(Some(exit)) => self.bury(reactor, name, exit),
-            // Not yet: the event was for something else.
+            // Whoever traces it is told first (ptrace(2)), and may never ask: it is dead all the same.
+            Ok(None) if self.processes[index].pidfd.has_ended() => self.bury(reactor, name, Exit::Unknown),
             Ok(None) => {}
             Err(error) => {
                 log::warn!("cannot reap {name}: {error}");

@@ -235,12 +235,15 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
     processes.sort_unstable();
     processes.dedup();
     let me = std::process::id();
-    let survivors: Vec<Pidfd> = processes
-        .into_iter()
-        .filter(|&(pid, _)| pid != me)
-        .filter_map(|(pid, start_time)| Pidfd::of_process(pid, start_time).ok())
-        .filter(|pidfd| !pidfd.has_ended())
-        .collect();
+    let mut survivors = Vec::new();
+    for (pid, start_time) in processes.into_iter().filter(|&(pid, _)| pid != me) {
+        match Pidfd::of_process(pid, start_time) {
+            Ok(pidfd) if pidfd.has_ended() => {}
+            Ok(pidfd) => survivors.push(pidfd),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failure(error)),
+        }
+    }
     for survivor in &survivors {
         log::warn!("pid {} survives of a run that crashed: killed", survivor.pid());
         if let Err(error) = survivor.signal(Signal::KILL) {
@@ -266,7 +269,9 @@ fn refuse_if_alive(rundir: &Rundir, (pid, start_time): (u32, u64)) -> Result<(),
             let path = rundir.path().to_owned();
             Err(rundir_failure(RundirError::AlreadyRunning { path, pid: pid.to_string() }))
         }
-        Ok(_) | Err(_) => Ok(()),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::internal(&format!("look for pid {pid}"), &error)),
     }
 }
 
