@@ -12,6 +12,9 @@ use crate::plan::{TYPES, micros, millis};
 
 pub type ClientId = usize;
 
+/// More do not come while so many are here: a long outage must not pile up work for hours.
+const MOST_AT_ONCE: usize = 200;
+
 /// What a client does or notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -79,7 +82,9 @@ impl Machine {
             return;
         }
         for _ in 0..self.dice.pick(&[1, 1, 1, 1, 5]) {
-            self.add_client(false);
+            if self.here < MOST_AT_ONCE {
+                self.add_client(false);
+            }
         }
         self.soon(self.plan.client_every * 2, Event::NewClient);
     }
@@ -89,6 +94,7 @@ impl Machine {
         let kind = self.dice.pick(&[0, 1]);
         debug_assert!(kind < TYPES);
         let client = self.clients.len();
+        self.here += 1;
         self.clients.push(Client {
             address: Ipv4Addr::new(127, 0, 0, last).into(),
             kind,
@@ -150,6 +156,7 @@ impl Machine {
         self.clients[id].standing = standing;
         self.clients[id].since = self.now;
         if let Standing::Over(ending) = standing {
+            self.here -= 1;
             self.audit.coverage.count(format!("client: {ending:?}"));
         }
     }

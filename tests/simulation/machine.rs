@@ -150,6 +150,8 @@ pub struct Machine {
     pub fifos: Fifos,
     pub net: Net,
     pub clients: Vec<Client>,
+    /// Clients whose story is not over.
+    pub here: usize,
     pub rundir: Rundir,
     /// Mapped once for all its readers: a mapping more is the same memory.
     pub watchdog_page: Rc<WatchdogPage>,
@@ -190,6 +192,7 @@ impl Machine {
             fifos: Fifos::default(),
             net: Net::new(listeners),
             clients: Vec::new(),
+            here: 0,
             facts: Rc::default(),
             paused_until: Moment::default(),
             over: false,
@@ -263,7 +266,7 @@ impl Machine {
             Event::Fail(proc, exit) => self.end(proc, exit),
             Event::Fault(proc) => self.fault(proc),
             Event::Recover(proc, mood) => {
-                if self.processes[proc].mood_count == mood {
+                if self.processes[proc].mood_count == mood && !self.processes[proc].doomed {
                     self.set_mood(proc, Mood::Prompt);
                 }
             }

@@ -84,7 +84,10 @@ impl Machine {
         let right = match word.state {
             State::Done => by_holder && input == Some(Input::End),
             State::Failed if by_holder => input != Some(Input::End) || cut,
-            State::Failed => story.claimed_by.is_some_and(|holder| self.has_ended(holder)),
+            // Who was sent SIGKILL does nothing more, whenever the kernel lets it end.
+            State::Failed => {
+                story.claimed_by.is_some_and(|holder| self.has_ended(holder) || self.processes[holder].doomed)
+            }
             State::Expired => story.claimed_by.is_none() && (over || stopping),
             State::Free | State::Waiting | State::Claimed => false,
         };
