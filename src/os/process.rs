@@ -35,6 +35,18 @@ use crate::os::pidfd::Pidfd;
 const TERMINAL_SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 /// Signals that must not arrive before their handlers stand.
 const HELD_SIGNALS: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM];
+/// Signals that nobody here uses: of timers, I/O and power. SIGUSR1 and SIGUSR2 are among them until
+/// somebody installs a handler.
+const STRANGE_SIGNALS: [Signal; 8] = [
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+    Signal::SIGSTKFLT,
+];
 /// Dispositions that a child takes over. Nobody can change the first two; Rust's runtime
 /// ignores SIGPIPE in every program; whether a terminal may stop a background job was
 /// decided by whoever started the watchdog.
@@ -247,15 +259,20 @@ fn reset_dispositions() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Ignores what would end a server by default although nobody has a reason to send it:
-/// SIGUSR2, which only the watchdog expects, and the signals of timers and I/O.
+/// Ignores what would end a process by default although nobody has a reason to send it. To be called
+/// before handlers are installed.
 ///
 /// # Errors
 /// What `sigaction(2)` says.
 pub fn ignore_strangers() -> io::Result<()> {
-    [Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGVTALRM, Signal::SIGPROF, Signal::SIGIO]
-        .into_iter()
-        .try_for_each(|signal| Ok(disposition(signal, SigHandler::SigIgn)?))
+    for signal in STRANGE_SIGNALS {
+        disposition(signal, SigHandler::SigIgn)?;
+    }
+    for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+        // SAFETY: the disposition is "ignore": no code of ours runs in a handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    Ok(())
 }
 
 /// Ignores a signal for the rest of this process's life.

@@ -64,6 +64,9 @@ pub struct Seen {
     changed: (i64, i64),
 }
 
+/// What a dead watchdog's page is called while its run is cleaned up.
+const OLD_PAGE: &str = "watchdog.old.page";
+
 /// The files of one secondary that are new for every incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PerIncarnation {
@@ -323,6 +326,14 @@ impl Rundir {
         Ok(())
     }
 
+    /// Puts the page of a dead watchdog out of sight of tools while its run is cleaned up.
+    ///
+    /// # Errors
+    /// What `rename(2)` says.
+    pub fn retire_watchdog_page(&self) -> io::Result<()> {
+        unless_missing(fs::rename(self.watchdog_page(), self.file(OLD_PAGE)))
+    }
+
     /// The paths of all pages that stand here, to find out who is left of a crashed run.
     ///
     /// # Errors
@@ -391,7 +402,8 @@ fn is_of_a_run(name: &str) -> bool {
             !middle.is_empty() && middle.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
         })
     };
-    ["watchdog.pid", "control", "watchdog.page", "principal.page", "orders.principal"].contains(&name)
+    ["watchdog.pid", "control", "watchdog.page", "principal.page", "orders.principal", OLD_PAGE]
+        .contains(&name)
         || numbered("secondary", ".page")
         || numbered("secondary", ".jobs")
         || numbered("dwtube", "")

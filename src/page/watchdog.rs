@@ -171,9 +171,9 @@ impl WatchdogPage {
         self.page.get(SELF_AT + 4) != 0
     }
 
-    /// Tells everybody that a stop was asked for.
-    pub fn set_stopping(&self) {
-        self.page.set(SELF_AT + 4, 1);
+    /// Tells everybody whether a stop was asked for.
+    pub fn set_stopping(&self, stopping: bool) {
+        self.page.set(SELF_AT + 4, u64::from(stopping));
     }
 
     /// Kills in a slot; 0 is the principal's.

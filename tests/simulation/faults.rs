@@ -110,10 +110,6 @@ impl Machine {
     pub fn calm(&mut self) {
         for proc in 0..self.processes.len() {
             self.processes[proc].fuse = false;
-            if self.hangs_unmet(proc) {
-                self.audit.coverage.count("hung while it drained, and the watchdog had never met it");
-                self.end(proc, Exit::Signal(9));
-            }
             match self.processes[proc].mood {
                 Mood::Prompt | Mood::Stuck(Stuck::Stopped | Stuck::Waiting | Stuck::Spinning) => {}
                 Mood::Late(..) | Mood::Stuck(Stuck::Starved) => self.set_mood(proc, Mood::Prompt),
@@ -121,14 +117,6 @@ impl Machine {
         }
         // A turn of the watchdog that is late already comes before that.
         self.at(self.now + 4 * self.plan.settings.kill_after, Event::Inspect);
-    }
-
-    /// A late watchdog never met it, its successor has its row in the table, and it hangs before
-    /// it has ended: nobody would end it but a stop.
-    fn hangs_unmet(&self, proc: Proc) -> bool {
-        let process = &self.processes[proc];
-        let hangs = process.is_alive() && matches!(process.mood, Mood::Stuck(_));
-        hangs && process.dismissed && !self.audit.is_known(proc)
     }
 
     /// kill -9 of the watchdog: all others have to end by themselves.

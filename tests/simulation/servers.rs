@@ -131,6 +131,7 @@ impl Principal {
                 }
                 Action::RefuseWaiting => self.refuse_all_waiting(sys),
                 Action::StopAccepting => self.stop_accepting(sys),
+                Action::Kill { slot, incarnation } => self.kill_overdue(sys, slot, incarnation),
                 Action::KillAll => self.kill_all(sys),
                 Action::HandOver => {
                     sys.audit_principal_ends(self.me, false);
@@ -329,6 +330,14 @@ impl Principal {
     pub fn flush_tubes(&mut self, sys: &mut Machine) {
         for server in self.slots.iter_mut().filter_map(|slot| slot.current.as_mut()) {
             server.writer.flush_or_watch(sys, self.me);
+        }
+    }
+
+    fn kill_overdue(&self, sys: &mut Machine, slot: usize, incarnation: Incarnation) {
+        let mut predecessors = self.slots[slot].predecessors.iter();
+        if let Some(overdue) = predecessors.find(|predecessor| predecessor.incarnation == incarnation) {
+            sys.audit.coverage.count("outstayed its grace");
+            sys.kill(overdue.pidfd, "its grace is over");
         }
     }
 

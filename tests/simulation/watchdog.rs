@@ -357,7 +357,7 @@ impl Watchdog {
     }
 
     fn ask_to_stop(&mut self, sys: &mut Machine) {
-        self.page.set_stopping();
+        self.page.set_stopping(true);
         sys.audit.stop(self.now);
         if sys.sabotage != Sabotage::IgnoreStops {
             self.tree.handle_stop(self.now);

@@ -132,6 +132,13 @@ pub enum Action {
     RefuseWaiting,
     /// Close the control listener and forget the data listeners.
     StopAccepting,
+    /// Kill a predecessor that should have ended: the watchdog may never have met it.
+    Kill {
+        /// Where.
+        slot: usize,
+        /// Which.
+        incarnation: Incarnation,
+    },
     /// Kill all that live.
     KillAll,
     /// Leave the place to a successor.
@@ -159,6 +166,8 @@ enum Timer {
     Expire(usize),
     /// The back-off of a slot is over.
     Start(usize),
+    /// A predecessor has drained for longer than its grace.
+    Overdue(usize, Incarnation),
     /// A stop has lasted as long as it may.
     Stop,
     /// SIGTERM came a moment ago, and no stop was ordered since.
@@ -279,6 +288,7 @@ impl<B: Books> Slots<B> {
                     self.slots[slot].start_timer = None;
                     self.start(slot);
                 }
+                Timer::Overdue(slot, incarnation) => self.overdue(slot, incarnation),
                 Timer::Stop => self.stop_is_over(now),
                 Timer::HandOver => self.hand_over(),
             }

@@ -1,9 +1,14 @@
 //! Births and deaths of secondaries.
 
+use std::time::Duration;
+
 use crate::core::job::{Incarnation, next_incarnation};
 use crate::core::moment::Moment;
 use crate::core::restart::{Death, Verdict};
 use crate::core::slots::{Action, Books, Loss, Occupied, Server, Slots, Timer};
+
+/// How much longer than its grace a predecessor may take: longer than the watchdog allows.
+const OVERDUE_AFTER: Duration = Duration::from_secs(2);
 
 impl<B: Books> Slots<B> {
     /// Takes over from a dead principal: finishes its last step, finds out what has become of
@@ -13,6 +18,9 @@ impl<B: Books> Slots<B> {
         debug_assert_eq!(living.len(), self.slots.len());
         self.books.redo();
         for (slot, living) in living.into_iter().enumerate() {
+            for &incarnation in &living {
+                self.expect_end(now, slot, incarnation);
+            }
             self.slots[slot].predecessors = living;
             self.recover(now, slot);
             self.books.set_occupied(slot, Occupied::Down);
@@ -65,11 +73,24 @@ impl<B: Books> Slots<B> {
         }
         self.slots[slot].current = None;
         self.slots[slot].predecessors.push(incarnation);
+        self.expect_end(now, slot, incarnation);
         self.actions.push_back(Action::Retire { slot, incarnation });
         self.books.set_occupied(slot, Occupied::Down);
         self.update_availability(now, slot);
         self.start(slot);
         self.check_invariants();
+    }
+
+    /// A predecessor ends by itself when its grace is over, and the watchdog kills it if it does not.
+    /// But a watchdog that was late may never have met it.
+    fn expect_end(&mut self, now: Moment, slot: usize, incarnation: Incarnation) {
+        self.timers.arm(now + self.settings.grace + OVERDUE_AFTER, Timer::Overdue(slot, incarnation));
+    }
+
+    pub(super) fn overdue(&mut self, slot: usize, incarnation: Incarnation) {
+        if self.slots[slot].predecessors.contains(&incarnation) {
+            self.actions.push_back(Action::Kill { slot, incarnation });
+        }
     }
 
     /// The watchdog's opinion of a secondary.

@@ -195,6 +195,20 @@ fn the_jobs_of_a_slot_that_stays_down_expire() {
 }
 
 #[test]
+fn a_predecessor_that_outstays_its_grace_is_killed_although_the_watchdog_may_not_know_it() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    slots.handle_draining(at(3), 0, 1);
+    slots.handle_draining(at(3), 1, 1);
+    slots.handle_exited(at(4), 1, 1, false);
+    actions(&mut slots);
+    slots.handle_timeout(at(12_002));
+    assert_eq!(actions(&mut slots), []);
+    slots.handle_timeout(at(12_003));
+    assert_eq!(actions(&mut slots), [Action::Kill { slot: 0, incarnation: 1 }]);
+}
+
+#[test]
 fn a_successor_finds_what_became_of_each_job() {
     let books = PlainBooks::default();
     let mut first = serving(&books);

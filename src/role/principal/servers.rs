@@ -122,6 +122,7 @@ impl Principal {
                     }
                 }
                 Action::StopAccepting => self.stop_accepting(reactor),
+                Action::Kill { slot, incarnation } => self.kill_overdue(slot, incarnation),
                 Action::KillAll => self.kill_all(),
                 Action::HandOver => {
                     log::info!("told to end: a successor takes over");
@@ -384,6 +385,17 @@ impl Principal {
         }
         for slot in &mut self.slots {
             slot.listeners.clear();
+        }
+    }
+
+    fn kill_overdue(&self, slot: usize, incarnation: Incarnation) {
+        let mut predecessors = self.slots[slot].predecessors.iter();
+        if let Some(overdue) = predecessors.find(|predecessor| predecessor.incarnation == incarnation) {
+            let pid = overdue.pidfd.pid();
+            log::warn!("secondary {}.{incarnation} (pid {pid}) is killed: its grace is over", number(slot));
+            if let Err(error) = overdue.pidfd.signal(Signal::KILL) {
+                log::warn!("cannot kill pid {pid}: {error}");
+            }
         }
     }
 

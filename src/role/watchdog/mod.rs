@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use mio::net::UnixListener;
 use rustix::process::Signal;
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use slab::Slab;
 
 use crate::config::Config;
@@ -101,10 +101,10 @@ struct Watchdog {
 pub fn run(config: Config) -> Result<ExitCode, Failure> {
     crate::os::log::init("watchdog");
     process::set_name(c"osps-watchdog");
+    process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[SIGUSR2, SIGCHLD, SIGTERM, SIGINT, SIGHUP])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
-    process::ignore(SIGUSR1)
-        .and_then(|()| process::release_signals())
+    process::release_signals()
         .and_then(|()| process::become_subreaper())
         .map_err(|error| Failure::internal("set up signals", &error))?;
     let mut watchdog = Watchdog::start(config, reactor.handle())?;
@@ -145,7 +145,7 @@ impl Watchdog {
     fn ask_to_stop(&mut self, reactor: &mut Handle<Key>, who: &str) {
         let how = if self.tree.is_stopping() { "at once" } else { "gracefully" };
         log::info!("stopping {how}: {who}");
-        self.page.set_stopping();
+        self.page.set_stopping(true);
         self.tree.handle_stop(reactor.now());
     }
 

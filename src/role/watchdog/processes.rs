@@ -395,6 +395,7 @@ impl Watchdog {
         }
         // Its successor will look at it.
         self.page.restore_header();
+        self.page.set_stopping(self.tree.is_stopping());
         let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
         self.tree.handle_exited(reactor.now(), name, cannot_start);
     }

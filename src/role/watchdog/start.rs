@@ -232,6 +232,8 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
             processes.push((record.pid, record.start_time));
         }
     }
+    // From here on nobody is misled about who lives.
+    rundir.retire_watchdog_page().map_err(failure)?;
     processes.sort_unstable();
     processes.dedup();
     let me = std::process::id();

@@ -202,11 +202,6 @@ impl Audit {
         }
     }
 
-    /// Whether the watchdog supervises it.
-    pub fn is_known(&self, proc: Proc) -> bool {
-        self.dossiers.values().any(|dossier| dossier.proc == proc)
-    }
-
     pub fn ready(&mut self, now: Moment, name: Name) {
         self.dossiers.entry(name).and_modify(|dossier| dossier.ready = Some(now));
     }
