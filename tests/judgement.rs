@@ -161,12 +161,13 @@ fn a_watchdog_that_was_stopped_for_three_seconds_kills_nobody() {
 
 #[test]
 fn a_server_that_the_machine_starves_is_forgiven_until_it_is_stopped() {
-    let times = "[watchdog]\nperiod = \"50ms\"\nsuspect_after = \"100ms\"\nkill_after = \"200ms\"\n";
+    // Shorter than the time for which so many others keep it from its core.
+    let times = "[watchdog]\nperiod = \"40ms\"\nsuspect_after = \"40ms\"\nkill_after = \"60ms\"\n";
     let top = "secondaries = 2\nclaim_within = \"10m\"\nclient_idle = \"10m\"";
     let system = System::start(top, &format!("{REQUESTS}{times}"));
     let pid = system.pid(1);
     let kills = System::server(&system.status(), 1)["kills"].as_u64().unwrap();
-    let hogs = Hogs::around(pid, 8);
+    let hogs = Hogs::around(pid, 16);
     let forgiven =
         || system.log().lines().any(|line| line.contains("secondary 1") && line.contains("forgiven"));
     eventually("forgiveness", || forgiven().then_some(()));
