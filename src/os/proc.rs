@@ -5,8 +5,6 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
-use rustix::process::{Pid, getpgid, getpgrp};
-
 use crate::core::supervision::RunState;
 
 /// Part of `/proc/<pid>/stat`.
@@ -14,6 +12,8 @@ use crate::core::supervision::RunState;
 pub struct Stat {
     /// Field 3, as a letter.
     pub letter: char,
+    /// Field 5: the process group; 0 where it is one of outside this PID namespace.
+    pub group: i32,
     /// Field 22: when it started, in clock ticks after boot. With the pid it names a
     /// process for ever.
     pub start_time: u64,
@@ -35,8 +35,9 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let letter = fields.next()?.chars().next()?;
-    let start_time = fields.nth(22 - 4)?.parse().ok()?;
-    Some(Stat { letter, start_time })
+    let group = fields.nth(5 - 4)?.parse().ok()?;
+    let start_time = fields.nth(22 - 6)?.parse().ok()?;
+    Some(Stat { letter, group, start_time })
 }
 
 impl Stat {
@@ -97,12 +98,9 @@ pub fn children_of_same_program() -> Vec<u32> {
     let children = read_to_string(format!("/proc/self/task/{}/children", std::process::id()));
     let children = children.unwrap_or_default();
     let of_same = children.split_ascii_whitespace().filter(|pid| program(pid).is_ok_and(|exe| exe == own));
-    of_same.filter_map(|pid| pid.parse().ok()).filter(|&pid| is_in_our_group(pid)).collect()
-}
-
-fn is_in_our_group(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    pid.is_some_and(|pid| getpgid(Some(pid)).is_ok_and(|group| group == getpgrp()))
+    let group = |pid| stat(pid).map(|stat| stat.group).ok();
+    let ours = group(std::process::id());
+    of_same.filter_map(|pid| pid.parse().ok()).filter(|&pid| group(pid) == ours).collect()
 }
 
 /// The CPU clock of a process, `/proc/<pid>/schedstat`, kept open.
@@ -137,7 +135,7 @@ mod tests {
     fn a_name_with_parentheses_and_spaces_confuses_nobody() {
         let fields: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
         let text = format!("17 (a) R (b) S {}\n", fields.join(" "));
-        assert_eq!(parse_stat(&text), Some(Stat { letter: 'S', start_time: 22 }));
+        assert_eq!(parse_stat(&text), Some(Stat { letter: 'S', group: 5, start_time: 22 }));
         assert_eq!(parse_stat("17 (a"), None);
     }
 
