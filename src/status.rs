@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use crate::core::conversation::Refused;
 use crate::core::job::{Incarnation, State, Table};
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
@@ -19,7 +20,7 @@ use crate::os::pidfd::Pidfd;
 use crate::os::rundir::Rundir;
 use crate::page::jobs::JobTable;
 use crate::page::obituary::{Obituary, role_name};
-use crate::page::principal::{Ends, PrincipalPage};
+use crate::page::principal::{Connections, Ends, PrincipalPage};
 use crate::page::record::Record;
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{Directory, Verdict, WatchdogPage, Watched};
@@ -37,6 +38,9 @@ pub struct Status {
     listen: Vec<SocketAddr>,
     requests: BTreeMap<String, EndsOf>,
     ledger: Ledger,
+    /// Requests answered -1, by why.
+    refusals: Refusals,
+    clients: Connections,
     servers: Vec<Server>,
     /// The last deaths, the latest first.
     obituaries: Vec<Death>,
@@ -92,6 +96,27 @@ struct EndsOf {
 impl From<Ends> for EndsOf {
     fn from(Ends { done, failed, expired }: Ends) -> Self {
         Self { done, failed, expired }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Refusals {
+    unknown: u64,
+    malformed: u64,
+    busy: u64,
+    stopping: u64,
+}
+
+impl Refusals {
+    fn sum(&self) -> u64 {
+        let Self { unknown, malformed, busy, stopping } = *self;
+        [unknown, malformed, busy, stopping].into_iter().fold(0, u64::wrapping_add)
+    }
+}
+
+impl From<Refused> for Refusals {
+    fn from(Refused { unknown, malformed, busy, stopping }: Refused) -> Self {
+        Self { unknown, malformed, busy, stopping }
     }
 }
 
@@ -203,6 +228,8 @@ impl Pages<'_> {
             listen: self.directory.listen.clone(),
             requests,
             ledger,
+            refusals: self.principal.refused().into(),
+            clients: self.principal.connections(),
             servers,
             obituaries: self.obituaries(),
         }
@@ -229,7 +256,7 @@ impl Pages<'_> {
         }
         let pages = (1..=self.principal.slots()).filter_map(|slot| self.secondary_page(slot));
         ledger.rejected = pages.map(|page| page.counts().rejected).fold(0, u64::wrapping_add);
-        ledger.refused = self.principal.refused();
+        ledger.refused = Refusals::from(self.principal.refused()).sum();
         ledger
     }
 

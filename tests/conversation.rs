@@ -4,11 +4,14 @@
 use std::time::Duration;
 
 use osps::core::conversation::Conversation;
+use osps::core::following::News;
 use osps::core::moment::Moment;
-use osps::wire::client::Types;
+use osps::wire::client::{Form, Request, Types};
+use osps::wire::jeton::Jeton;
 use proptest::prelude::*;
 
 const IDLE: Duration = Duration::from_secs(60);
+const JETON: Jeton = Jeton::from_bytes([0xab; 16]);
 
 /// What a client does.
 #[derive(Clone, Debug)]
@@ -23,6 +26,10 @@ struct Server {
     types: Types,
     conversation: Conversation,
     now: Moment,
+    /// The number of the job that was given last.
+    last_number: u64,
+    /// Clients come for their jobs at once.
+    claims: bool,
 }
 
 impl Server {
@@ -32,13 +39,26 @@ impl Server {
             types: Types::new(["requetetype1", "requetetype2", "sum", "sumall"]),
             conversation: Conversation::new(now),
             now,
+            last_number: 0,
+            claims: true,
         }
     }
 
     fn serve(&mut self) {
-        while let Some(index) = self.conversation.poll_request(self.now, &self.types) {
-            let port = 3000 + u16::try_from(index).unwrap();
-            self.conversation.answer_port(self.now, port);
+        while let Some(Request { kind, form }) = self.conversation.poll_request(self.now, &self.types) {
+            let port = 3000 + u16::try_from(kind).unwrap();
+            self.last_number += 1;
+            let (now, number) = (self.now, self.last_number);
+            match form {
+                Form::Port => self.conversation.answer_port(now, number, port),
+                Form::Tracked => self.conversation.answer_tracked(now, number, port, JETON),
+                Form::Address => {
+                    self.conversation.answer_address(now, number, &format!("work.example:{port}"));
+                }
+            }
+            if self.claims {
+                self.conversation.handle_news(now, number, News::Claimed);
+            }
         }
     }
 
@@ -51,7 +71,7 @@ impl Server {
                 break;
             };
             self.now = self.now.max(deadline);
-            if self.conversation.handle_timeout(self.now, IDLE) {
+            if self.conversation.handle_timeout(self.now, &self.types, IDLE) {
                 break;
             }
             self.serve();
@@ -134,10 +154,19 @@ fn an_unknown_bare_request_is_minus_one_after_silence_and_the_connection_stays_u
 
 #[test]
 fn words_with_an_argument_wait_for_their_newline() {
+    let jeton = JETON.to_string();
     assert_eq!(answer(&[send("suivi requetetype1"), millis(1000)]), "");
+    let tracked = format!("3000 {jeton}\ndebuttraitement {jeton}\n");
+    assert_eq!(answer(&[send("suivi requetetype1"), millis(1000), send("\n")]), tracked);
     assert_eq!(
-        answer(&[send("suivi requetetype1"), millis(1000), send("\n")]),
-        "-1 not served by this version: \"suivi requetetype1\"\n"
+        answer(&[send("suivi requetetype1"), Do::End]),
+        tracked,
+        "the end of input counts as a newline"
+    );
+    assert_eq!(answer(&[send("adresse sum\r\n")]), "work.example:3002\n");
+    assert_eq!(
+        answer(&[send("adresse foo\n")]),
+        "-1 unknown request type \"foo\"; known: requetetype1, requetetype2, sum, sumall\n"
     );
 }
 
@@ -196,10 +225,12 @@ fn an_idle_client_is_let_go_but_not_one_that_is_owed_something() {
 
     let mut server = Server::new();
     server.conversation.handle_input(server.now, b"requetetype1\n");
-    assert_eq!(server.conversation.poll_request(server.now, &server.types), Some(0));
+    let request = Request { kind: 0, form: Form::Port };
+    assert_eq!(server.conversation.poll_request(server.now, &server.types), Some(request));
     server.pause(IDLE * 2);
     assert!(!server.conversation.is_over());
-    server.conversation.answer_port(server.now, 3000);
+    server.conversation.answer_port(server.now, 1, 3000);
+    server.conversation.handle_news(server.now, 1, News::Claimed);
     server.pause(IDLE - Duration::from_millis(1));
     assert!(!server.conversation.is_over(), "idle counts from the answer");
 }

@@ -12,10 +12,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{PATIENCE, REQUESTS, System, connect, recv, say};
-use osps::core::job::{Job, State, Table, Word};
+use osps::core::job::{End, Job, State, Table, Word};
 use osps::core::moment::Moment;
 use osps::core::name::Name;
-use osps::core::service::Service;
+use osps::core::service::{Service, Settings as ServiceSettings};
 use osps::core::slots::{Action, Settings, Slots};
 use osps::os::fifo;
 use osps::os::segment::Segment;
@@ -31,6 +31,7 @@ use proptest::prelude::*;
 
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CAPACITY: usize = 4;
+const SERVICE: ServiceSettings = ServiceSettings { grace: Duration::ZERO, types: 16, open: false };
 
 /// A word as somebody might write it who knows nothing, or just enough.
 fn any_word() -> impl Strategy<Value = u64> {
@@ -127,7 +128,7 @@ fn live(dir: &Path, steps: &[Step]) -> Slots<Books> {
         match step {
             Step::Scribble(words) => scribble(&dir.join("secondary1.jobs"), HEADER_WORDS, words),
             Step::Give => {
-                let _ = slots.give(Job { kind: 0, client: HOME, given_at: now });
+                let _ = slots.give(Job { kind: 0, client: HOME, given_at: now, jeton: None }, None);
             }
             Step::Serve(slot, entry, done) => serve(dir, *slot, *entry, *done),
             Step::Hear(slot, index, number, true) => {
@@ -219,15 +220,15 @@ proptest! {
         let table = JobTable::attach(&path, Access::ReadWrite).unwrap();
         let waiting = table.indices().filter(|&entry| table.state(entry).is_ok_and(|word| word.state == State::Waiting));
         let waiting = waiting.count();
-        let mut service = Service::new(JobTable::attach(&path, Access::ReadWrite).unwrap(), 1, Duration::ZERO);
+        let mut service = Service::new(JobTable::attach(&path, Access::ReadWrite).unwrap(), 1, SERVICE);
         let mut claimed = 0;
         for kind in 0..16 {
             for index in [0, 3, 4, u32::MAX] {
                 service.handle_job(JobRef { index, number: words[0].1 });
             }
-            while let Some(job) = service.claim_after_look(kind, HOME, Moment::from_nanos(1)) {
+            while let Some(job) = service.claim_plain(kind, HOME, Moment::from_nanos(1)) {
                 claimed += 1;
-                service.handle_end(job, State::Done);
+                service.handle_end(job, End::Done);
             }
         }
         prop_assert!(claimed <= waiting, "{claimed} of {waiting}");

@@ -144,6 +144,8 @@ pub enum Handler {
 pub enum Admission {
     /// A connection from the address that asked for it.
     Address,
+    /// Anybody: who has no job is given one.
+    Open,
 }
 
 /// One address, or a list of them.
@@ -390,7 +392,7 @@ mod tests {
             ("[[request]]\nname = \"a b\"\nhandler = \"echo\"", &["request.name", "a b"]),
             ("[[request]]\nname = \"a\"\nhandler = \"exec\"", &["exec", "delay"]),
             ("[[request]]\nname = \"a\"\nhandler = \"delay\"", &["request.delay", "\"a\"", "20ms"]),
-            ("admission = \"open\"", &["admission", "open", "address"]),
+            ("admission = \"all\"", &["admission", "all", "address", "open"]),
             ("listen = ", &["line 1"]),
             ("\nclaim_within = \"5\"", &["line 2", "claim_within", "\"5\"", "10s"]),
             ("secondaries = -1", &["secondaries = -1", "1 to 1024"]),

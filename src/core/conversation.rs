@@ -11,11 +11,17 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::core::following::{Following, News};
+use crate::core::job::JobNumber;
 use crate::core::moment::Moment;
-use crate::wire::client::{Line, MAX_REQUEST_BYTES, Prefix, Refusal, TypeIndex, Types, parse_request};
+use crate::wire::client::{MAX_REQUEST_BYTES, Prefix, Refusal, Request, Types, parse_request};
+use crate::wire::jeton::Jeton;
 
 /// How long a bare request must be followed by silence where its end is not plain.
 pub const BARE_SILENCE: Duration = Duration::from_millis(50);
+/// How long a line may take from its first byte to its newline, where `client_idle` is not
+/// shorter: who sends a byte a second must not keep a connection for minutes.
+pub const LINE_WITHIN: Duration = Duration::from_secs(10);
 /// How long, and how much, is read and thrown away after an over-long request, so
 /// that closing does not reset the connection before the client has read its answer.
 const DISCARD_WITHIN: Duration = Duration::from_secs(1);
@@ -35,7 +41,7 @@ enum State {
     Lines,
     /// A line request waits for its answer.
     LineAsked,
-    /// The request was too long and is answered; the rest of it is thrown away.
+    /// The client was sent away with an answer; what still comes is thrown away.
     /// `lacks` is what a newline still brings, where none was seen.
     Discarding { until: Moment, bytes: usize, lacks: Option<String> },
     /// Nothing more will be read; the connection closes when the output is sent.
@@ -50,8 +56,36 @@ pub struct Conversation {
     output: Vec<u8>,
     /// When the client's last byte came, or the last answer was given.
     quiet_since: Moment,
+    /// When the first byte of what stands in `input` came.
+    line_since: Moment,
     input_ended: bool,
-    refused: u64,
+    following: Following,
+    refused: Refused,
+}
+
+/// Requests that were answered -1, by why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// No such type.
+    pub unknown: u64,
+    /// Too long, or never ended.
+    pub malformed: u64,
+    /// No secondary could take it, or too many came from one address.
+    pub busy: u64,
+    /// The system stops.
+    pub stopping: u64,
+}
+
+impl Refused {
+    fn count(&mut self, refusal: &Refusal<'_>) {
+        let counter = match refusal {
+            Refusal::Unknown { .. } => &mut self.unknown,
+            Refusal::TooLong | Refusal::Incomplete(_) => &mut self.malformed,
+            Refusal::AllFull | Refusal::NoneReady | Refusal::TooManyConnections(_) => &mut self.busy,
+            Refusal::Stopping => &mut self.stopping,
+        };
+        *counter += 1;
+    }
 }
 
 impl Conversation {
@@ -63,14 +97,28 @@ impl Conversation {
             input: Vec::new(),
             output: Vec::new(),
             quiet_since: now,
+            line_since: now,
             input_ended: false,
-            refused: 0,
+            following: Following::default(),
+            refused: Refused::default(),
         }
+    }
+
+    /// A connection that is sent away before it has said anything.
+    #[must_use]
+    pub fn turned_away(now: Moment, refusal: Refusal<'_>) -> Self {
+        let mut conversation = Self { state: State::LineAsked, ..Self::new(now) };
+        conversation.refuse(now, refusal);
+        conversation.discard_from(now, None);
+        conversation
     }
 
     /// Bytes arrived. Call [`Conversation::poll_request`] until it has nothing more.
     pub fn handle_input(&mut self, now: Moment, bytes: &[u8]) {
         self.quiet_since = now;
+        if self.input.is_empty() {
+            self.line_since = now;
+        }
         self.input.extend_from_slice(bytes);
     }
 
@@ -79,20 +127,27 @@ impl Conversation {
         self.input_ended = true;
     }
 
+    /// Something has become of a job that was given here.
+    pub fn handle_news(&mut self, now: Moment, number: JobNumber, news: News) {
+        self.quiet_since = now;
+        self.following.handle_news(number, news, &mut self.output);
+    }
+
     /// Time has passed. Returns whether the client was silent for `idle` while nothing was owed
     /// to it: then the connection is over. (Who takes nothing of what was sent to it is the
     /// kernel's business: `TCP_USER_TIMEOUT`.)
-    pub fn handle_timeout(&mut self, now: Moment, idle: Duration) -> bool {
+    pub fn handle_timeout(&mut self, now: Moment, types: &Types, idle: Duration) -> bool {
         if let State::Discarding { until, .. } = self.state
             && until.min(self.quiet_since + BARE_SILENCE) <= now
         {
             self.finish();
         }
-        let waits_for_client = match self.state {
-            State::Bare | State::BareAnswered { .. } | State::Lines => true,
-            State::BareAsked | State::LineAsked | State::Discarding { .. } | State::Over => false,
-        };
-        let gone = waits_for_client && self.output.is_empty() && self.quiet_since + idle <= now;
+        if self.waits_for_newline(types) && self.line_until(idle) <= now {
+            let asked = if self.state == State::Bare { State::BareAsked } else { State::LineAsked };
+            self.send_away(now, asked, Refusal::Incomplete(LINE_WITHIN.min(idle)));
+            return false;
+        }
+        let gone = self.waits_for_client() && self.output.is_empty() && self.quiet_since + idle <= now;
         if gone {
             self.finish();
         }
@@ -102,8 +157,8 @@ impl Conversation {
     /// The next request that can be understood, if any. Refuses by itself what is no
     /// request, and counts it. A request that is returned must be answered before the
     /// next one is returned.
-    pub fn poll_request(&mut self, now: Moment, types: &Types) -> Option<TypeIndex> {
-        loop {
+    pub fn poll_request(&mut self, now: Moment, types: &Types) -> Option<Request> {
+        while !self.following.is_full() {
             self.shrink();
             let next = match &self.state {
                 State::Bare => self.next_bare(now, types),
@@ -113,28 +168,42 @@ impl Conversation {
                 State::BareAsked | State::LineAsked | State::Over => Step::Wait,
             };
             match next {
-                Step::Request(index) => return Some(index),
+                Step::Request(request) => return Some(request),
                 Step::Again if self.output.len() < OUTPUT_LIMIT => {}
-                Step::Again | Step::Wait => return None,
+                Step::Again | Step::Wait => break,
             }
         }
+        None
     }
 
-    /// Answers the request that is asked with a port.
-    pub fn answer_port(&mut self, now: Moment, port: u16) {
+    /// Answers the request that is asked with the port of a job.
+    pub fn answer_port(&mut self, now: Moment, number: JobNumber, port: u16) {
+        self.following.add(number, None);
         self.answer(now, format_args!("{port}"), "");
+    }
+
+    /// As [`Conversation::answer_port`], with the jeton of a tracked job.
+    pub fn answer_tracked(&mut self, now: Moment, number: JobNumber, port: u16, jeton: Jeton) {
+        self.following.add(number, Some(jeton));
+        self.answer(now, format_args!("{port} {jeton}"), "");
+    }
+
+    /// As [`Conversation::answer_port`], with `HOST:PORT`.
+    pub fn answer_address(&mut self, now: Moment, number: JobNumber, address: &str) {
+        self.following.add(number, None);
+        self.answer(now, format_args!("{address}"), "");
     }
 
     /// Answers the request that is asked with `-1`, and the reason where the client reads lines.
     pub fn refuse(&mut self, now: Moment, refusal: Refusal<'_>) {
-        self.refused += 1;
+        self.refused.count(&refusal);
         let mut reason = String::from(" ");
         let _ = write!(reason, "{refusal}");
         self.answer(now, format_args!("-1"), &reason);
     }
 
-    /// How many requests were refused since the last call.
-    pub fn take_refused(&mut self) -> u64 {
+    /// What was refused since the last call.
+    pub fn take_refused(&mut self) -> Refused {
         std::mem::take(&mut self.refused)
     }
 
@@ -152,13 +221,25 @@ impl Conversation {
     /// Whether more bytes should be read from the client now.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        !self.input_ended && !self.is_asked() && self.state != State::Over && self.output.len() < OUTPUT_LIMIT
+        !self.input_ended
+            && !self.is_asked()
+            && !self.following.is_full()
+            && self.state != State::Over
+            && self.output.len() < OUTPUT_LIMIT
     }
 
-    /// Whether input was fed that has not been understood yet.
+    /// Whether there is something to understand, as soon as that can be: bytes, or their end.
     #[must_use]
     pub fn has_input(&self) -> bool {
-        !self.input.is_empty()
+        !self.input.is_empty() || self.input_ended
+    }
+
+    /// Whether the client is silent, owed nothing and has asked for nothing that is still open:
+    /// the connection could be closed without breaking a promise. Returns since when.
+    #[must_use]
+    pub fn idle_since(&self) -> Option<Moment> {
+        (self.waits_for_client() && self.output.is_empty() && self.input.is_empty())
+            .then_some(self.quiet_since)
     }
 
     /// Whether the connection is to be closed once the output is sent.
@@ -173,9 +254,10 @@ impl Conversation {
     pub fn poll_timeout(&self, types: &Types, idle: Duration) -> Option<Moment> {
         match &self.state {
             State::Bare if self.waits_for_silence(types) => Some(self.quiet_since + BARE_SILENCE),
+            State::Bare | State::Lines if self.waits_for_newline(types) => Some(self.line_until(idle)),
             // While output is stuck, its leaving is awaited, not the client's next word.
             State::Bare | State::BareAnswered { .. } | State::Lines => {
-                self.output.is_empty().then_some(self.quiet_since + idle)
+                (self.waits_for_client() && self.output.is_empty()).then_some(self.quiet_since + idle)
             }
             State::Discarding { until, .. } => Some((*until).min(self.quiet_since + BARE_SILENCE)),
             State::BareAsked | State::LineAsked | State::Over => None,
@@ -186,6 +268,34 @@ impl Conversation {
         !self.input.is_empty() && types.prefix(&self.input) == Prefix::Open
     }
 
+    /// Whether a line was begun whose end only the client can send, and nothing else is open
+    /// that would be cut off with the connection.
+    fn waits_for_newline(&self, types: &Types) -> bool {
+        let is_line = match self.state {
+            State::Bare => types.prefix(&self.input) == Prefix::WaitsForNewline,
+            State::Lines => !self.input.is_empty() && !self.input.contains(&b'\n'),
+            State::BareAsked
+            | State::BareAnswered { .. }
+            | State::LineAsked
+            | State::Discarding { .. }
+            | State::Over => false,
+        };
+        is_line && self.waits_for_client()
+    }
+
+    fn line_until(&self, idle: Duration) -> Moment {
+        self.line_since + LINE_WITHIN.min(idle)
+    }
+
+    /// Whether it is the client's turn, and no tracked job of it is open.
+    fn waits_for_client(&self) -> bool {
+        let its_turn = match self.state {
+            State::Bare | State::BareAnswered { .. } | State::Lines => true,
+            State::BareAsked | State::LineAsked | State::Discarding { .. } | State::Over => false,
+        };
+        its_turn && !self.following.is_full() && !self.following.is_tracking()
+    }
+
     fn next_bare(&mut self, now: Moment, types: &Types) -> Step {
         let limit = self.input.len().min(MAX_REQUEST_BYTES + 2);
         if self.input[..limit].contains(&b'\n') {
@@ -193,14 +303,19 @@ impl Conversation {
             return Step::Again;
         }
         if without_return(&self.input) > MAX_REQUEST_BYTES {
-            return self.too_long(now, State::BareAsked);
+            return self.send_away(now, State::BareAsked, Refusal::TooLong);
         }
         if self.input.is_empty() {
             return self.end_if_input_ended();
         }
         let complete = match types.prefix(&self.input) {
             Prefix::Complete(_) => true,
-            Prefix::WaitsForNewline => self.input_ended,
+            // Such a request is a line, and so is its answer.
+            Prefix::WaitsForNewline if self.input_ended => {
+                self.state = State::Lines;
+                return Step::Again;
+            }
+            Prefix::WaitsForNewline => false,
             Prefix::Open => self.input_ended || self.quiet_since + BARE_SILENCE <= now,
         };
         if !complete {
@@ -237,7 +352,7 @@ impl Conversation {
         let with_return = length > 0 && self.input[length - 1] == b'\r' && consumed > length;
         let length = if with_return { length - 1 } else { length };
         if length > MAX_REQUEST_BYTES {
-            return self.too_long(now, State::LineAsked);
+            return self.send_away(now, State::LineAsked, Refusal::TooLong);
         }
         if length == 0 {
             self.input.drain(..consumed);
@@ -248,16 +363,19 @@ impl Conversation {
         let step = self.understand(now, &input[..length], types);
         self.input = input;
         self.input.drain(..consumed);
+        // What is left came with the last bytes, or before: nobody is given less time.
+        self.line_since = self.quiet_since;
         step
     }
 
     fn understand(&mut self, now: Moment, request: &[u8], types: &Types) -> Step {
         match parse_request(request, types) {
-            Line::Request(index) => return Step::Request(index),
-            Line::Unknown => self.refuse(now, Refusal::Unknown { asked: request, types }),
-            Line::Unserved => self.refuse(now, Refusal::Unserved { asked: request }),
+            Ok(request) => Step::Request(request),
+            Err(asked) => {
+                self.refuse(now, Refusal::Unknown { asked, types });
+                Step::Again
+            }
         }
-        Step::Again
     }
 
     /// The very next bytes after a bare answer: a newline belongs to the request.
@@ -283,17 +401,20 @@ impl Conversation {
         Step::Again
     }
 
-    fn too_long(&mut self, now: Moment, asked: State) -> Step {
-        let line = asked == State::LineAsked;
+    /// Answers what cannot be served, and closes once the client has had time to read that.
+    fn send_away(&mut self, now: Moment, asked: State, refusal: Refusal<'_>) -> Step {
         self.state = asked;
-        self.refuse(now, Refusal::TooLong);
+        self.refuse(now, refusal);
         let lacks = match std::mem::replace(&mut self.state, State::Over) {
             State::BareAnswered { lacks } => Some(lacks),
             _ => None,
         };
-        debug_assert_eq!(line, lacks.is_none());
-        self.state = State::Discarding { until: now + DISCARD_WITHIN, bytes: 0, lacks };
+        self.discard_from(now, lacks);
         Step::Again
+    }
+
+    fn discard_from(&mut self, now: Moment, lacks: Option<String>) {
+        self.state = State::Discarding { until: now + DISCARD_WITHIN, bytes: 0, lacks };
     }
 
     /// Throws input away until the client has seen its answer, or has sent enough.
@@ -324,7 +445,7 @@ impl Conversation {
     }
 
     fn end_if_input_ended(&mut self) -> Step {
-        if self.input_ended {
+        if self.input_ended && !self.following.is_tracking() {
             self.finish();
         }
         Step::Wait
@@ -356,7 +477,7 @@ fn without_return(input: &[u8]) -> usize {
 }
 
 enum Step {
-    Request(TypeIndex),
+    Request(Request),
     /// Something was consumed: look again.
     Again,
     /// Nothing to do until more bytes, an answer or time come.

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 
 use crate::core::moment::Moment;
 use crate::wire::client::TypeIndex;
+use crate::wire::jeton::Jeton;
 
 /// How often a server was started in its seat: unique among the living.
 ///
@@ -37,6 +38,86 @@ pub struct Job {
     pub client: IpAddr,
     /// When.
     pub given_at: Moment,
+    /// By what its client follows it, where it does.
+    pub jeton: Option<Jeton>,
+}
+
+/// Names a control connection of one principal: its place, and how many were there before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientId {
+    /// Which place among the connections.
+    pub place: u32,
+    /// Which connection, from 1: a place is used again.
+    pub serial: u32,
+}
+
+/// How a job has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Served to its end.
+    Done,
+    /// Claimed, but its end was not a good one.
+    Failed(Reason),
+    /// Nobody came for it in time.
+    Expired,
+}
+
+impl End {
+    /// The state of a job that has ended so.
+    #[must_use]
+    pub fn state(self) -> State {
+        match self {
+            Self::Done => State::Done,
+            Self::Failed(_) => State::Failed,
+            Self::Expired => State::Expired,
+        }
+    }
+}
+
+/// Why a job has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The process that served it has died.
+    SecondaryLost,
+    /// It was cut off: the system stops, or its secondary had to end.
+    Stopping,
+    /// The data connection was reset.
+    ConnectionLost,
+    /// The client took nothing of what was sent to it, for too long.
+    ConnectionTimedOut,
+}
+
+impl Reason {
+    const ALL: [Self; 4] =
+        [Self::SecondaryLost, Self::Stopping, Self::ConnectionLost, Self::ConnectionTimedOut];
+
+    /// As it stands in memory; never zero.
+    #[must_use]
+    pub fn pack(self) -> u32 {
+        match self {
+            Self::SecondaryLost => 1,
+            Self::Stopping => 2,
+            Self::ConnectionLost => 3,
+            Self::ConnectionTimedOut => 4,
+        }
+    }
+
+    /// Reads a reason from memory; `None` where none was written, or garbage.
+    #[must_use]
+    pub fn unpack(bits: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.pack() == bits)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SecondaryLost => "secondary lost",
+            Self::Stopping => "stopping",
+            Self::ConnectionLost => "connection lost",
+            Self::ConnectionTimedOut => "connection timed out",
+        })
+    }
 }
 
 /// The job table of a slot, as both its sides see it. An index out of bounds is as good as
@@ -63,8 +144,14 @@ pub trait Table {
     /// Notes when a job was claimed. For the secondary only.
     fn note_claim(&self, index: u32, now: Moment);
 
-    /// Jobs published so far.
-    fn published(&self) -> u64;
+    /// Notes why a job is about to fail. For the secondary that has claimed it only.
+    fn note_reason(&self, index: u32, reason: Reason);
+
+    /// What was noted last of why the job at that index failed.
+    fn reason(&self, index: u32) -> Option<Reason>;
+
+    /// The number of the job that was published last; zero before the first.
+    fn last_published(&self) -> JobNumber;
 
     /// The indices of its entries.
     fn indices(&self) -> std::ops::Range<u32> {
@@ -121,6 +208,12 @@ impl Word {
     #[must_use]
     pub fn waiting(number: JobNumber) -> Self {
         Self { state: State::Waiting, number, ..Self::FREE }
+    }
+
+    /// The word of this job just given out.
+    #[must_use]
+    pub fn given(number: JobNumber, job: &Job) -> Self {
+        Self { tracked: job.jeton.is_some(), ..Self::waiting(number) }
     }
 
     /// This job, claimed by an incarnation.
@@ -198,6 +291,15 @@ mod tests {
     #[test]
     fn an_untouched_page_is_a_table_of_free_entries() {
         assert_eq!(Word::unpack(0), Ok(Word::FREE));
+    }
+
+    #[test]
+    fn a_reason_that_is_written_is_read() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::unpack(reason.pack()), Some(reason));
+        }
+        assert_eq!(Reason::unpack(0), None);
+        assert_eq!(Reason::unpack(u32::MAX), None);
     }
 
     #[test]

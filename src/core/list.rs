@@ -60,6 +60,13 @@ impl Links {
         self.links[index as usize].linked
     }
 
+    /// The entries of a list, first to last.
+    pub fn iter(&self, ends: Ends) -> impl Iterator<Item = u32> + '_ {
+        std::iter::successors(ends.first(), |&index| {
+            Some(self.links[index as usize].next).filter(|&next| next != NONE)
+        })
+    }
+
     /// Appends an entry that stands in no list.
     pub fn push_back(&mut self, ends: &mut Ends, index: u32) {
         debug_assert!(!self.contains(index), "entry {index} is in a list already");
@@ -116,6 +123,7 @@ mod tests {
                     links.push_back(&mut ends, index);
                     model.push_back(index);
                 }
+                prop_assert!(links.iter(ends).eq(model.iter().copied()));
                 prop_assert_eq!(ends.first(), model.front().copied());
                 prop_assert_eq!(ends.is_empty(), model.is_empty());
             }

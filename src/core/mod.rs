@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod arrival;
 pub mod conversation;
 pub mod dispatch;
+pub mod following;
 pub mod job;
 pub mod ledger;
 pub mod list;

@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::core::admission::Admission;
-use crate::core::job::{Incarnation, State, Table, Word};
+use crate::core::job::{End, Incarnation, JobNumber, State, Table, Word};
 use crate::core::moment::Moment;
 use crate::core::slots::GROUP_SIGNAL_WITHIN;
 use crate::wire::client::TypeIndex;
+use crate::wire::jeton::Jeton;
 use crate::wire::tube::{Command, JobRef};
 
 /// What the shell has to do.
@@ -54,15 +55,39 @@ pub struct Surroundings {
     pub is_stopping: bool,
 }
 
+/// What is to become of a data connection that has just come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Welcome {
+    /// It is served: this is its job.
+    Admitted(JobRef),
+    /// A tracked job waits on its port: its first bytes tell whose it is.
+    Undecided,
+    /// Nobody waits for it.
+    Uninvited,
+}
+
+/// What the configuration says to a secondary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long exchanges may go on when it is to end.
+    pub grace: Duration,
+    /// How many request types there are.
+    pub types: usize,
+    /// Anybody is let in, whatever his address.
+    pub open: bool,
+}
+
 /// The jobs and the life of a secondary.
 #[derive(Debug)]
 pub struct Service<T> {
     table: T,
     incarnation: Incarnation,
-    grace: Duration,
+    settings: Settings,
     waiting: Admission,
-    /// How many jobs were published when the whole table was last looked through.
-    looked_at: u64,
+    /// The job that was published last when the whole table was last looked through.
+    looked_at: JobNumber,
+    /// The job that was announced last.
+    heard: JobNumber,
     /// Jobs that it has claimed and not ended.
     open: u32,
     phase: Phase,
@@ -73,13 +98,14 @@ impl<T: Table> Service<T> {
     /// Takes note of what waits in the table: jobs that were given out while a predecessor
     /// was here, or nobody.
     #[must_use]
-    pub fn new(table: T, incarnation: Incarnation, grace: Duration) -> Self {
+    pub fn new(table: T, incarnation: Incarnation, settings: Settings) -> Self {
         let mut service = Self {
-            waiting: Admission::new(table.capacity()),
+            waiting: Admission::new(table.capacity(), settings.types),
             table,
             incarnation,
-            grace,
+            settings,
             looked_at: 0,
+            heard: 0,
             open: 0,
             phase: Phase::Serving,
             actions: VecDeque::new(),
@@ -90,17 +116,14 @@ impl<T: Table> Service<T> {
 
     /// The principal says that a job waits.
     pub fn handle_job(&mut self, job: JobRef) {
-        let word = self.table.state(job.index);
-        if word.is_ok_and(|word| word.state == State::Waiting && word.number == job.number)
-            && let Some(found) = self.table.job(job.index)
-        {
-            self.waiting.add(job, found.kind, found.client);
-        }
+        self.heard = job.number;
+        self.note(job);
     }
 
     /// Takes note of every waiting job in the table, oldest first.
     pub fn look_through(&mut self) {
-        self.looked_at = self.table.published();
+        self.looked_at = self.table.last_published();
+        self.heard = self.looked_at;
         let mut found: Vec<JobRef> = self
             .table
             .indices()
@@ -111,45 +134,144 @@ impl<T: Table> Service<T> {
             .collect();
         found.sort_by_key(|job| job.number);
         for job in found {
-            self.handle_job(job);
+            self.note(job);
         }
     }
 
-    /// Claims the oldest job that waits for that type and address, and tells the principal.
-    pub fn claim(&mut self, kind: TypeIndex, client: IpAddr, now: Moment) -> Option<JobRef> {
+    fn note(&mut self, job: JobRef) {
+        if self.is_waiting(job)
+            && let Some(found) = self.table.job(job.index)
+        {
+            self.waiting.add(job, &found);
+        }
+    }
+
+    /// Whether a job was published whose doorbell was not heard yet: it may be in the tube.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.heard != self.table.last_published()
+    }
+
+    /// A data connection has come, after all that the tube held was heard. Where that leaves
+    /// it without a job, the table itself is looked at: a doorbell may be lost, the table is the
+    /// truth.
+    pub fn welcome(&mut self, kind: TypeIndex, client: IpAddr, now: Moment) -> Welcome {
         loop {
-            let job = self.waiting.take(kind, client)?;
-            let waiting = Word::waiting(job.number);
-            // It may have expired meanwhile, and its entry may hold another job.
-            if self.table.swap(job.index, waiting, waiting.claimed_by(self.incarnation)) {
-                self.table.note_claim(job.index, now);
-                self.open += 1;
-                self.actions.push_back(Action::Tell(Command::Debut(job)));
-                return Some(job);
+            if self.tracked_waits(kind) {
+                return Welcome::Undecided;
+            }
+            if let Some(job) = self.claim(kind, client, now) {
+                return Welcome::Admitted(job);
+            }
+            if !self.look_again() {
+                return Welcome::Uninvited;
             }
         }
     }
 
-    /// As [`Service::claim`], after a look at the table itself: a doorbell may be late or
-    /// lost, the table is the truth.
-    pub fn claim_after_look(&mut self, kind: TypeIndex, client: IpAddr, now: Moment) -> Option<JobRef> {
-        if let Some(job) = self.claim(kind, client, now) {
-            return Some(job);
+    /// Claims a plain job for a connection whose bytes, or silence, tell that it has no jeton.
+    pub fn claim_plain(&mut self, kind: TypeIndex, client: IpAddr, now: Moment) -> Option<JobRef> {
+        loop {
+            let claimed = self.claim(kind, client, now);
+            if claimed.is_some() || !self.look_again() {
+                return claimed;
+            }
         }
-        if self.table.published() == self.looked_at {
-            return None;
+    }
+
+    /// Claims the job of a jeton.
+    pub fn claim_tracked(&mut self, kind: TypeIndex, jeton: Jeton, now: Moment) -> Option<JobRef> {
+        loop {
+            while let Some(job) = self.waiting.take_tracked(kind, jeton) {
+                if self.take(job, true, now) {
+                    return Some(job);
+                }
+            }
+            if !self.look_again() {
+                return None;
+            }
         }
-        self.look_through();
-        self.claim(kind, client, now)
+    }
+
+    /// Asks the principal for a job on behalf of a connection that has none, where all are let in.
+    pub fn ask_for_job(&mut self, kind: TypeIndex, client: IpAddr) {
+        if let Ok(kind) = u16::try_from(kind) {
+            self.actions.push_back(Action::Tell(Command::Uninvited { kind, client }));
+        }
+    }
+
+    /// Looks through the table if anything was published since the last look.
+    fn look_again(&mut self) -> bool {
+        let changed = self.table.last_published() != self.looked_at;
+        if changed {
+            self.look_through();
+        }
+        changed
+    }
+
+    /// Whether a tracked job waits on that port. Those that have expired are forgotten.
+    fn tracked_waits(&mut self, kind: TypeIndex) -> bool {
+        while self.waiting.has_tracked(kind) {
+            let first = self.waiting.tracked(kind).next();
+            match first {
+                Some(job) if !self.is_waiting(job) => self.waiting.remove(job),
+                Some(_) => return true,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    fn is_waiting(&self, job: JobRef) -> bool {
+        let word = self.table.state(job.index);
+        word.is_ok_and(|word| word.state == State::Waiting && word.number == job.number)
+    }
+
+    /// Claims the oldest plain job that waits for that type and address.
+    fn claim(&mut self, kind: TypeIndex, client: IpAddr, now: Moment) -> Option<JobRef> {
+        while let Some(job) = self.waiting.take(kind, client) {
+            if self.take(job, false, now) {
+                return Some(job);
+            }
+        }
+        while self.settings.open
+            && let Some(job) = self.waiting.take_any(kind)
+        {
+            if self.take(job, false, now) {
+                return Some(job);
+            }
+        }
+        None
+    }
+
+    /// Claims a job and tells the principal. It may have expired meanwhile, and its entry may
+    /// hold another job: then it is not to be had.
+    fn take(&mut self, job: JobRef, tracked: bool, now: Moment) -> bool {
+        let waiting = Word { tracked, ..Word::waiting(job.number) };
+        let claimed = self.table.swap(job.index, waiting, waiting.claimed_by(self.incarnation));
+        if claimed {
+            self.table.note_claim(job.index, now);
+            self.open += 1;
+            self.actions.push_back(Action::Tell(Command::Debut(job)));
+        }
+        claimed
     }
 
     /// The exchange of a job is over: ends the job, and tells the principal.
-    pub fn handle_end(&mut self, job: JobRef, end: State) {
+    pub fn handle_end(&mut self, job: JobRef, end: End) {
         self.open = self.open.saturating_sub(1);
-        let claimed = Word::waiting(job.number).claimed_by(self.incarnation);
-        // Where the swap fails, somebody else has ended it, and has told.
-        if self.table.swap(job.index, claimed, claimed.in_state(end)) {
-            let command = if end == State::Done { Command::Fin(job) } else { Command::Err(job) };
+        let word = self.table.state(job.index).ok().filter(|word| {
+            word.state == State::Claimed && word.number == job.number && word.holder == self.incarnation
+        });
+        // Somebody else may have ended it, and has told.
+        let Some(word) = word else {
+            return;
+        };
+        if let End::Failed(reason) = end {
+            self.table.note_reason(job.index, reason);
+        }
+        if self.table.swap(job.index, word, word.in_state(end.state())) {
+            let command = if end == End::Done { Command::Fin(job) } else { Command::Err(job) };
             self.actions.push_back(Action::Tell(command));
         }
     }
@@ -174,7 +296,7 @@ impl<T: Table> Service<T> {
     pub fn handle_drain(&mut self, now: Moment) {
         match self.phase {
             Phase::Serving | Phase::Told { .. } => {
-                self.phase = Phase::Draining { cut_at: now + self.grace };
+                self.phase = Phase::Draining { cut_at: now + self.settings.grace };
                 self.actions.push_back(Action::StopAccepting);
                 self.actions.push_back(Action::Tell(Command::Draining));
             }
@@ -206,9 +328,9 @@ impl<T: Table> Service<T> {
         }
     }
 
-    /// The end of a turn.
-    pub fn finish_turn(&mut self) {
-        if matches!(self.phase, Phase::Draining { .. }) && self.open == 0 {
+    /// The end of a turn, with so many connections still undecided.
+    pub fn finish_turn(&mut self, undecided: usize) {
+        if matches!(self.phase, Phase::Draining { .. }) && self.open == 0 && undecided == 0 {
             self.phase = Phase::Ended;
             self.actions.push_back(Action::End);
         }

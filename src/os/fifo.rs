@@ -180,6 +180,7 @@ impl Writer {
                 | Command::Debut(_)
                 | Command::Fin(_)
                 | Command::Err(_)
+                | Command::Uninvited { .. }
                 | Command::Ping(_)
                 | Command::Pong(_) => {}
             }

@@ -10,6 +10,7 @@ pub mod log;
 pub mod pidfd;
 pub mod proc;
 pub mod process;
+pub mod random;
 pub mod reactor;
 pub mod rundir;
 pub mod segment;

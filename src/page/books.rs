@@ -138,7 +138,7 @@ mod tests {
 
         fn give(&self, entry: u32, kind: usize) {
             let client = std::net::Ipv4Addr::LOCALHOST.into();
-            self.0.give(0, entry, Job { kind, client, given_at: Moment::from_nanos(1) });
+            self.0.give(0, entry, Job { kind, client, given_at: Moment::from_nanos(1), jeton: None });
         }
 
         fn settle_all(&self) {

@@ -6,7 +6,7 @@
 //! | words | writer | meaning |
 //! |---|---|---|
 //! | 3 | creator | capacity: entries in the table |
-//! | 4 | principal | jobs published so far, to tell whether a doorbell is still under way |
+//! | 4 | principal | the number of the job published last, to tell whether a doorbell is still under way |
 //! | 8.. | | entries of eight words (one cache line) each |
 //!
 //! An entry:
@@ -17,8 +17,8 @@
 //! | 1 | principal | request type (low half); high half: the process group that serves it (secondary; room for `exec`) |
 //! | 2, 3 | principal | the client's address, as 16 bytes of IPv6 (IPv4 mapped) |
 //! | 4 | principal | when it was given (monotonic ns) |
-//! | 5, 6 | principal | room for the jeton of a tracked job |
-//! | 7 | secondary | when it was claimed (monotonic ns) |
+//! | 5, 6 | principal | the jeton of a tracked job, else zero |
+//! | 7 | secondary | how long it had waited when it was claimed (low half, microseconds); high half: why it failed ([`Reason`]) |
 
 use std::fs::File;
 use std::io;
@@ -26,15 +26,16 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crate::core::job::{Garbage, Job, JobNumber, Table, Word};
+use crate::core::job::{Garbage, Job, JobNumber, Reason, Table, Word};
 use crate::core::moment::Moment;
 use crate::os::segment::Segment;
 use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError, Source};
+use crate::wire::jeton::Jeton;
 
 /// More entries than any configuration may ask for.
 pub const MAX_CAPACITY: usize = 1 << 20;
 const ENTRY_WORDS: usize = 8;
-const PUBLISHED: usize = 4;
+const LAST_PUBLISHED: usize = 4;
 
 /// The job table of one slot.
 #[derive(Debug)]
@@ -95,8 +96,11 @@ impl JobTable {
         self.page.set(at + 2, u64::try_from(bits >> 64).unwrap_or(0));
         self.page.set(at + 3, u64::try_from(bits & u128::from(u64::MAX)).unwrap_or(0));
         self.page.set(at + 4, job.given_at.as_nanos());
-        self.page.set(at, Word::waiting(number).pack());
-        self.page.add(PUBLISHED, 1);
+        let [first, second] = job.jeton.map_or([0, 0], Jeton::words);
+        self.page.set(at + 5, first);
+        self.page.set(at + 6, second);
+        self.page.set(at, Word::given(number, &job).pack());
+        self.page.set(LAST_PUBLISHED, number);
     }
 
     fn entry(&self, index: u32) -> Option<usize> {
@@ -123,6 +127,7 @@ impl Table for JobTable {
             kind: usize::try_from(self.page.get(at + 1) & 0xffff_ffff).ok()?,
             client: IpAddr::V6(address).to_canonical(),
             given_at: Moment::from_nanos(self.page.get(at + 4)),
+            jeton: Jeton::from_words([self.page.get(at + 5), self.page.get(at + 6)]),
         })
     }
 
@@ -144,12 +149,26 @@ impl Table for JobTable {
 
     fn note_claim(&self, index: u32, now: Moment) {
         if let Some(at) = self.entry(index) {
-            self.page.set(at + 7, now.as_nanos());
+            let waited = now.since(Moment::from_nanos(self.page.get(at + 4)));
+            let micros = u32::try_from(waited.as_micros()).unwrap_or(u32::MAX);
+            self.page.set(at + 7, u64::from(micros));
         }
     }
 
-    fn published(&self) -> u64 {
-        self.page.get(PUBLISHED)
+    fn note_reason(&self, index: u32, reason: Reason) {
+        if let Some(at) = self.entry(index) {
+            let waited = self.page.get(at + 7) & u64::from(u32::MAX);
+            self.page.set(at + 7, u64::from(reason.pack()) << 32 | waited);
+        }
+    }
+
+    fn reason(&self, index: u32) -> Option<Reason> {
+        let at = self.entry(index)?;
+        Reason::unpack(u32::try_from(self.page.get(at + 7) >> 32).ok()?)
+    }
+
+    fn last_published(&self) -> JobNumber {
+        self.page.get(LAST_PUBLISHED)
     }
 }
 
@@ -164,15 +183,26 @@ mod tests {
         let path = dir.path().join("jobs");
         let principal = JobTable::create(&path, 4).unwrap();
         let secondary = JobTable::attach(&path, Access::ReadWrite).unwrap();
-        let job = Job { kind: 3, client: "192.0.2.7".parse().unwrap(), given_at: Moment::from_nanos(99) };
+        let job = Job {
+            kind: 3,
+            client: "192.0.2.7".parse().unwrap(),
+            given_at: Moment::from_nanos(99),
+            jeton: Some(Jeton::from_bytes([9; 16])),
+        };
         principal.publish(2, 17, job);
         assert_eq!(secondary.job(2), Some(job));
         let waiting = secondary.state(2).unwrap();
-        assert_eq!(waiting, Word::waiting(17));
+        assert_eq!(waiting, Word { tracked: true, ..Word::waiting(17) });
         assert!(secondary.swap(2, waiting, waiting.claimed_by(5)));
         assert!(!secondary.swap(2, waiting, waiting.claimed_by(6)), "it is claimed already");
         assert_eq!(principal.state(2).map(|word| (word.state, word.holder)), Ok((State::Claimed, 5)));
-        assert_eq!(principal.published(), 1);
+        assert_eq!(principal.last_published(), 17);
+        secondary.note_claim(2, Moment::from_nanos(5_099));
+        assert_eq!(principal.reason(2), None);
+        secondary.note_reason(2, Reason::Stopping);
+        assert_eq!(principal.reason(2), Some(Reason::Stopping));
+        principal.publish(2, 18, Job { jeton: None, ..job });
+        assert_eq!(secondary.job(2), Some(Job { jeton: None, ..job }));
     }
 
     #[test]

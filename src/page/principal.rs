@@ -7,12 +7,13 @@
 //! | 3, 4 | slots, request types |
 //! | 8..16 | liveness record ([`super::record`]) |
 //! | 16 | jobs accepted: ports given out |
-//! | 17 | requests refused: answered -1 |
+//! | 17 | spare |
 //! | 18 | the last job number given |
 //! | 19 | changes: grows whenever the table of slots changes |
-//! | 20..24 | spare |
+//! | 20..24 | requests refused: unknown type, malformed, busy, stopping |
 //! | 24..29 | the intent ([`crate::core::ledger`]) |
-//! | 32.. | per request type: done, failed, expired, spare |
+//! | 32..48 | control connections: see [`Connections`] |
+//! | 48.. | per request type: done, failed, expired, spare |
 //! | then | per slot, eight words: see [`Slot`] |
 //! | then | obituaries of the secondaries that a principal reaped ([`super::obituary`]) |
 //!
@@ -20,6 +21,9 @@
 
 use std::path::Path;
 
+use serde::Serialize;
+
+use crate::core::conversation::Refused;
 use crate::core::job::{Incarnation, MAX_NUMBER, State};
 use crate::core::ledger::{Intent, Place};
 use crate::core::slots::Occupied;
@@ -34,11 +38,12 @@ pub const MAX_SLOTS: usize = 1024;
 pub const MAX_TYPES: usize = 4096;
 
 const ACCEPTED: usize = AFTER_RECORD;
-const REFUSED: usize = AFTER_RECORD + 1;
 const LAST_NUMBER: usize = AFTER_RECORD + 2;
 const CHANGES: usize = AFTER_RECORD + 3;
+const REFUSED_AT: usize = AFTER_RECORD + 4;
 const INTENT_AT: usize = 24;
-const TYPES_AT: usize = 32;
+const CONNECTIONS_AT: usize = 32;
+const TYPES_AT: usize = 48;
 const TYPE_WORDS: usize = 4;
 const SLOT_WORDS: usize = 8;
 
@@ -72,6 +77,25 @@ pub struct Ends {
     pub failed: u64,
     /// Never claimed.
     pub expired: u64,
+}
+
+/// Control connections, in the order of their words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Connections {
+    /// Open now, and heard.
+    pub connected: u64,
+    /// Accepted, but not heard before another leaves: `max_clients` are connected.
+    pub parked: u64,
+    /// Accepted so far.
+    pub accepted: u64,
+    /// Told that there are too many from their address.
+    pub turned_away: u64,
+    /// Closed in favour of an address that had fewer.
+    pub evicted: u64,
+    /// Closed because they were silent for `client_idle`.
+    pub idle: u64,
+    /// Broken off by the client or the network.
+    pub broken: u64,
 }
 
 /// The page of the principal.
@@ -140,15 +164,38 @@ impl PrincipalPage {
         self.page.get(ACCEPTED)
     }
 
-    /// Requests answered -1 so far.
+    /// Requests answered -1 so far, by why.
     #[must_use]
-    pub fn refused(&self) -> u64 {
-        self.page.get(REFUSED)
+    pub fn refused(&self) -> Refused {
+        let [unknown, malformed, busy, stopping] =
+            std::array::from_fn(|index| self.page.get(REFUSED_AT + index));
+        Refused { unknown, malformed, busy, stopping }
     }
 
     /// Counts requests answered -1.
-    pub fn count_refused(&self, requests: u64) {
-        self.page.add(REFUSED, requests);
+    pub fn count_refused(&self, Refused { unknown, malformed, busy, stopping }: Refused) {
+        for (at, requests) in (REFUSED_AT..).zip([unknown, malformed, busy, stopping]) {
+            if requests > 0 {
+                self.page.add(at, requests);
+            }
+        }
+    }
+
+    /// What is known of the control connections.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        let [connected, parked, accepted, turned_away, evicted, idle, broken] =
+            std::array::from_fn(|index| self.page.get(CONNECTIONS_AT + index));
+        Connections { connected, parked, accepted, turned_away, evicted, idle, broken }
+    }
+
+    /// Tells what is known of the control connections.
+    pub fn set_connections(&self, connections: Connections) {
+        let Connections { connected, parked, accepted, turned_away, evicted, idle, broken } = connections;
+        let words = [connected, parked, accepted, turned_away, evicted, idle, broken];
+        for (at, word) in (CONNECTIONS_AT..).zip(words) {
+            self.page.set(at, word);
+        }
     }
 
     /// Writes down that a job will be given out, under a new number, at that entry.

@@ -4,6 +4,8 @@
 //! [`crate::core::conversation`].
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 /// The longest request in bytes, its line ending not counted.
 pub const MAX_REQUEST_BYTES: usize = 256;
@@ -16,6 +18,10 @@ const MAX_LISTED_BYTES: usize = 512;
 /// Words that begin a line of the protocol, and so cannot name a type.
 pub const RESERVED_WORDS: [&str; 6] =
     ["suivi", "adresse", "jeton", "debuttraitement", "fintraitement", "errtraitement"];
+
+/// What stands before the type in the requests that are lines only.
+const TRACK: &[u8] = b"suivi ";
+const ADDRESS: &[u8] = b"adresse ";
 
 /// The index of a request type in the configuration.
 pub type TypeIndex = usize;
@@ -77,7 +83,7 @@ impl Types {
     /// What can be said of bytes that no newline follows yet.
     #[must_use]
     pub fn prefix(&self, bytes: &[u8]) -> Prefix {
-        if bytes.starts_with(b"suivi ") || bytes.starts_with(b"adresse ") {
+        if bytes.starts_with(TRACK) || bytes.starts_with(ADDRESS) {
             return Prefix::WaitsForNewline;
         }
         match self.position(bytes) {
@@ -97,24 +103,83 @@ impl Types {
     }
 }
 
-/// One line of input, understood.
+/// What a client wants to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Line {
-    /// A request for a plain job.
-    Request(TypeIndex),
-    /// No known type.
-    Unknown,
-    /// `suivi TYPE` or `adresse TYPE`, which this version does not serve.
-    Unserved,
+pub enum Form {
+    /// `TYPE`: the port.
+    Port,
+    /// `suivi TYPE`: the port and a jeton, then what becomes of the job.
+    Tracked,
+    /// `adresse TYPE`: host and port.
+    Address,
+}
+
+/// A request for work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Of which type.
+    pub kind: TypeIndex,
+    /// How it is to be answered.
+    pub form: Form,
 }
 
 /// Understands a complete request, its line ending removed.
-#[must_use]
-pub fn parse_request(request: &[u8], types: &Types) -> Line {
-    if request.starts_with(b"suivi ") || request.starts_with(b"adresse ") {
-        return Line::Unserved;
+///
+/// # Errors
+/// The name, where no type has it.
+pub fn parse_request<'a>(request: &'a [u8], types: &Types) -> Result<Request, &'a [u8]> {
+    let (form, name) = if let Some(name) = request.strip_prefix(TRACK) {
+        (Form::Tracked, name)
+    } else if let Some(name) = request.strip_prefix(ADDRESS) {
+        (Form::Address, name)
+    } else {
+        (Form::Port, request)
+    };
+    types.find(name).map(|kind| Request { kind, form }).ok_or(name)
+}
+
+/// Where secondaries are reached, as `adresse` tells it: a name or an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// A name that clients look up.
+    Name(String),
+    /// An address.
+    Address(IpAddr),
+}
+
+impl Host {
+    /// Reads a host without a port: a name of letters, digits, `-` and `.`, or an address (IPv6
+    /// with or without brackets).
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        if let Ok(address) = bare.parse() {
+            return Some(Self::Address(address));
+        }
+        let is_label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+        };
+        (text.len() <= 253 && text.split('.').all(is_label)).then(|| Self::Name(text.to_owned()))
     }
-    types.find(request).map_or(Line::Unknown, Line::Request)
+
+    /// This host with a port: `HOST:PORT`, IPv6 in brackets.
+    #[must_use]
+    pub fn with_port(&self, port: u16) -> String {
+        match self {
+            Self::Name(name) => format!("{name}:{port}"),
+            Self::Address(address) => SocketAddr::new(*address, port).to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
 }
 
 /// Why a request gets no port.
@@ -127,13 +192,12 @@ pub enum Refusal<'a> {
         /// What could have been asked for.
         types: &'a Types,
     },
-    /// A word of the protocol that this version does not serve.
-    Unserved {
-        /// The whole request.
-        asked: &'a [u8],
-    },
     /// Longer than [`MAX_REQUEST_BYTES`].
     TooLong,
+    /// A line that was begun had no newline after that time.
+    Incomplete(Duration),
+    /// That many connections come from the client's address already.
+    TooManyConnections(usize),
     /// Every secondary has `max_jobs` open jobs.
     AllFull,
     /// No secondary is ready.
@@ -148,10 +212,11 @@ impl fmt::Display for Refusal<'_> {
             Self::Unknown { asked, types } => {
                 write!(f, "unknown request type \"{}\"; known: {}", Quoted(asked), types.listed)
             }
-            Self::Unserved { asked } => {
-                write!(f, "not served by this version: \"{}\"", Quoted(asked))
-            }
             Self::TooLong => write!(f, "request too long: the limit is {MAX_REQUEST_BYTES} bytes"),
+            Self::Incomplete(within) => write!(f, "request incomplete: no newline within {within:?}"),
+            Self::TooManyConnections(most) => {
+                write!(f, "busy: more than {most} connections from your address")
+            }
             Self::AllFull => f.write_str("busy: every secondary has as many jobs as it may have"),
             Self::NoneReady => f.write_str("busy: no secondary is ready"),
             Self::Stopping => f.write_str("stopping"),
@@ -193,6 +258,33 @@ mod tests {
         assert_eq!(types.prefix(b"ech"), Prefix::Open);
         assert_eq!(types.prefix(b"suivi e"), Prefix::WaitsForNewline);
         assert_eq!(types.find(b"sum"), Some(0));
+    }
+
+    #[test]
+    fn a_request_names_its_type_and_how_it_is_to_be_answered() {
+        let types = Types::new(["a", "b"]);
+        let request = |form| Ok(Request { kind: 1, form });
+        assert_eq!(parse_request(b"b", &types), request(Form::Port));
+        assert_eq!(parse_request(b"suivi b", &types), request(Form::Tracked));
+        assert_eq!(parse_request(b"adresse b", &types), request(Form::Address));
+        assert_eq!(parse_request(b"suivi  b", &types), Err(&b" b"[..]));
+        assert_eq!(parse_request(b"suivi", &types), Err(&b"suivi"[..]));
+        assert_eq!(parse_request(b"b ", &types), Err(&b"b "[..]));
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        for (text, with_port) in [
+            ("work.example.org", "work.example.org:9"),
+            ("192.0.2.1", "192.0.2.1:9"),
+            ("2001:db8::1", "[2001:db8::1]:9"),
+            ("[2001:db8::1]", "[2001:db8::1]:9"),
+        ] {
+            assert_eq!(Host::parse(text).unwrap().with_port(9), with_port);
+        }
+        for text in ["", "a b", "a:1", "a..b", "[a]", "é", &"x".repeat(64)] {
+            assert_eq!(Host::parse(text), None, "{text:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod jeton;
 pub mod lines;
 pub mod order;
 pub mod tube;

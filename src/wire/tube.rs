@@ -3,6 +3,7 @@
 //! They are doorbells: the job table is the truth, and a lost line loses no job.
 
 use std::io::Write as _;
+use std::net::IpAddr;
 
 use crate::core::job::JobNumber;
 use crate::wire::lines::MAX_LINE_BYTES;
@@ -35,6 +36,13 @@ pub enum Command {
     Fin(JobRef),
     /// Secondary: it came to a bad end.
     Err(JobRef),
+    /// Secondary: somebody came without a job, and all are let in: give one.
+    Uninvited {
+        /// The request type of the port.
+        kind: u16,
+        /// Who came.
+        client: IpAddr,
+    },
     /// Principal, in `osps pingpong`.
     Ping(u64),
     /// Secondary, in `osps pingpong`.
@@ -58,6 +66,7 @@ impl Command {
             Self::Resync => writeln!(line, "resync"),
             Self::Ready => writeln!(line, "ready"),
             Self::Draining => writeln!(line, "draining"),
+            Self::Uninvited { kind, client } => writeln!(line, "uninvited {kind} {client}"),
             Self::Ping(number) => writeln!(line, "ping {number}"),
             Self::Pong(number) => writeln!(line, "pong {number}"),
         };
@@ -83,6 +92,10 @@ impl Command {
             b"resync" => Self::Resync,
             b"ready" => Self::Ready,
             b"draining" => Self::Draining,
+            b"uninvited" => Self::Uninvited {
+                kind: u16::try_from(number(words.next())?).map_err(|_| Malformed)?,
+                client: address(words.next())?,
+            },
             b"ping" => Self::Ping(number(words.next())?),
             b"pong" => Self::Pong(number(words.next())?),
             _ => return Err(Malformed),
@@ -104,6 +117,10 @@ fn number(word: Option<&[u8]>) -> Result<u64, Malformed> {
     std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).ok_or(Malformed)
 }
 
+fn address(word: Option<&[u8]>) -> Result<IpAddr, Malformed> {
+    word.and_then(|word| std::str::from_utf8(word).ok()?.parse().ok()).ok_or(Malformed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +135,7 @@ mod tests {
             of.prop_map(Command::Err),
             any::<u64>().prop_map(Command::Ping),
             any::<u64>().prop_map(Command::Pong),
+            (any::<u16>(), any::<IpAddr>()).prop_map(|(kind, client)| Command::Uninvited { kind, client }),
             Just(Command::Stop),
             Just(Command::Resync),
             Just(Command::Ready),

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::ops::Deref;
 use std::rc::Rc;
 
-use osps::core::job::{Garbage, Incarnation, Job, JobNumber, State, Table, Word};
+use osps::core::job::{Garbage, Incarnation, Job, JobNumber, Reason, State, Table, Word};
 use osps::core::moment::Moment;
 use osps::core::slots::{self, Occupied};
 use osps::page::books::Books;
@@ -120,10 +120,18 @@ impl Table for SimTable {
         self.inner.note_claim(index, now);
     }
 
-    fn published(&self) -> u64 {
+    fn note_reason(&self, index: u32, reason: Reason) {
+        self.inner.note_reason(index, reason);
+    }
+
+    fn reason(&self, index: u32) -> Option<Reason> {
+        self.inner.reason(index)
+    }
+
+    fn last_published(&self) -> JobNumber {
         match self.sabotage {
             Sabotage::NeverLook => 0,
-            _ => self.inner.published(),
+            _ => self.inner.last_published(),
         }
     }
 }
@@ -159,9 +167,9 @@ impl SimBooks {
             State::Free | State::Waiting | State::Claimed | State::Expired => (2, None),
         };
         let page = self.page().page();
-        page.add(32 + kind * 4 + of_type, 1);
+        page.add(48 + kind * 4 + of_type, 1);
         if let Some(field) = of_slot {
-            page.add(32 + TYPES * 4 + slot * 8 + field, 1);
+            page.add(48 + TYPES * 4 + slot * 8 + field, 1);
         }
         self.tables[slot].swap(entry, word, word.in_state(State::Free))
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use osps::core::conversation::Refused;
 use osps::core::dispatch::NoSlot;
 use osps::core::job::Job;
 use osps::core::moment::Moment;
@@ -123,10 +124,10 @@ impl Principal {
             self.say(conn, None);
             return true;
         }
-        let job = Job { kind, client: sys.peer(conn), given_at: self.now };
-        match self.core.give(job) {
-            Ok(slot) => {
-                self.say(conn, Some(slot));
+        let job = Job { kind, client: sys.peer(conn), given_at: self.now, jeton: None };
+        match self.core.give(job, None) {
+            Ok(placed) => {
+                self.say(conn, Some(placed.slot));
                 true
             }
             Err(NoSlot::NoneReady | NoSlot::AllFull) => false,
@@ -213,7 +214,7 @@ impl Principal {
         for (conn, answer) in answered {
             sys.system_call();
             if answer.is_none() {
-                self.page().count_refused(1);
+                self.page().count_refused(Refused { busy: 1, ..Refused::default() });
             }
             self.clients.remove(&conn);
             let client = sys.net.conns[conn].client;

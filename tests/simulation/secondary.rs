@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use osps::core::job::State;
+use osps::core::job::{End, Reason};
 use osps::core::moment::Moment;
-use osps::core::service::{Action, Service, Surroundings};
+use osps::core::service::{Action, Service, Settings, Surroundings, Welcome};
 use osps::page::secondary::SecondaryPage;
 use osps::page::{Access, record};
 use osps::wire::order::Order;
@@ -51,13 +51,14 @@ impl Secondary {
         let (tube, to_principal) = (own.tube, Writer::new(own.to_principal));
         let now = sys.turn_began_at();
         let liveness = Liveness::begin(sys, me, name, sheet.orders, page.page());
+        let settings = Settings { grace: sys.plan.settings.grace, types: TYPES, open: false };
         let mut secondary = Self {
             me,
             now,
             slot,
             liveness,
             page,
-            service: Service::new(table, name.incarnation, sys.plan.settings.grace),
+            service: Service::new(table, name.incarnation, settings),
             listens: true,
             exchanges: BTreeMap::new(),
             tube,
@@ -98,12 +99,10 @@ impl Secondary {
 
     fn admit(&mut self, sys: &mut Machine, kind: usize, conn: ConnId) {
         let client = sys.peer(conn);
-        let mut job = self.service.claim(kind, client, self.now);
-        if job.is_none() {
+        if self.service.is_behind() {
             let _ = self.read_tube(sys);
-            job = self.service.claim_after_look(kind, client, self.now);
         }
-        let Some(job) = job else {
+        let Welcome::Admitted(job) = self.service.welcome(kind, client, self.now) else {
             self.page.count_rejected();
             sys.audit_rejection(self.slot, kind, client);
             sys.close(conn, Step::Rejected(conn));
@@ -120,20 +119,20 @@ impl Secondary {
         if self.exchanges.contains_key(&conn) {
             sys.system_call();
             match sys.net.conns[conn].input {
-                Input::End => self.close(sys, conn, State::Done),
-                Input::Reset => self.close(sys, conn, State::Failed),
+                Input::End => self.close(sys, conn, End::Done),
+                Input::Reset => self.close(sys, conn, End::Failed(Reason::ConnectionLost)),
                 Input::Nothing | Input::Request(_) => {}
             }
         }
         Progress::Drained
     }
 
-    fn close(&mut self, sys: &mut Machine, conn: ConnId, end: State) {
+    fn close(&mut self, sys: &mut Machine, conn: ConnId, end: End) {
         let Some(job) = self.exchanges.remove(&conn) else {
             return;
         };
         sys.system_call();
-        sys.close(conn, if end == State::Done { Step::Closed(conn) } else { Step::Broken(conn) });
+        sys.close(conn, if end == End::Done { Step::Closed(conn) } else { Step::Broken(conn) });
         self.service.handle_end(job, end);
     }
 
@@ -189,7 +188,7 @@ impl Secondary {
                 let open: Vec<ConnId> = self.exchanges.keys().copied().collect();
                 for conn in open {
                     sys.audit.coverage.count("an exchange was cut off");
-                    self.close(sys, conn, State::Failed);
+                    self.close(sys, conn, End::Failed(Reason::Stopping));
                 }
             }
             Action::End => {
@@ -251,7 +250,7 @@ impl Role for Secondary {
     }
 
     fn settle(&mut self, sys: &mut Machine) {
-        self.service.finish_turn();
+        self.service.finish_turn(0);
         if self.page.open() != u64::from(self.service.open()) {
             self.page.set_open(self.service.open());
         }

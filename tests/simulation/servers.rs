@@ -121,6 +121,7 @@ impl Principal {
                         server.writer.push(sys, command);
                     }
                 }
+                Action::Report { .. } => {}
                 Action::Start { slot, incarnation } => self.start_secondary(sys, slot, incarnation),
                 Action::Retire { slot, incarnation } => self.retire(sys, slot, incarnation),
                 Action::BackOff { .. } => sys.audit.coverage.count("backed off"),
@@ -241,7 +242,11 @@ impl Principal {
             Command::Debut(job) => self.core.handle_debut(slot, job),
             Command::Fin(job) | Command::Err(job) => self.core.handle_end(slot, job),
             Command::Resync => self.core.look_through(slot),
-            Command::Job(_) | Command::Stop | Command::Ping(_) | Command::Pong(_) => {}
+            Command::Job(_)
+            | Command::Stop
+            | Command::Uninvited { .. }
+            | Command::Ping(_)
+            | Command::Pong(_) => {}
         }
     }
 

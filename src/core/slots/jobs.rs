@@ -1,25 +1,42 @@
 //! Giving jobs, and entering their ends in the books.
 
 use crate::core::dispatch::NoSlot;
-use crate::core::job::{Garbage, Incarnation, Job, JobNumber, State, Table, Word};
+use crate::core::following::News;
+use crate::core::job::{ClientId, End, Garbage, Incarnation, Job, JobNumber, Reason, State, Table, Word};
 use crate::core::moment::Moment;
-use crate::core::slots::{Action, Books, Slots, Timer};
+use crate::core::slots::{Action, Books, Given, Placed, Slots, Timer};
 use crate::wire::tube::{Command, JobRef};
 
 impl<B: Books> Slots<B> {
-    /// Gives a job to the least loaded secondary, tells it, and returns its slot.
+    /// Gives a job to the least loaded secondary, tells it, and says which it is. What becomes of
+    /// the job is reported to `client`.
     ///
     /// # Errors
     /// Says why nobody can take it.
-    pub fn give(&mut self, job: Job) -> Result<usize, NoSlot> {
-        let index = self.dispatch.choose()?;
+    pub fn give(&mut self, job: Job, client: Option<ClientId>) -> Result<Placed, NoSlot> {
+        let slot = self.dispatch.choose()?;
+        self.give_at(slot, job, client)
+    }
+
+    /// Gives a job for a connection that came without one, where all are let in.
+    ///
+    /// # Errors
+    /// Says why it cannot be taken there.
+    pub fn give_uninvited(&mut self, slot: usize, job: Job) -> Result<Placed, NoSlot> {
+        if self.dispatch.load(slot).open >= self.settings.max_jobs {
+            return Err(NoSlot::AllFull);
+        }
+        self.give_at(slot, job, None)
+    }
+
+    fn give_at(&mut self, index: usize, job: Job, client: Option<ClientId>) -> Result<Placed, NoSlot> {
         let slot = &mut self.slots[index];
         let Some(entry) = slot.free.pop() else {
             debug_assert!(false, "slot {index} has room by its load, none in its table");
             return Err(NoSlot::AllFull);
         };
         let number = self.books.give(index, entry, job);
-        slot.given[entry as usize] = number;
+        slot.given[entry as usize] = Given { number, client, claimed: false, lost: false };
         slot.links.push_back(&mut slot.waiting, entry);
         if slot.expire_timer.is_none() {
             let at = job.given_at + self.settings.claim_within;
@@ -28,17 +45,30 @@ impl<B: Books> Slots<B> {
         let command = Command::Job(JobRef { index: entry, number });
         self.actions.push_back(Action::Tell { slot: index, command });
         self.change_open(index, |open| open + 1);
-        Ok(index)
+        Ok(Placed { slot: index, number })
     }
 
     /// A secondary says that it has begun an exchange: the job waits no longer.
     pub fn handle_debut(&mut self, slot: usize, job: JobRef) {
         // The table has the last word: a stray line must not make a waiting job immortal.
         let word = self.books.table(slot).state(job.index);
-        let claimed = word.is_ok_and(|word| word.number == job.number && word.state != State::Waiting);
+        if word.is_ok_and(|word| word.number == job.number && word.holder != 0) {
+            self.begin(slot, job.index);
+        }
+    }
+
+    /// Somebody has come for the job at an entry: it waits no longer, and its client is told.
+    fn begin(&mut self, slot: usize, entry: u32) {
         let slot = &mut self.slots[slot];
-        if claimed && slot.links.contains(job.index) {
-            slot.links.remove(&mut slot.waiting, job.index);
+        if slot.links.contains(entry) {
+            slot.links.remove(&mut slot.waiting, entry);
+        }
+        let given = &mut slot.given[entry as usize];
+        if given.number == 0 || std::mem::replace(&mut given.claimed, true) {
+            return;
+        }
+        if let Given { number, client: Some(client), .. } = *given {
+            self.actions.push_back(Action::Report { client, number, news: News::Claimed });
         }
     }
 
@@ -60,7 +90,7 @@ impl<B: Books> Slots<B> {
 
     /// Enters an end, or puts right what somebody else has written.
     fn look_at(&mut self, slot: usize, entry: u32) {
-        let given = self.slots[slot].given[entry as usize];
+        let given = self.slots[slot].given[entry as usize].number;
         match (given, self.books.table(slot).state(entry)) {
             (0, Ok(Word { state: State::Free, .. })) => {}
             (0, Ok(_) | Err(_)) => {
@@ -69,7 +99,9 @@ impl<B: Books> Slots<B> {
             }
             (_, Ok(word)) if word.number == given && word.has_ended() => self.enter_end(slot, entry, word),
             (_, Ok(word)) if word.number == given && word.state == State::Waiting => {}
-            (_, Ok(word)) if word.number == given && self.is_claimed_by_living(slot, word) => {}
+            (_, Ok(word)) if word.number == given && self.is_claimed_by_living(slot, word) => {
+                self.begin(slot, entry);
+            }
             (_, Ok(_) | Err(_)) => {
                 let failed = Word::waiting(given).in_state(State::Failed);
                 self.books.table(slot).overwrite(entry, failed);
@@ -87,16 +119,18 @@ impl<B: Books> Slots<B> {
 
     /// An incarnation has died: what it had claimed has failed, and only that. To be entered by
     /// [`Slots::look_through`].
-    pub(super) fn fail_claims_of(&mut self, slot: usize, incarnation: Incarnation) -> u32 {
+    pub(super) fn fail_claims_of(&mut self, index: usize, incarnation: Incarnation) -> u32 {
         let mut failed = 0;
-        let table = self.books.table(slot);
+        let table = self.books.table(index);
+        let slot = &mut self.slots[index];
         for entry in table.indices() {
             if let Ok(word) = table.state(entry)
                 && word.state == State::Claimed
                 && word.holder == incarnation
-                && word.number == self.slots[slot].given[entry as usize]
+                && word.number == slot.given[entry as usize].number
                 && table.swap(entry, word, word.in_state(State::Failed))
             {
+                slot.given[entry as usize].lost = true;
                 failed += 1;
             }
         }
@@ -114,7 +148,7 @@ impl<B: Books> Slots<B> {
                 Ok(Word { state: State::Free, .. }) => slot.free.push(entry),
                 // No job has the number zero.
                 Ok(word) if word.number != 0 => {
-                    slot.given[entry as usize] = word.number;
+                    slot.given[entry as usize].number = word.number;
                     match word.state {
                         State::Waiting => waiting.push((word.number, entry)),
                         State::Claimed if !slot.predecessors.contains(&word.holder) => dead.push(word.holder),
@@ -137,7 +171,7 @@ impl<B: Books> Slots<B> {
             let at = now + self.settings.claim_within;
             slot.expire_timer = Some(self.timers.arm(at, Timer::Expire(index)));
         }
-        let open = slot.given.iter().filter(|&&number| number != 0).count();
+        let open = slot.given.iter().filter(|given| given.number != 0).count();
         self.change_open(index, |_| u32::try_from(open).unwrap_or(u32::MAX));
         dead.sort_unstable();
         dead.dedup();
@@ -153,13 +187,15 @@ impl<B: Books> Slots<B> {
         self.slots[index].expire_timer = None;
         while let Some(entry) = self.slots[index].waiting.first() {
             let table = self.books.table(index);
-            let slot = &mut self.slots[index];
             let word = table.state(entry).unwrap_or(Word::FREE);
             if word.state != State::Waiting {
                 // Claimed: the doorbell that says so is still under way.
+                let slot = &mut self.slots[index];
                 slot.links.remove(&mut slot.waiting, entry);
+                self.look_at(index, entry);
                 continue;
             }
+            let slot = &mut self.slots[index];
             let given_at = table.job(entry).map_or(now, |job| job.given_at.min(now));
             let expires_at = match slot.serving_since {
                 Some(since) => given_at.max(since) + self.settings.claim_within,
@@ -203,21 +239,37 @@ impl<B: Books> Slots<B> {
         table.indices().any(|entry| table.state(entry).is_ok_and(|word| word.state == State::Waiting))
     }
 
-    /// Enters an end in the books and frees the entry.
+    /// Enters an end in the books, frees the entry, and tells the client.
     fn enter_end(&mut self, index: usize, entry: u32, word: Word) {
+        if word.holder != 0 {
+            // The doorbell of its start was lost, or comes after this look.
+            self.begin(index, entry);
+        }
         let slot = &mut self.slots[index];
         if slot.links.contains(entry) {
             slot.links.remove(&mut slot.waiting, entry);
         }
+        let given = slot.given[entry as usize];
+        let reason = self.books.table(index).reason(entry).filter(|_| !given.lost);
         if self.books.settle(index, entry, word) {
-            slot.given[entry as usize] = 0;
+            slot.given[entry as usize] = Given::default();
             slot.free.push(entry);
             self.change_open(index, |open| open.saturating_sub(1));
+        }
+        if let Given { number, client: Some(client), claimed: was_claimed, .. } = given {
+            let end = match word.state {
+                State::Done => End::Done,
+                State::Expired => End::Expired,
+                State::Failed | State::Free | State::Waiting | State::Claimed => {
+                    End::Failed(reason.unwrap_or(Reason::SecondaryLost))
+                }
+            };
+            self.actions.push_back(Action::Report { client, number, news: News::Ended { end, was_claimed } });
         }
     }
 
     fn given(&self, slot: usize, entry: u32) -> Option<JobNumber> {
-        self.slots[slot].given.get(entry as usize).copied().filter(|&number| number != 0)
+        self.slots[slot].given.get(entry as usize).map(|given| given.number).filter(|&number| number != 0)
     }
 
     fn change_open(&mut self, slot: usize, change: impl FnOnce(u32) -> u32) {

@@ -16,7 +16,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::core::dispatch::Dispatch;
-use crate::core::job::{Incarnation, Job, JobNumber, Table, Word};
+use crate::core::following::News;
+use crate::core::job::{ClientId, Incarnation, Job, JobNumber, Table, Word};
 use crate::core::list::{Ends, Links};
 use crate::core::moment::Moment;
 use crate::core::restart::Restart;
@@ -128,6 +129,15 @@ pub enum Action {
         /// The entry.
         entry: u32,
     },
+    /// Something has become of a job that this client was given.
+    Report {
+        /// To whom: it may have gone.
+        client: ClientId,
+        /// Of which job.
+        number: JobNumber,
+        /// What.
+        news: News,
+    },
     /// Refuse the requests that wait for a secondary.
     RefuseWaiting,
     /// Close the control listener and forget the data listeners.
@@ -174,6 +184,28 @@ enum Timer {
     HandOver,
 }
 
+/// Where a job was given, and under which number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The slot.
+    pub slot: usize,
+    /// The job's number.
+    pub number: JobNumber,
+}
+
+/// The job at an entry of a table, as this principal gave it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Given {
+    /// Zero where none is: who writes something else into the table is not believed.
+    number: JobNumber,
+    /// Who asked for it; nobody is told of what a dead principal gave.
+    client: Option<ClientId>,
+    /// Its client knows that it was claimed.
+    claimed: bool,
+    /// It failed with its secondary.
+    lost: bool,
+}
+
 /// The secondary that serves a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Server {
@@ -193,9 +225,8 @@ struct Slot {
     predecessors: Vec<Incarnation>,
     /// Entries of the table that hold no job.
     free: Vec<u32>,
-    /// The job that was given at each entry, zero where none is: who writes something else
-    /// into the table is not believed.
-    given: Vec<JobNumber>,
+    /// The job that was given at each entry.
+    given: Vec<Given>,
     /// Jobs that wait to be claimed, oldest first.
     waiting: Ends,
     links: Links,
@@ -231,7 +262,7 @@ impl<B: Books> Slots<B> {
             current: None,
             predecessors: Vec::new(),
             free: Vec::new(),
-            given: vec![0; books.table(slot).capacity() as usize],
+            given: vec![Given::default(); books.table(slot).capacity() as usize],
             waiting: Ends::default(),
             links: Links::new(books.table(slot).capacity() as usize),
             expire_timer: None,
@@ -311,7 +342,7 @@ impl<B: Books> Slots<B> {
     fn check_invariants(&self) {
         if cfg!(debug_assertions) {
             for (index, slot) in self.slots.iter().enumerate() {
-                let open = slot.given.iter().filter(|&&number| number != 0).count();
+                let open = slot.given.iter().filter(|given| given.number != 0).count();
                 assert_eq!(self.dispatch.load(index).open as usize, open, "open jobs of slot {index}");
                 assert_eq!(slot.free.len() + open, slot.given.len(), "entries of slot {index}");
                 assert!(

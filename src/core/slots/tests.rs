@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::core::dispatch::NoSlot;
-use crate::core::job::{Garbage, State};
+use crate::core::job::{End, Garbage, Reason, State};
 use crate::wire::tube::JobRef;
 
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -19,6 +19,7 @@ const SETTINGS: Settings =
 struct PlainTable {
     words: [Cell<Option<u64>>; CAPACITY],
     jobs: [Cell<Option<Job>>; CAPACITY],
+    reasons: [Cell<Option<Reason>>; CAPACITY],
 }
 
 impl Table for PlainTable {
@@ -49,7 +50,15 @@ impl Table for PlainTable {
 
     fn note_claim(&self, _: u32, _: Moment) {}
 
-    fn published(&self) -> u64 {
+    fn note_reason(&self, index: u32, reason: Reason) {
+        self.reasons[index as usize].set(Some(reason));
+    }
+
+    fn reason(&self, index: u32) -> Option<Reason> {
+        self.reasons[index as usize].get()
+    }
+
+    fn last_published(&self) -> JobNumber {
         0
     }
 }
@@ -106,7 +115,7 @@ fn at(millis: u64) -> Moment {
 }
 
 fn job(now: Moment) -> Job {
-    Job { kind: 0, client: HOME, given_at: now }
+    Job { kind: 0, client: HOME, given_at: now, jeton: None }
 }
 
 fn actions(slots: &mut Slots<&PlainBooks>) -> Vec<Action> {
@@ -135,9 +144,10 @@ fn a_claimed_job_fails_with_its_server_and_a_waiting_one_outlives_it() {
     let books = PlainBooks::default();
     let mut slots = serving(&books);
     slots.handle_suspicion(at(2), 1, 1, true);
-    assert_eq!(slots.give(job(at(2))), Ok(0));
-    assert_eq!(slots.give(job(at(2))), Ok(0));
-    assert_eq!(slots.give(job(at(2))), Err(NoSlot::AllFull));
+    for number in 1..=2 {
+        assert_eq!(slots.give(job(at(2)), None), Ok(Placed { slot: 0, number }));
+    }
+    assert_eq!(slots.give(job(at(2)), None), Err(NoSlot::AllFull));
     let told: Vec<_> = actions(&mut slots);
     assert!(matches!(told[..], [Action::Tell { slot: 0, .. }, Action::Tell { slot: 0, .. }]), "{told:?}");
     let entry = (0..2).find(|&entry| books.tables[0].state(entry).unwrap().number == 1).unwrap();
@@ -183,7 +193,7 @@ fn the_jobs_of_a_slot_that_stays_down_expire() {
     let books = PlainBooks::default();
     let mut slots = serving(&books);
     slots.handle_suspicion(at(2), 1, 1, true);
-    slots.give(job(at(2))).unwrap();
+    slots.give(job(at(2)), None).unwrap();
     slots.handle_exited(at(3), 0, 1, false);
     slots.handle_timeout(at(20));
     slots.handle_exited(at(21), 0, 2, true);
@@ -213,7 +223,7 @@ fn a_successor_finds_what_became_of_each_job() {
     let books = PlainBooks::default();
     let mut first = serving(&books);
     for _ in 0..4 {
-        first.give(job(at(2))).unwrap();
+        first.give(job(at(2)), None).unwrap();
     }
     claim(&books, 0, 0, 1);
     claim(&books, 1, 0, 1);
@@ -237,7 +247,7 @@ fn a_successor_finds_what_became_of_each_job() {
 fn who_writes_into_the_table_hurts_one_job_at_most() {
     let books = PlainBooks::default();
     let mut slots = serving(&books);
-    slots.give(job(at(2))).unwrap();
+    slots.give(job(at(2)), None).unwrap();
     actions(&mut slots);
     let entry = (0..2).find(|&entry| books.tables[0].state(entry).unwrap().number == 1).unwrap();
     books.tables[0].words[entry as usize].set(Some(u64::MAX));
@@ -257,11 +267,100 @@ fn who_writes_into_the_table_hurts_one_job_at_most() {
     assert_eq!(slots.dispatch().open(), 0);
 }
 
+/// What a client is told of its only job.
+fn reports(slots: &mut Slots<&PlainBooks>) -> Vec<News> {
+    let reports = actions(slots).into_iter().filter_map(|action| match action {
+        Action::Report { client: ClientId { place: 7, serial: 1 }, number: 1, news } => Some(news),
+        _ => None,
+    });
+    reports.collect()
+}
+
+/// Two slots, of which only the first is available, and a job there for a client that listens.
+fn one_job(books: &PlainBooks) -> (Slots<&PlainBooks>, JobRef) {
+    let mut slots = serving(books);
+    slots.handle_suspicion(at(2), 1, 1, true);
+    slots.give(job(at(2)), Some(ClientId { place: 7, serial: 1 })).unwrap();
+    assert_eq!(reports(&mut slots), []);
+    let index = (0..2).find(|&entry| books.tables[0].state(entry).unwrap().number == 1).unwrap();
+    (slots, JobRef { index, number: 1 })
+}
+
+fn ended(end: End, was_claimed: bool) -> News {
+    News::Ended { end, was_claimed }
+}
+
+#[test]
+fn a_client_is_told_once_that_its_job_was_claimed_and_once_how_it_ended() {
+    let books = PlainBooks::default();
+    let (mut slots, job) = one_job(&books);
+    slots.handle_debut(0, job);
+    assert_eq!(reports(&mut slots), [], "the table says otherwise");
+    claim(&books, 0, job.index, 1);
+    slots.handle_debut(0, job);
+    slots.handle_debut(0, job);
+    slots.look_through(0);
+    assert_eq!(reports(&mut slots), [News::Claimed]);
+    let word = books.tables[0].state(job.index).unwrap();
+    books.tables[0].note_reason(job.index, Reason::ConnectionLost);
+    books.tables[0].overwrite(job.index, word.in_state(State::Failed));
+    slots.handle_end(0, job);
+    slots.handle_end(0, job);
+    slots.look_through(0);
+    assert_eq!(reports(&mut slots), [ended(End::Failed(Reason::ConnectionLost), true)]);
+}
+
+#[test]
+fn lost_doorbells_cost_a_client_no_news() {
+    let books = PlainBooks::default();
+    let (mut slots, job) = one_job(&books);
+    claim(&books, 0, job.index, 1);
+    slots.look_through(0);
+    assert_eq!(reports(&mut slots), [News::Claimed]);
+
+    let books = PlainBooks::default();
+    let (mut slots, job) = one_job(&books);
+    claim(&books, 0, job.index, 1);
+    let word = books.tables[0].state(job.index).unwrap();
+    books.tables[0].overwrite(job.index, word.in_state(State::Done));
+    slots.look_through(0);
+    assert_eq!(reports(&mut slots), [News::Claimed, ended(End::Done, true)]);
+}
+
+#[test]
+fn a_client_is_told_of_the_death_of_its_secondary_whatever_that_had_noted() {
+    let books = PlainBooks::default();
+    let (mut slots, job) = one_job(&books);
+    claim(&books, 0, job.index, 1);
+    books.tables[0].note_reason(job.index, Reason::ConnectionLost);
+    slots.handle_exited(at(9), 0, 1, false);
+    assert_eq!(reports(&mut slots), [News::Claimed, ended(End::Failed(Reason::SecondaryLost), true)]);
+}
+
+#[test]
+fn a_client_is_told_that_nobody_came_for_its_job() {
+    let books = PlainBooks::default();
+    let (mut slots, _) = one_job(&books);
+    slots.handle_timeout(at(5002));
+    assert_eq!(reports(&mut slots), [ended(End::Expired, false)]);
+}
+
+#[test]
+fn whoever_comes_uninvited_takes_room_like_any_other() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    for number in 1..=2 {
+        assert_eq!(slots.give_uninvited(1, job(at(2))), Ok(Placed { slot: 1, number }));
+    }
+    assert_eq!(slots.give_uninvited(1, job(at(2))), Err(NoSlot::AllFull));
+    assert_eq!(slots.dispatch().load(1).open, 2);
+}
+
 #[test]
 fn a_stop_ends_the_secondaries_first() {
     let books = PlainBooks::default();
     let mut slots = serving(&books);
-    slots.give(job(at(2))).unwrap();
+    slots.give(job(at(2)), None).unwrap();
     actions(&mut slots);
     slots.handle_stop(at(3));
     assert!(slots.refuses_requests());

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use mio::Interest;
@@ -10,13 +10,16 @@ use mio::net::TcpStream;
 
 use crate::core::conversation::Conversation;
 use crate::core::dispatch::NoSlot;
-use crate::core::job::Job;
+use crate::core::following::News;
+use crate::core::job::{ClientId, Job, JobNumber};
 use crate::core::moment::Moment;
 use crate::core::timers::{LazyTimer, TimerId};
+use crate::os::random;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, write_some};
 use crate::role::principal::{Key, Principal, Timer};
-use crate::wire::client::{Refusal, TypeIndex};
+use crate::wire::client::{Form, Host, Refusal, Request};
+use crate::wire::jeton::Jeton;
 
 /// Connections accepted in one turn.
 pub const ACCEPTS_PER_TURN: usize = 64;
@@ -28,6 +31,8 @@ const READ_BYTES: usize = 4096;
 /// One control connection.
 pub struct Client {
     stream: TcpStream,
+    /// Tells it from those who were in its place before.
+    serial: u32,
     id: Option<SourceId>,
     address: IpAddr,
     conversation: Conversation,
@@ -36,7 +41,7 @@ pub struct Client {
     timer: LazyTimer,
     dirty: bool,
     /// The request that waits for a secondary, and until when.
-    waits: Option<(TypeIndex, Moment)>,
+    waits: Option<(Request, Moment)>,
 }
 
 /// Clients that wait for a secondary, in the order in which they came. Who has gone or
@@ -77,8 +82,10 @@ impl Client {
 
 impl Principal {
     pub(super) fn open_client(&mut self, reactor: &mut Handle<Key>, stream: TcpStream, address: IpAddr) {
+        self.last_serial = self.last_serial.wrapping_add(1);
         let key = self.clients.insert(Client {
             stream,
+            serial: self.last_serial,
             id: None,
             address,
             conversation: Conversation::new(reactor.now()),
@@ -129,7 +136,7 @@ impl Principal {
             return;
         };
         client.timer.fired();
-        if client.conversation.handle_timeout(reactor.now(), self.config.client_idle) {
+        if client.conversation.handle_timeout(reactor.now(), &self.types, self.config.client_idle) {
             self.close_client(reactor, key);
             return;
         }
@@ -141,10 +148,10 @@ impl Principal {
     fn converse(&mut self, reactor: &mut Handle<Key>, key: usize) {
         let now = reactor.now();
         while let Some(client) = self.clients.get_mut(key)
-            && let Some(kind) = client.conversation.poll_request(now, &self.types)
+            && let Some(request) = client.conversation.poll_request(now, &self.types)
         {
-            if !self.answer(reactor, key, kind) {
-                self.wait(reactor, key, kind);
+            if !self.answer(reactor, key, request) {
+                self.wait(reactor, key, request);
             }
         }
         self.touch(key);
@@ -152,25 +159,73 @@ impl Principal {
     }
 
     /// Gives the job or refuses it; false where the request may wait for a secondary.
-    fn answer(&mut self, reactor: &mut Handle<Key>, key: usize, kind: TypeIndex) -> bool {
+    fn answer(&mut self, reactor: &mut Handle<Key>, key: usize, request: Request) -> bool {
         let now = reactor.now();
+        let Client { address, serial, ref mut conversation, .. } = self.clients[key];
         if self.core.refuses_requests() {
-            self.clients[key].conversation.refuse(now, Refusal::Stopping);
+            conversation.refuse(now, Refusal::Stopping);
             return true;
         }
-        let address = self.clients[key].address;
-        match self.core.give(Job { kind, client: address, given_at: now }) {
-            Ok(slot) => {
-                self.clients[key].conversation.answer_port(now, self.sheet.ports[slot][kind]);
-                true
+        let Request { kind, form } = request;
+        let jeton = match form {
+            Form::Tracked => match random::bytes() {
+                Ok(bytes) => Some(Jeton::from_bytes(bytes)),
+                Err(error) => {
+                    log::error!("no random bytes for a jeton: {error}");
+                    conversation.refuse(now, Refusal::NoneReady);
+                    return true;
+                }
+            },
+            Form::Port | Form::Address => None,
+        };
+        let job = Job { kind, client: address, given_at: now, jeton };
+        let client = u32::try_from(key).ok().map(|place| ClientId { place, serial });
+        let Ok(placed) = self.core.give(job, client) else {
+            return false;
+        };
+        let (number, port) = (placed.number, self.sheet.ports[placed.slot][kind]);
+        match (form, jeton) {
+            (Form::Address, _) => {
+                let address = self.host(key).with_port(port);
+                self.clients[key].conversation.answer_address(now, number, &address);
             }
-            Err(NoSlot::NoneReady | NoSlot::AllFull) => false,
+            (_, Some(jeton)) => conversation.answer_tracked(now, number, port, jeton),
+            (_, None) => conversation.answer_port(now, number, port),
+        }
+        true
+    }
+
+    /// Where this client reaches secondaries: as is announced, else where it has reached us.
+    fn host(&self, key: usize) -> Host {
+        let reached = self.clients[key].stream.local_addr();
+        let address = reached.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip().to_canonical());
+        Host::Address(address)
+    }
+
+    /// Tells a client, unless it has gone, what has become of a job that it was given.
+    pub(super) fn report(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        client: ClientId,
+        number: JobNumber,
+        news: News,
+    ) {
+        let key = client.place as usize;
+        if let Some(known) = self.clients.get_mut(key).filter(|known| known.serial == client.serial) {
+            known.conversation.handle_news(reactor.now(), number, news);
+            if known.conversation.has_input() || known.unread.is_likely() {
+                // It may have been waiting for that.
+                self.resume(reactor, key);
+            } else {
+                self.touch(key);
+                self.arm(key);
+            }
         }
     }
 
-    fn wait(&mut self, reactor: &mut Handle<Key>, key: usize, kind: TypeIndex) {
+    fn wait(&mut self, reactor: &mut Handle<Key>, key: usize, request: Request) {
         let until = reactor.now() + self.config.queue_within;
-        self.clients[key].waits = Some((kind, until));
+        self.clients[key].waits = Some((request, until));
         self.waiting.clients.push_back((key, until));
         if self.waiting.timer.is_none() {
             self.waiting.timer = Some(self.timers.arm(until, Timer::Waiting));
@@ -180,10 +235,10 @@ impl Principal {
     /// Answers those who wait, as far as secondaries can take their jobs.
     pub(super) fn serve_waiting(&mut self, reactor: &mut Handle<Key>) {
         while let Some(&(key, until)) = self.waiting.clients.front() {
-            if let Some(kind) = self.waits(key, until) {
+            if let Some(request) = self.waits(key, until) {
                 self.clients[key].waits = None;
-                if !self.answer(reactor, key, kind) {
-                    self.clients[key].waits = Some((kind, until));
+                if !self.answer(reactor, key, request) {
+                    self.clients[key].waits = Some((request, until));
                     return;
                 }
                 self.resume(reactor, key);
@@ -213,9 +268,9 @@ impl Principal {
     }
 
     /// What a client waits for, if it still is the one that was put in line.
-    fn waits(&self, key: usize, until: Moment) -> Option<TypeIndex> {
-        let (kind, its_until) = self.clients.get(key)?.waits?;
-        (its_until == until).then_some(kind)
+    fn waits(&self, key: usize, until: Moment) -> Option<Request> {
+        let (request, its_until) = self.clients.get(key)?.waits?;
+        (its_until == until).then_some(request)
     }
 
     pub(super) fn refuse_waiting(&mut self, reactor: &mut Handle<Key>, key: usize, refusal: Refusal<'_>) {

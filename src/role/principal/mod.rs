@@ -91,6 +91,8 @@ struct Principal {
     accept_timer_armed: bool,
     descriptors_ran_out: Recurrence,
     clients: Slab<Client>,
+    /// Control connections so far.
+    last_serial: u32,
     /// Clients whose request waits until a secondary can take it, oldest first.
     waiting: Waiting,
     /// Clients to whom something is to be sent when the turn is over.
@@ -170,6 +172,7 @@ impl Principal {
             accept_timer_armed: false,
             descriptors_ran_out: Recurrence::default(),
             clients: Slab::new(),
+            last_serial: 0,
             waiting: Waiting::default(),
             dirty: Vec::new(),
             slots,

@@ -2,13 +2,14 @@
 //! slots is done here.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use rustix::process::Signal;
 
-use crate::core::job::Incarnation;
+use crate::config::Admission;
+use crate::core::job::{Incarnation, Job};
 use crate::core::name::Name;
 use crate::core::slots::Action;
 use crate::exit::Failure;
@@ -24,7 +25,7 @@ use crate::role::launch::{self, Sheet};
 use crate::role::principal::obituaries::{Deceased, answered_at, reap};
 use crate::role::principal::slot::{Predecessor, Server};
 use crate::role::principal::{Key, Principal, number};
-use crate::wire::client::Refusal;
+use crate::wire::client::{Refusal, TypeIndex};
 use crate::wire::tube::Command;
 
 /// Slots that are looked through at one probe.
@@ -116,6 +117,7 @@ impl Principal {
                         "secondary {number}: somebody wrote into entry {entry} of the job table: mended"
                     );
                 }
+                Action::Report { client, number, news } => self.report(reactor, client, number, news),
                 Action::RefuseWaiting => {
                     for key in self.waiting.drain() {
                         self.refuse_waiting(reactor, key, Refusal::Stopping);
@@ -265,8 +267,31 @@ impl Principal {
             Command::Debut(job) => self.core.handle_debut(slot, job),
             Command::Fin(job) | Command::Err(job) => self.core.handle_end(slot, job),
             Command::Resync => self.core.look_through(slot),
+            Command::Uninvited { kind, client } => {
+                self.let_in(reactor, slot, incarnation, usize::from(kind), client);
+            }
             Command::Job(_) | Command::Stop | Command::Ping(_) | Command::Pong(_) => {
                 log::warn!("secondary {}.{incarnation} says {command:?}", number(slot));
+            }
+        }
+    }
+
+    /// Somebody came to a secondary without a job, and all are let in: the books know it like any
+    /// other. Who gets none is turned away there before long.
+    fn let_in(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        slot: usize,
+        incarnation: Incarnation,
+        kind: TypeIndex,
+        client: IpAddr,
+    ) {
+        let serves = self.core.current(slot) == Some(incarnation) && !self.core.refuses_requests();
+        let wanted = self.config.admission == Admission::Open && kind < self.config.request.len();
+        if serves && wanted {
+            let job = Job { kind, client, given_at: reactor.now(), jeton: None };
+            if self.core.give_uninvited(slot, job).is_err() {
+                log::debug!("secondary {}: no room for {client}, who came uninvited", number(slot));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use mio::Interest;
 use mio::net::TcpStream;
 
-use crate::core::job::State;
+use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
 use crate::core::timers::LazyTimer;
 use crate::handler::{BuiltIn, Session, Turn};
@@ -40,7 +40,7 @@ enum Io {
     /// Every answer was given and the client has ended its input.
     Finished,
     /// The connection broke.
-    Broken,
+    Broken(Reason),
 }
 
 impl Exchange {
@@ -101,24 +101,29 @@ impl Exchange {
 
     fn turn(&mut self, now: Moment, buffer: &mut [u8], output: &mut Vec<u8>) -> Io {
         output.clear();
-        if self.read(now, buffer, output).is_err() {
-            return Io::Broken;
+        match self.read(now, buffer, output) {
+            Ok(()) => self.send(now, output),
+            Err(error) => Io::Broken(why_broken(&error)),
         }
-        self.send(now, output)
     }
 
     fn send(&mut self, now: Moment, output: &mut Vec<u8>) -> Io {
         if !output.is_empty() {
             self.quiet_since = now;
         }
-        if self.write(output).is_err() {
-            return Io::Broken;
+        if let Err(error) = self.write(output) {
+            return Io::Broken(why_broken(&error));
         }
         if self.input_ended && self.owes_nothing() {
             return Io::Finished;
         }
         Io::Open { more: self.unread.is_likely() && self.wants_input() }
     }
+}
+
+/// The kernel gives up a peer that takes nothing (`TCP_USER_TIMEOUT`, tcp(7)); others break off.
+fn why_broken(error: &io::Error) -> Reason {
+    if error.kind() == io::ErrorKind::TimedOut { Reason::ConnectionTimedOut } else { Reason::ConnectionLost }
 }
 
 impl Secondary {
@@ -133,7 +138,7 @@ impl Secondary {
             }
             Err(error) => {
                 log::warn!("cannot watch a data connection: {error}");
-                self.close_exchange(reactor, key, State::Failed);
+                self.close_exchange(reactor, key, End::Failed(Reason::ConnectionLost));
             }
         }
     }
@@ -160,7 +165,7 @@ impl Secondary {
             let mut turn = Turn { now, output: &mut self.scratch, wake_at: &mut exchange.wake_at };
             exchange.session.on_timer(&mut turn);
         } else if exchange.owes_nothing() && exchange.quiet_since + self.config.client_idle <= now {
-            self.close_exchange(reactor, key, State::Done);
+            self.close_exchange(reactor, key, End::Done);
             return;
         }
         let io = exchange.send(now, &mut self.scratch);
@@ -178,18 +183,18 @@ impl Secondary {
                 if more { Progress::Again } else { Progress::Drained }
             }
             Io::Finished => {
-                self.close_exchange(reactor, key, State::Done);
+                self.close_exchange(reactor, key, End::Done);
                 Progress::Drained
             }
-            Io::Broken => {
-                self.close_exchange(reactor, key, State::Failed);
+            Io::Broken(reason) => {
+                self.close_exchange(reactor, key, End::Failed(reason));
                 Progress::Drained
             }
         }
     }
 
     /// Closes the connection and tells how its job ended.
-    pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: State) {
+    pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) {
         let mut exchange = self.exchanges.remove(key);
         exchange.timer.cancel(&mut self.timers);
         if let Some(id) = exchange.id {

@@ -1,19 +1,20 @@
 //! The secondary: accepts on its own ports, runs the handlers, tells the principal.
 
+mod arrival;
 mod exchange;
 
 use std::process::ExitCode;
 
 use mio::Interest;
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpListener;
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 use slab::Slab;
 
-use crate::config::Config;
-use crate::core::job::State;
+use crate::config::{Admission, Config};
+use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
-use crate::core::service::{Action, Service, Surroundings};
+use crate::core::service::{Action, Service, Settings, Surroundings};
 use crate::core::timers::Timers;
 use crate::exit::{Code, Failure};
 use crate::handler::Handlers;
@@ -31,6 +32,7 @@ use crate::wire::client::TypeIndex;
 use crate::wire::order::Order;
 use crate::wire::tube::Command;
 
+use arrival::Arrival;
 use exchange::Exchange;
 
 /// Connections accepted in one turn, per port.
@@ -47,6 +49,8 @@ enum Key {
     Listener(TypeIndex),
     /// A data connection, by its place in the slab.
     Exchange(usize),
+    /// A data connection that is undecided yet, by its place in another slab.
+    Arrival(usize),
     /// `dwtube<n>`, to read.
     Tube,
     /// `wdtube<n>`, writable again.
@@ -60,6 +64,8 @@ enum Key {
 enum Timer {
     /// A session wants to be woken, or its client has been silent for too long.
     Exchange(usize),
+    /// A connection that is undecided has been silent, or has waited, for long enough.
+    Arrival(usize),
     /// Accept again on that port: descriptors had run out.
     Accept(TypeIndex),
 }
@@ -82,6 +88,10 @@ struct Secondary {
     /// By request type; empty once it drains.
     listeners: Vec<Listener>,
     exchanges: Slab<Exchange>,
+    /// Connections whose job is not known yet.
+    arrivals: Slab<Arrival>,
+    /// Jobs were announced in this turn.
+    announced: bool,
     timers: Timers<Timer>,
     tube: fifo::Reader,
     to_principal: fifo::Writer,
@@ -123,13 +133,15 @@ impl Secondary {
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let mut secondary = Self {
             handlers: Handlers::new(&sheet.config, sheet.slot),
-            service: Service::new(table, sheet.incarnation, sheet.config.watchdog.grace),
+            service: Service::new(table, sheet.incarnation, settings(&sheet.config)),
             parent: sheet.parent,
             config: sheet.config,
             liveness,
             page,
             listeners: Vec::new(),
             exchanges: Slab::new(),
+            arrivals: Slab::new(),
+            announced: false,
             timers: Timers::default(),
             tube,
             to_principal,
@@ -175,37 +187,19 @@ impl Secondary {
         Progress::Again
     }
 
-    fn admit(
-        &mut self,
-        reactor: &mut Handle<Key>,
-        kind: TypeIndex,
-        stream: TcpStream,
-        peer: std::net::SocketAddr,
-    ) {
-        let client = listener::client_address(peer);
-        let mut job = self.service.claim(kind, client, reactor.now());
-        if job.is_none() {
-            // Perhaps its doorbell is still in the tube.
-            let _ = self.read_tube();
-            job = self.service.claim_after_look(kind, client, reactor.now());
-        }
-        let Some(job) = job else {
-            self.page.count_rejected();
-            log::debug!("rejected {peer}: no job of \"{}\" waits for it", self.config.request[kind].name);
-            return;
-        };
-        self.page.count_admitted();
-        let session = self.handlers.open(kind);
-        self.open_exchange(reactor, Exchange::new(stream, job, session, reactor.now()));
-    }
-
     /// Reads `dwtube<n>`: jobs, and perhaps the order to end.
     fn read_tube(&mut self) -> Progress {
         let (mut stop, mut malformed) = (false, 0);
-        let Self { tube, service, .. } = self;
+        let Self { tube, service, announced, .. } = self;
         let read = tube.read(|line| match Command::parse(line) {
-            Ok(Command::Job(job)) => service.handle_job(job),
-            Ok(Command::Resync) => service.look_through(),
+            Ok(Command::Job(job)) => {
+                *announced = true;
+                service.handle_job(job);
+            }
+            Ok(Command::Resync) => {
+                *announced = true;
+                service.look_through();
+            }
             Ok(Command::Stop) => stop = true,
             Ok(
                 Command::Ready
@@ -213,6 +207,7 @@ impl Secondary {
                 | Command::Debut(_)
                 | Command::Fin(_)
                 | Command::Err(_)
+                | Command::Uninvited { .. }
                 | Command::Ping(_)
                 | Command::Pong(_),
             )
@@ -269,11 +264,19 @@ impl Secondary {
                     log::warn!("{} exchanges are cut off", open.len());
                 }
                 for key in open {
-                    self.close_exchange(reactor, key, State::Failed);
+                    self.close_exchange(reactor, key, End::Failed(Reason::Stopping));
                 }
             }
             Action::End => reactor.stop(),
         }
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        grace: config.watchdog.grace,
+        types: config.request.len(),
+        open: config.admission == Admission::Open,
     }
 }
 
@@ -297,6 +300,10 @@ impl Role for Secondary {
         match key {
             Key::Listener(kind) => self.accept(reactor, kind),
             Key::Exchange(key) => self.on_exchange(reactor, key, ready),
+            Key::Arrival(key) => {
+                self.on_arrival(reactor, key, ready);
+                Progress::Drained
+            }
             Key::Tube => self.read_tube(),
             Key::TubeRoom => Progress::Drained,
             Key::Orders => {
@@ -326,6 +333,7 @@ impl Role for Secondary {
             };
             match timer {
                 Timer::Exchange(key) => self.on_exchange_timer(reactor, key),
+                Timer::Arrival(key) => self.on_arrival_timer(reactor, key),
                 Timer::Accept(kind) => {
                     if let Some(listener) = self.listeners.get_mut(kind) {
                         listener.timer_armed = false;
@@ -340,7 +348,10 @@ impl Role for Secondary {
     }
 
     fn settle(&mut self, reactor: &mut Handle<Key>) {
-        self.service.finish_turn();
+        if std::mem::take(&mut self.announced) {
+            self.seat_uninvited(reactor);
+        }
+        self.service.finish_turn(self.arrivals.len());
         if self.page.open() != u64::from(self.service.open()) {
             self.page.set_open(self.service.open());
         }

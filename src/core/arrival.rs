@@ -1,0 +1,149 @@
+//! What the first bytes of a data connection tell, on a port where a tracked job waits.
+//!
+//! Who begins with `jeton JETON` and a newline claims that job and nothing else; whoever says
+//! something else, or nothing for a while, is plain. The bytes are looked at, not taken: a
+//! handler gets all that a plain client says, and what follows the line of a tracked one.
+
+use std::time::Duration;
+
+use crate::core::moment::Moment;
+use crate::wire::jeton::Jeton;
+
+/// How long a connection is silent before it is taken for a plain one.
+pub const SILENCE: Duration = Duration::from_millis(50);
+/// So many bytes decide: the longest line that claims a job, its ending included.
+pub const DECIDING_BYTES: usize = WORD.len() + Jeton::DIGITS + 2;
+
+const WORD: &[u8] = b"jeton ";
+
+/// What is to be done with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// More bytes may come: look again when they do, or at that moment.
+    Wait(Moment),
+    /// It has no jeton.
+    Plain,
+    /// It claims this job; its line is so many bytes long.
+    Tracked {
+        /// By its jeton.
+        jeton: Jeton,
+        /// To be taken before the handler's turn.
+        line_bytes: usize,
+    },
+    /// It says that it has a jeton, but that is none.
+    Wrong,
+}
+
+/// A connection that is undecided yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    since: Moment,
+    /// When something came last.
+    quiet_since: Moment,
+    seen_bytes: usize,
+}
+
+impl Arrival {
+    /// It has just been accepted.
+    #[must_use]
+    pub fn new(now: Moment) -> Self {
+        Self { since: now, quiet_since: now, seen_bytes: 0 }
+    }
+
+    /// Since when it is here.
+    #[must_use]
+    pub fn since(&self) -> Moment {
+        self.since
+    }
+
+    /// Judges by what stands in the connection now, up to [`DECIDING_BYTES`]. `ended`: nothing
+    /// more will come. A line that claims a job must be whole within `claim_within`.
+    pub fn judge(&mut self, now: Moment, bytes: &[u8], ended: bool, claim_within: Duration) -> Verdict {
+        if bytes.len() > self.seen_bytes {
+            self.seen_bytes = bytes.len();
+            self.quiet_since = now;
+        }
+        let Some(rest) = bytes.strip_prefix(WORD) else {
+            let silent = self.quiet_since + SILENCE <= now;
+            let may_become = WORD.starts_with(bytes);
+            return if may_become && !ended && !silent {
+                Verdict::Wait(self.quiet_since + SILENCE)
+            } else {
+                Verdict::Plain
+            };
+        };
+        let Some(length) = rest.iter().position(|&byte| byte == b'\n') else {
+            let until = self.since + claim_within;
+            let may_become = bytes.len() < DECIDING_BYTES && !ended && now < until;
+            return if may_become { Verdict::Wait(until) } else { Verdict::Wrong };
+        };
+        let text = rest[..length].strip_suffix(b"\r").unwrap_or(&rest[..length]);
+        match Jeton::parse(text) {
+            Some(jeton) => Verdict::Tracked { jeton, line_bytes: WORD.len() + length + 1 },
+            None => Verdict::Wrong,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LINE: &str = "jeton 000102030405060708090a0b0c0d0e0f\n";
+    const WITHIN: Duration = Duration::from_secs(5);
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_nanos(millis * 1_000_000)
+    }
+
+    fn judge(millis: u64, bytes: &str, ended: bool) -> Verdict {
+        Arrival::new(at(0)).judge(at(millis), bytes.as_bytes(), ended, WITHIN)
+    }
+
+    #[test]
+    fn a_line_with_a_jeton_claims_and_what_follows_is_left() {
+        let bytes: [u8; 16] = std::array::from_fn(|index| u8::try_from(index).unwrap());
+        let claims = |line_bytes| Verdict::Tracked { jeton: Jeton::from_bytes(bytes), line_bytes };
+        assert_eq!(judge(0, LINE, false), claims(39));
+        assert_eq!(judge(0, &LINE.replace('\n', "\r\n"), true), claims(40));
+        assert_eq!(judge(0, &format!("{LINE}x"), false), claims(39));
+    }
+
+    #[test]
+    fn silence_and_other_words_are_plain() {
+        assert_eq!(judge(0, "", false), Verdict::Wait(at(50)));
+        assert_eq!(judge(50, "", false), Verdict::Plain);
+        assert_eq!(judge(0, "", true), Verdict::Plain);
+        assert_eq!(judge(0, "jetons", false), Verdict::Plain);
+        assert_eq!(judge(0, "x", false), Verdict::Plain);
+        let mut arrival = Arrival::new(at(0));
+        assert_eq!(arrival.judge(at(40), b"jet", false, WITHIN), Verdict::Wait(at(90)));
+        assert_eq!(arrival.judge(at(89), b"jet", false, WITHIN), Verdict::Wait(at(90)));
+        assert_eq!(arrival.judge(at(90), b"jet", false, WITHIN), Verdict::Plain);
+    }
+
+    #[test]
+    fn a_jeton_that_is_none_is_wrong() {
+        for line in ["jeton \n", "jeton 12\n", &LINE.replace('0', "g"), &format!("jeton {}", "0".repeat(40))]
+        {
+            assert_eq!(judge(0, line, false), Verdict::Wrong, "{line:?}");
+        }
+        assert_eq!(judge(0, "jeton 00", true), Verdict::Wrong);
+        assert_eq!(judge(0, "jeton 00", false), Verdict::Wait(at(5000)));
+        assert_eq!(judge(5000, "jeton 00", false), Verdict::Wrong);
+    }
+
+    proptest! {
+        /// However the line is cut, it claims in the end, and before that is waited for.
+        #[test]
+        fn a_line_may_come_in_pieces(cut in 0usize..39) {
+            let mut arrival = Arrival::new(at(0));
+            let first = arrival.judge(at(1), &LINE.as_bytes()[..cut], false, WITHIN);
+            prop_assert!(matches!(first, Verdict::Wait(_)), "{:?}", first);
+            let whole = arrival.judge(at(2), LINE.as_bytes(), false, WITHIN);
+            let claims = matches!(whole, Verdict::Tracked { line_bytes: 39, .. });
+            prop_assert!(claims, "{:?}", whole);
+        }
+    }
+}

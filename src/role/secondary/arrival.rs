@@ -1,0 +1,240 @@
+//! Data connections between their accept and the start of their exchange: whose job is it?
+
+use std::io::{self, Read};
+use std::net::IpAddr;
+
+use mio::Interest;
+use mio::net::TcpStream;
+
+use crate::config::Admission;
+use crate::core::arrival::{self, DECIDING_BYTES, Verdict};
+use crate::core::job::{End, Reason};
+use crate::core::moment::Moment;
+use crate::core::service::Welcome;
+use crate::core::timers::LazyTimer;
+use crate::os::listener;
+use crate::os::reactor::{Handle, Ready, SourceId};
+use crate::role::secondary::exchange::Exchange;
+use crate::role::secondary::{Key, Secondary, Timer};
+use crate::wire::client::TypeIndex;
+use crate::wire::tube::JobRef;
+
+/// So many connections may be undecided; then the oldest goes.
+const MAX_ARRIVALS: usize = 1024;
+
+/// A connection that has no job yet.
+pub struct Arrival {
+    stream: TcpStream,
+    id: Option<SourceId>,
+    kind: TypeIndex,
+    client: IpAddr,
+    waits: Waits,
+    /// Its peer will send nothing more.
+    closed: bool,
+    since: Moment,
+    timer: LazyTimer,
+}
+
+/// For what it waits.
+#[derive(Clone, Copy)]
+enum Waits {
+    /// For its first bytes, or silence.
+    Bytes(arrival::Arrival),
+    /// For a job that the principal was asked for on its behalf.
+    Job,
+}
+
+impl Arrival {
+    fn new(stream: TcpStream, kind: TypeIndex, client: IpAddr, waits: Waits, since: Moment) -> Self {
+        Self { stream, id: None, kind, client, waits, closed: false, since, timer: LazyTimer::default() }
+    }
+}
+
+impl Secondary {
+    /// A connection was accepted.
+    pub(super) fn admit(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        kind: TypeIndex,
+        stream: TcpStream,
+        peer: std::net::SocketAddr,
+    ) {
+        let (client, now) = (listener::client_address(peer), reactor.now());
+        if self.service.is_behind() {
+            // The doorbell may still be in the tube.
+            let _ = self.read_tube();
+        }
+        match self.service.welcome(kind, client, now) {
+            Welcome::Admitted(job) => self.begin(reactor, kind, stream, job),
+            Welcome::Undecided => {
+                let waits = Waits::Bytes(arrival::Arrival::new(now));
+                let key = self.add_arrival(reactor, Arrival::new(stream, kind, client, waits, now));
+                self.decide(reactor, key);
+            }
+            Welcome::Uninvited => self.uninvited(reactor, kind, stream, client),
+        }
+    }
+
+    fn begin(&mut self, reactor: &mut Handle<Key>, kind: TypeIndex, stream: TcpStream, job: JobRef) {
+        self.page.count_admitted();
+        let session = self.handlers.open(kind);
+        self.open_exchange(reactor, Exchange::new(stream, job, session, reactor.now()));
+    }
+
+    /// Nobody waits for it: it is let in only where everybody is.
+    fn uninvited(&mut self, reactor: &mut Handle<Key>, kind: TypeIndex, stream: TcpStream, client: IpAddr) {
+        if self.config.admission != Admission::Open {
+            self.reject(kind, client);
+            return;
+        }
+        let now = reactor.now();
+        self.service.ask_for_job(kind, client);
+        let key = self.add_arrival(reactor, Arrival::new(stream, kind, client, Waits::Job, now));
+        let until = now + self.config.queue_within;
+        self.arrivals[key].timer.arm(&mut self.timers, until, Timer::Arrival(key));
+    }
+
+    fn reject(&mut self, kind: TypeIndex, client: IpAddr) {
+        self.page.count_rejected();
+        log::debug!("rejected {client}: no job of \"{}\" waits for it", self.config.request[kind].name);
+    }
+
+    fn add_arrival(&mut self, reactor: &mut Handle<Key>, arrival: Arrival) -> usize {
+        if self.arrivals.len() >= MAX_ARRIVALS
+            && let Some((oldest, _)) = self.arrivals.iter().min_by_key(|(_, arrival)| arrival.since)
+        {
+            self.dismiss(reactor, oldest);
+        }
+        self.arrivals.insert(arrival)
+    }
+
+    /// Something came on an undecided connection.
+    pub(super) fn on_arrival(&mut self, reactor: &mut Handle<Key>, key: usize, ready: Ready) {
+        if let Some(arrival) = self.arrivals.get_mut(key) {
+            arrival.closed |= ready.read_closed;
+            self.decide(reactor, key);
+        }
+    }
+
+    pub(super) fn on_arrival_timer(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let Some(arrival) = self.arrivals.get_mut(key) else {
+            return;
+        };
+        arrival.timer.fired();
+        match arrival.waits {
+            Waits::Bytes(_) => self.decide(reactor, key),
+            Waits::Job if arrival.since + self.config.queue_within <= reactor.now() => {
+                self.dismiss(reactor, key);
+            }
+            Waits::Job => {}
+        }
+    }
+
+    fn decide(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let now = reactor.now();
+        let Arrival { stream, kind, client, waits, closed, .. } = &mut self.arrivals[key];
+        let (kind, client, closed) = (*kind, *client, *closed);
+        let Waits::Bytes(undecided) = waits else {
+            return;
+        };
+        let mut bytes = [0; DECIDING_BYTES];
+        let Ok((length, ended)) = peek(stream, &mut bytes) else {
+            self.dismiss(reactor, key);
+            return;
+        };
+        let verdict = undecided.judge(now, &bytes[..length], ended || closed, self.config.claim_within);
+        let job = match verdict {
+            Verdict::Wait(until) => {
+                self.wait_for_bytes(reactor, key, until);
+                return;
+            }
+            Verdict::Plain => self.service.claim_plain(kind, client, now),
+            Verdict::Tracked { jeton, .. } => self.service.claim_tracked(kind, jeton, now),
+            Verdict::Wrong => None,
+        };
+        match (job, verdict) {
+            (Some(job), Verdict::Tracked { line_bytes, .. }) => {
+                let taken = self.arrivals[key].stream.read_exact(&mut bytes[..line_bytes]);
+                if taken.is_ok() {
+                    self.seat(reactor, key, job);
+                } else {
+                    self.service.handle_end(job, End::Failed(Reason::ConnectionLost));
+                    self.dismiss(reactor, key);
+                }
+            }
+            (Some(job), _) => self.seat(reactor, key, job),
+            (None, Verdict::Plain) if self.config.admission == Admission::Open => {
+                let stream = self.leave(reactor, key);
+                self.uninvited(reactor, kind, stream, client);
+            }
+            (None, _) => self.dismiss(reactor, key),
+        }
+    }
+
+    fn wait_for_bytes(&mut self, reactor: &mut Handle<Key>, key: usize, until: Moment) {
+        let arrival = &mut self.arrivals[key];
+        if arrival.id.is_none() {
+            match reactor.register(&mut arrival.stream, Key::Arrival(key), Interest::READABLE) {
+                Ok(id) => arrival.id = Some(id),
+                Err(error) => {
+                    log::warn!("cannot watch a data connection: {error}");
+                    self.dismiss(reactor, key);
+                    return;
+                }
+            }
+        }
+        arrival.timer.arm(&mut self.timers, until, Timer::Arrival(key));
+    }
+
+    /// Jobs were announced: some may be those that were asked for.
+    pub(super) fn seat_uninvited(&mut self, reactor: &mut Handle<Key>) {
+        if self.config.admission != Admission::Open {
+            return;
+        }
+        let waiting = self.arrivals.iter().filter(|(_, arrival)| matches!(arrival.waits, Waits::Job));
+        let mut waiting: Vec<(Moment, usize)> = waiting.map(|(key, arrival)| (arrival.since, key)).collect();
+        waiting.sort_unstable();
+        for (_, key) in waiting {
+            let Arrival { kind, client, .. } = self.arrivals[key];
+            if let Some(job) = self.service.claim_plain(kind, client, reactor.now()) {
+                self.seat(reactor, key, job);
+            }
+        }
+    }
+
+    fn seat(&mut self, reactor: &mut Handle<Key>, key: usize, job: JobRef) {
+        let kind = self.arrivals[key].kind;
+        let stream = self.leave(reactor, key);
+        self.begin(reactor, kind, stream, job);
+    }
+
+    /// Closes a connection that nobody waits for.
+    fn dismiss(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let Arrival { kind, client, .. } = self.arrivals[key];
+        drop(self.leave(reactor, key));
+        self.reject(kind, client);
+    }
+
+    fn leave(&mut self, reactor: &mut Handle<Key>, key: usize) -> TcpStream {
+        let Arrival { mut stream, id, mut timer, .. } = self.arrivals.remove(key);
+        timer.cancel(&mut self.timers);
+        if let Some(id) = id {
+            reactor.deregister(&mut stream, id);
+        }
+        stream
+    }
+}
+
+/// The first bytes that stand in a connection, left there; and whether nothing more will come
+/// after them, as far as that shows: an end shows behind bytes only once they are taken.
+fn peek(stream: &TcpStream, bytes: &mut [u8]) -> io::Result<(usize, bool)> {
+    loop {
+        match stream.peek(bytes) {
+            Ok(0) => return Ok((0, true)),
+            Ok(length) => return Ok((length, false)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((0, false)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
