@@ -78,6 +78,8 @@ pub struct Config {
     pub claim_within: Duration,
     /// Control connections at once; more wait in the backlog.
     pub max_clients: usize,
+    /// The same from one address (IPv6: from one /64); 0 for no limit.
+    pub max_clients_per_address: usize,
     /// Jobs claimed or waiting, per secondary.
     pub max_jobs: u32,
     /// How long a request waits while no secondary can take it.
@@ -227,6 +229,7 @@ impl Default for Config {
             admission: Admission::Address,
             claim_within: Duration::from_secs(5),
             max_clients: 15_000,
+            max_clients_per_address: 0,
             max_jobs: 1024,
             queue_within: Duration::from_secs(1),
             client_idle: Duration::from_secs(60),
@@ -326,6 +329,7 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
         "claim_within" | "queue_within" | "client_idle" | "period" | "suspect_after" | "kill_after"
         | "start_within" | "grace" | "delay" => "; a time is written \"250ms\", \"10s\"",
         "secondaries" => "; a whole number from 1 to 1024 is wanted",
+        "max_clients_per_address" => "; a whole number is wanted, 0 for no limit",
         "max_clients" | "max_jobs" => "; a whole number above 0 is wanted",
         "data_ports" => "; a range such as \"2223-2999\" is wanted",
         "runtime_dir" => "; a path such as \"/run/osps\" is wanted",

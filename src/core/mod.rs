@@ -9,6 +9,7 @@
 pub mod admission;
 pub mod arrival;
 pub mod conversation;
+pub mod crowd;
 pub mod dispatch;
 pub mod following;
 pub mod job;
@@ -22,3 +23,4 @@ pub mod slots;
 pub mod supervision;
 pub mod timers;
 pub mod tree;
+pub mod turns;

@@ -6,6 +6,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use nix::sys::signal::Signal;
 use rustix::process::Resource;
 
+use osps::core::following::MAX_UNCLAIMED;
+
 use crate::common::{REQUESTS, System, connect, eventually, job, read_to_end, request, say};
 use crate::limits::take;
 use crate::{LONG, PATIENT, ends_well, lines, patient, replaced};
@@ -53,16 +55,22 @@ fn a_secondary_that_gets_no_more_memory_dies_with_its_own_jobs_only() {
 
 #[test]
 fn a_secondary_that_did_not_listen_to_thousands_of_doorbells_serves_them_all() {
-    const JOBS: usize = 8000;
+    const JOBS: usize = 125 * MAX_UNCLAIMED as usize;
     let system =
         System::start(&format!("secondaries = 1\nmax_jobs = 10000\n{LONG}"), &format!("{PATIENT}{REQUESTS}"));
-    let (mut control, ip) = (system.connect(), system.address().ip());
+    let address = system.address();
     let (principal, secondary) = (system.pid(0), system.pid(1));
     system.signal(secondary, Signal::SIGSTOP);
-    let port = SocketAddr::new(ip, job(&mut control, "echo"));
-    for _ in 1..JOBS {
-        assert_eq!(job(&mut control, "echo"), port.port());
+    // A connection gets so many jobs that nobody has come for.
+    let unclaimed = MAX_UNCLAIMED as usize;
+    let mut ports = Vec::new();
+    for _ in 0..JOBS / unclaimed {
+        let mut control = connect(address);
+        ports.extend((0..unclaimed).map(|_| job(&mut control, "echo")));
     }
+    ports.dedup();
+    assert_eq!(ports.len(), 1, "there is one secondary");
+    let port = SocketAddr::new(address.ip(), ports[0]);
     system.signal(secondary, Signal::SIGCONT);
     let serve = |jobs: usize| {
         for _ in 0..jobs {

@@ -9,11 +9,13 @@ use mio::Interest;
 use mio::net::TcpStream;
 
 use crate::core::conversation::Conversation;
+use crate::core::crowd::Network;
 use crate::core::dispatch::NoSlot;
 use crate::core::following::News;
 use crate::core::job::{ClientId, Job, JobNumber};
 use crate::core::moment::Moment;
 use crate::core::timers::{LazyTimer, TimerId};
+use crate::core::turns::Turns;
 use crate::os::random;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, write_some};
@@ -34,7 +36,9 @@ pub struct Client {
     /// Tells it from those who were in its place before.
     serial: u32,
     id: Option<SourceId>,
-    address: IpAddr,
+    pub address: IpAddr,
+    /// It has one of the places; else it is only told that it has none.
+    pub counts: bool,
     conversation: Conversation,
     /// The kernel may hold input that was not read, because none was wanted.
     unread: Unread,
@@ -44,22 +48,29 @@ pub struct Client {
     waits: Option<(Request, Moment)>,
 }
 
-/// Clients that wait for a secondary, in the order in which they came. Who has gone or
-/// was answered meanwhile is passed over.
+/// Clients that wait for a secondary: served in turn by address, refused in the order in which
+/// they came. Who has gone or was answered meanwhile is passed over.
 #[derive(Default)]
 pub struct Waiting {
-    clients: VecDeque<(usize, Moment)>,
+    turns: Turns<(usize, Moment)>,
+    deadlines: VecDeque<(Network, usize, Moment)>,
     timer: Option<TimerId>,
 }
 
 impl Waiting {
     /// Takes out everybody.
     pub fn drain(&mut self) -> Vec<usize> {
-        self.clients.drain(..).map(|(key, _)| key).collect()
+        self.deadlines.clear();
+        self.turns.drain().into_iter().map(|(key, _)| key).collect()
     }
 }
 
 impl Client {
+    /// Since when it could be closed without breaking a promise.
+    pub fn idle_since(&self) -> Option<Moment> {
+        self.conversation.idle_since().filter(|_| !self.unread.is_likely())
+    }
+
     /// Reads once.
     fn read(&mut self, now: Moment) -> io::Result<()> {
         let mut buffer = [0; READ_BYTES];
@@ -81,14 +92,22 @@ impl Client {
 }
 
 impl Principal {
-    pub(super) fn open_client(&mut self, reactor: &mut Handle<Key>, stream: TcpStream, address: IpAddr) {
+    pub(super) fn open_client(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        stream: TcpStream,
+        address: IpAddr,
+        conversation: Conversation,
+        counts: bool,
+    ) {
         self.last_serial = self.last_serial.wrapping_add(1);
         let key = self.clients.insert(Client {
             stream,
             serial: self.last_serial,
             id: None,
             address,
-            conversation: Conversation::new(reactor.now()),
+            counts,
+            conversation,
             unread: Unread::default(),
             timer: LazyTimer::default(),
             dirty: false,
@@ -99,6 +118,7 @@ impl Principal {
         match reactor.register(&mut client.stream, Key::Client(key), interest) {
             Ok(id) => {
                 client.id = Some(id);
+                self.touch(key);
                 self.arm(key);
             }
             Err(error) => {
@@ -117,6 +137,7 @@ impl Principal {
             && client.conversation.wants_input()
             && client.read(reactor.now()).is_err()
         {
+            self.connections.broken += 1;
             self.close_client(reactor, key);
             return Progress::Drained;
         }
@@ -137,6 +158,7 @@ impl Principal {
         };
         client.timer.fired();
         if client.conversation.handle_timeout(reactor.now(), &self.types, self.config.client_idle) {
+            self.connections.idle += 1;
             self.close_client(reactor, key);
             return;
         }
@@ -226,7 +248,9 @@ impl Principal {
     fn wait(&mut self, reactor: &mut Handle<Key>, key: usize, request: Request) {
         let until = reactor.now() + self.config.queue_within;
         self.clients[key].waits = Some((request, until));
-        self.waiting.clients.push_back((key, until));
+        let network = Network::from(self.clients[key].address);
+        self.waiting.turns.push(network, (key, until));
+        self.waiting.deadlines.push_back((network, key, until));
         if self.waiting.timer.is_none() {
             self.waiting.timer = Some(self.timers.arm(until, Timer::Waiting));
         }
@@ -234,7 +258,7 @@ impl Principal {
 
     /// Answers those who wait, as far as secondaries can take their jobs.
     pub(super) fn serve_waiting(&mut self, reactor: &mut Handle<Key>) {
-        while let Some(&(key, until)) = self.waiting.clients.front() {
+        while let Some(&(key, until)) = self.waiting.turns.peek() {
             if let Some(request) = self.waits(key, until) {
                 self.clients[key].waits = None;
                 if !self.answer(reactor, key, request) {
@@ -243,7 +267,7 @@ impl Principal {
                 }
                 self.resume(reactor, key);
             }
-            self.waiting.clients.pop_front();
+            self.waiting.turns.pop();
         }
     }
 
@@ -251,12 +275,13 @@ impl Principal {
     pub(super) fn refuse_the_tired(&mut self, reactor: &mut Handle<Key>) {
         self.waiting.timer = None;
         self.serve_waiting(reactor);
-        while let Some(&(key, until)) = self.waiting.clients.front() {
+        while let Some(&(network, key, until)) = self.waiting.deadlines.front() {
             if until > reactor.now() {
                 self.waiting.timer = Some(self.timers.arm(until, Timer::Waiting));
                 return;
             }
-            self.waiting.clients.pop_front();
+            self.waiting.deadlines.pop_front();
+            self.waiting.turns.drop_while(network, |&(_, its_until)| its_until <= until);
             if self.waits(key, until).is_some() {
                 let why = match self.core.dispatch().find() {
                     Err(NoSlot::NoneReady) => Refusal::NoneReady,
@@ -311,7 +336,10 @@ impl Principal {
             let before = client.conversation.output().len();
             let written = client.write();
             match written {
-                Err(_) => self.close_client(reactor, key),
+                Err(_) => {
+                    self.connections.broken += 1;
+                    self.close_client(reactor, key);
+                }
                 Ok(true) if client.conversation.is_over() => self.close_client(reactor, key),
                 Ok(true) if before > 0 => {
                     // There is room again for what may have been held back.
@@ -327,15 +355,17 @@ impl Principal {
         self.dirty = dirty;
     }
 
-    fn close_client(&mut self, reactor: &mut Handle<Key>, key: usize) {
+    pub(super) fn close_client(&mut self, reactor: &mut Handle<Key>, key: usize) {
         let mut client = self.clients.remove(key);
         client.timer.cancel(&mut self.timers);
         if let Some(id) = client.id {
             reactor.deregister(&mut client.stream, id);
         }
         self.page().count_refused(client.conversation.take_refused());
-        if self.accept_paused {
-            self.accept_again(reactor);
+        let Client { stream, address, counts, .. } = client;
+        drop(stream);
+        if counts {
+            self.departed(reactor, address);
         }
     }
 

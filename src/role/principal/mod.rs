@@ -5,6 +5,7 @@
 //! told, then the clients are answered (*told before answered*).
 
 mod clients;
+mod crowd;
 mod obituaries;
 mod servers;
 mod slot;
@@ -20,6 +21,7 @@ use signal_hook::consts::{SIGTERM, SIGUSR1};
 use slab::Slab;
 
 use crate::config::Config;
+use crate::core::crowd::Crowd;
 use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
@@ -36,13 +38,14 @@ use crate::os::rundir::Rundir;
 use crate::page::Access;
 use crate::page::books::Books;
 use crate::page::obituary::Obituary;
-use crate::page::principal::PrincipalPage;
+use crate::page::principal::{Connections, PrincipalPage};
 use crate::role::launch::{self, Launched, Sheet};
 use crate::role::liveness::Liveness;
 use crate::wire::client::Types;
 use crate::wire::order::Order;
 
 use clients::{Client, Waiting};
+use crowd::Parked;
 use slot::Slot;
 
 /// What the reactor gives back with an event. Slots are counted from 0 in here.
@@ -86,8 +89,13 @@ struct Principal {
     /// To hand to secondaries.
     watchdog_page: File,
     listener: Option<(TcpListener, SourceId)>,
-    /// `max_clients` are connected: accepting goes on when one leaves.
+    /// Who is heard, and who waits to be.
+    crowd: Crowd<Parked>,
+    /// Nobody more can be taken in: accepting goes on when one leaves.
     accept_paused: bool,
+    /// Control connections, counted; and as the page has it.
+    connections: Connections,
+    told_connections: Connections,
     accept_timer_armed: bool,
     descriptors_ran_out: Recurrence,
     clients: Slab<Client>,
@@ -158,6 +166,9 @@ impl Principal {
             claim_within: config.claim_within,
             grace: config.watchdog.grace,
         };
+        // The books go on counting where a predecessor stopped.
+        let connections = Connections { connected: 0, parked: 0, ..books.page().connections() };
+        let crowd = Crowd::new(config.max_clients, config.max_clients_per_address);
         let mut principal = Self {
             types: Types::new(config.request.iter().map(|request| request.name.as_str())),
             core: Slots::new(books, slots.len(), settings, u64::from(std::process::id())),
@@ -168,7 +179,10 @@ impl Principal {
             watchdog_page,
             _channel: channel,
             listener: Some((listener, id)),
+            crowd,
             accept_paused: false,
+            connections,
+            told_connections: connections,
             accept_timer_armed: false,
             descriptors_ran_out: Recurrence::default(),
             clients: Slab::new(),
@@ -194,16 +208,21 @@ impl Principal {
     }
 
     fn accept(&mut self, reactor: &mut Handle<Key>) -> Progress {
+        let mut evicted = 0;
         for _ in 0..clients::ACCEPTS_PER_TURN {
             let Some((listener, _)) = &self.listener else {
                 return Progress::Drained;
             };
-            if self.clients.len() >= self.config.max_clients {
+            if !self.crowd.may_accept() {
                 self.accept_paused = true;
                 return Progress::Drained;
             }
             match listener.accept() {
-                Ok((stream, peer)) => self.open_client(reactor, stream, listener::client_address(peer)),
+                Ok((stream, peer)) => {
+                    let address = listener::client_address(peer);
+                    let may_evict = evicted < crowd::EVICTIONS_PER_TURN;
+                    evicted += usize::from(self.receive(reactor, stream, address, may_evict));
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Progress::Drained,
                 Err(error) if listener::is_connection_error(&error) => {}
                 Err(error) => {
@@ -332,5 +351,6 @@ impl Role for Principal {
         self.carry_out(reactor);
         self.flush_tubes(reactor);
         self.answer_clients(reactor);
+        self.tell_connections();
     }
 }

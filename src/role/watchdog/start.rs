@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use slab::Slab;
 
 use crate::config::{Config, DataPorts};
+use crate::core::crowd::parking_places;
 use crate::core::moment::Moment;
 use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
@@ -321,13 +322,14 @@ fn fit_descriptor_limit(config: &mut Config) -> Result<(), Failure> {
         );
         return Err(Failure::new(Code::Unavailable, message));
     }
-    let room = limit - principal;
-    if config.max_clients as u64 > room {
+    let room = usize::try_from(limit - principal).unwrap_or(usize::MAX);
+    if config.max_clients.saturating_add(parking_places(config.max_clients)) > room {
+        let fitting = room - parking_places(room).min(room / 2);
         log::warn!(
-            "max_clients = {} is lowered to {room}: the limit of open descriptors is {limit}",
+            "max_clients = {} is lowered to {fitting}: the limit of open descriptors is {limit}",
             config.max_clients
         );
-        config.max_clients = usize::try_from(room).unwrap_or(usize::MAX);
+        config.max_clients = fitting;
     }
     Ok(())
 }

@@ -1,0 +1,107 @@
+//! A queue that serves addresses in turn: whoever asks a thousand times waits behind himself,
+//! not before others.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::core::crowd::Network;
+
+/// Items in the order in which they came, by network; networks in the order of their turns.
+#[derive(Debug)]
+pub struct Turns<T> {
+    queues: HashMap<Network, VecDeque<T>>,
+    order: VecDeque<Network>,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self { queues: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<T> Turns<T> {
+    /// Queues an item.
+    pub fn push(&mut self, network: Network, item: T) {
+        let queue = self.queues.entry(network).or_default();
+        if queue.is_empty() {
+            self.order.push_back(network);
+        }
+        queue.push_back(item);
+    }
+
+    /// The item whose turn it is.
+    #[must_use]
+    pub fn peek(&self) -> Option<&T> {
+        self.queues.get(self.order.front()?)?.front()
+    }
+
+    /// Takes the item whose turn it is; then it is the next network's turn.
+    pub fn pop(&mut self) -> Option<T> {
+        let network = self.order.pop_front()?;
+        let queue = self.queues.get_mut(&network)?;
+        let item = queue.pop_front();
+        if queue.is_empty() {
+            self.queues.remove(&network);
+        } else {
+            self.order.push_back(network);
+        }
+        item
+    }
+
+    /// Drops the oldest items of a network as long as they are to go.
+    pub fn drop_while(&mut self, network: Network, goes: impl Fn(&T) -> bool) {
+        let Some(queue) = self.queues.get_mut(&network) else {
+            return;
+        };
+        while queue.front().is_some_and(&goes) {
+            queue.pop_front();
+        }
+        if queue.is_empty() {
+            self.queues.remove(&network);
+            self.order.retain(|&other| other != network);
+        }
+    }
+
+    /// Takes everything.
+    pub fn drain(&mut self) -> Vec<T> {
+        std::iter::from_fn(|| self.pop()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::IpAddr;
+
+    fn network(last: u8) -> Network {
+        IpAddr::from([127, 0, 0, last]).into()
+    }
+
+    #[test]
+    fn networks_take_turns_and_each_is_served_in_its_own_order() {
+        let mut turns = Turns::default();
+        for item in ["a1", "a2", "a3"] {
+            turns.push(network(1), item);
+        }
+        turns.push(network(2), "b1");
+        turns.push(network(3), "c1");
+        turns.push(network(2), "b2");
+        assert_eq!(turns.peek(), Some(&"a1"));
+        assert_eq!(turns.drain(), ["a1", "b1", "c1", "a2", "b2", "a3"]);
+        assert_eq!(turns.peek(), None);
+    }
+
+    #[test]
+    fn who_has_waited_too_long_leaves_the_others_in_their_places() {
+        let mut turns = Turns::default();
+        for item in 1..=3 {
+            turns.push(network(1), item);
+        }
+        turns.push(network(2), 9);
+        turns.drop_while(network(1), |&item| item < 3);
+        turns.drop_while(network(3), |_| true);
+        assert_eq!(turns.peek(), Some(&3));
+        turns.drop_while(network(1), |_| true);
+        assert_eq!(turns.drain(), [9]);
+        assert!(turns.queues.is_empty() && turns.order.is_empty());
+    }
+}
