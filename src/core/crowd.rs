@@ -46,6 +46,7 @@ pub struct Crowd<T> {
     max_clients: usize,
     /// Zero for no limit.
     max_per_network: usize,
+    parking_places: usize,
     connected: usize,
     by_network: HashMap<Network, usize>,
     /// Oldest first.
@@ -53,20 +54,15 @@ pub struct Crowd<T> {
     parked_by_network: HashMap<Network, usize>,
 }
 
-/// How many connections are accepted beyond `max_clients`, to see who comes; the rest stay in
-/// the backlog.
-#[must_use]
-pub fn parking_places(max_clients: usize) -> usize {
-    (max_clients / 8).clamp(16, 1024)
-}
-
 impl<T> Crowd<T> {
-    /// Nobody is here.
+    /// Nobody is here. `parking_places`: how many may be accepted beyond `max_clients`, to see
+    /// who comes.
     #[must_use]
-    pub fn new(max_clients: usize, max_per_network: usize) -> Self {
+    pub fn new(max_clients: usize, max_per_network: usize, parking_places: usize) -> Self {
         Self {
             max_clients,
             max_per_network,
+            parking_places,
             connected: 0,
             by_network: HashMap::new(),
             parked: VecDeque::new(),
@@ -145,7 +141,7 @@ impl<T> Crowd<T> {
     }
 
     fn has_parking_place(&self) -> bool {
-        self.parked.len() < parking_places(self.max_clients)
+        self.parked.len() < self.parking_places
     }
 
     fn unpark_of_greediest(&mut self) -> Option<T> {
@@ -199,7 +195,7 @@ mod tests {
 
     #[test]
     fn an_address_has_its_limit() {
-        let mut crowd: Crowd<()> = Crowd::new(10, 2);
+        let mut crowd: Crowd<()> = Crowd::new(10, 2, 0);
         for _ in 0..2 {
             assert_eq!(crowd.handle_arrival(network(1)), Entrance::Heard);
         }
@@ -211,7 +207,7 @@ mod tests {
 
     #[test]
     fn when_all_places_are_taken_the_greediest_gives_way_and_whoever_has_fewest_comes_first() {
-        let mut crowd = Crowd::new(4, 0);
+        let mut crowd = Crowd::new(4, 0, 9);
         for _ in 0..4 {
             assert_eq!(crowd.handle_arrival(network(1)), Entrance::Heard);
         }
@@ -228,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_crowd_of_one_address_waits_in_the_backlog_but_not_in_front_of_others() {
-        let mut crowd = Crowd::new(1, 0);
+        let mut crowd = Crowd::new(1, 0, 16);
         assert_eq!(crowd.handle_arrival(network(1)), Entrance::Heard);
         for number in 0..16 {
             assert!(crowd.may_accept());
@@ -245,7 +241,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_counts_are_right(steps in prop::collection::vec((0u8..4, 0u8..3), 0..300)) {
-            let mut crowd = Crowd::new(5, 3);
+            let mut crowd = Crowd::new(5, 3, 4);
             let mut heard: Vec<Network> = Vec::new();
             let mut parked = 0;
             for (who, what) in steps {

@@ -49,6 +49,8 @@ pub struct Sheet {
     pub parent: u32,
     /// Ports: first index slot minus 1, second the request type.
     pub ports: Vec<Vec<u16>>,
+    /// Connections beyond `max_clients` that the principal may accept.
+    pub parking_places: usize,
 }
 
 impl Sheet {

@@ -326,33 +326,38 @@ impl Principal {
 
     /// The end of a turn: sends the answers. The secondaries were told before.
     pub(super) fn answer_clients(&mut self, reactor: &mut Handle<Key>) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for key in dirty.drain(..) {
-            let Some(client) = self.clients.get_mut(key).filter(|client| client.dirty) else {
-                continue;
-            };
-            client.dirty = false;
-            self.core.books().page().count_refused(client.conversation.take_refused());
-            let before = client.conversation.output().len();
-            let written = client.write();
-            match written {
-                Err(_) => {
-                    self.connections.broken += 1;
-                    self.close_client(reactor, key);
-                }
-                Ok(true) if client.conversation.is_over() => self.close_client(reactor, key),
-                Ok(true) if before > 0 => {
-                    // There is room again for what may have been held back.
-                    let held_back = client.unread.is_likely() || client.conversation.has_input();
-                    if held_back && let Some(id) = client.id {
-                        reactor.again(id, Ready::default());
-                    }
-                    self.arm(key);
-                }
-                Ok(_) => {}
+        // A connection that closes may let another be heard, which is to be answered, too.
+        let mut next = 0;
+        while let Some(&key) = self.dirty.get(next) {
+            next += 1;
+            if let Some(client) = self.clients.get_mut(key).filter(|client| client.dirty) {
+                client.dirty = false;
+                self.send_answers(reactor, key);
             }
         }
-        self.dirty = dirty;
+        self.dirty.clear();
+    }
+
+    fn send_answers(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let client = &mut self.clients[key];
+        self.core.books().page().count_refused(client.conversation.take_refused());
+        let before = client.conversation.output().len();
+        match client.write() {
+            Err(_) => {
+                self.connections.broken += 1;
+                self.close_client(reactor, key);
+            }
+            Ok(true) if client.conversation.is_over() => self.close_client(reactor, key),
+            Ok(true) if before > 0 => {
+                // There is room again for what may have been held back.
+                let held_back = client.unread.is_likely() || client.conversation.has_input();
+                if held_back && let Some(id) = client.id {
+                    reactor.again(id, Ready::default());
+                }
+                self.arm(key);
+            }
+            Ok(_) => {}
+        }
     }
 
     pub(super) fn close_client(&mut self, reactor: &mut Handle<Key>, key: usize) {

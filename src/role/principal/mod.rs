@@ -168,7 +168,7 @@ impl Principal {
         };
         // The books go on counting where a predecessor stopped.
         let connections = Connections { connected: 0, parked: 0, ..books.page().connections() };
-        let crowd = Crowd::new(config.max_clients, config.max_clients_per_address);
+        let crowd = Crowd::new(config.max_clients, config.max_clients_per_address, sheet.parking_places);
         let mut principal = Self {
             types: Types::new(config.request.iter().map(|request| request.name.as_str())),
             core: Slots::new(books, slots.len(), settings, u64::from(std::process::id())),

@@ -78,6 +78,8 @@ struct Watchdog {
     listeners: Vec<TcpListener>,
     /// Ports: first index slot minus 1, second the request type.
     ports: Vec<Vec<u16>>,
+    /// Connections beyond `max_clients` that a principal may accept.
+    parking_places: usize,
     tree: Tree,
     processes: Vec<Process>,
     /// Secondaries that have ended and that their principal is to reap, the last first.

@@ -277,6 +277,7 @@ impl Watchdog {
             watchdog: std::process::id(),
             parent: std::process::id(),
             ports: self.ports.clone(),
+            parking_places: self.parking_places,
         };
         let heirlooms = &self.heirlooms;
         let mut inheritance = vec![

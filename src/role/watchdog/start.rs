@@ -9,7 +9,6 @@ use rustix::process::Signal;
 use slab::Slab;
 
 use crate::config::{Config, DataPorts};
-use crate::core::crowd::parking_places;
 use crate::core::moment::Moment;
 use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
@@ -36,6 +35,8 @@ const BIND_WITHIN: Duration = Duration::from_secs(2);
 /// Descriptors that a watchdog or principal needs for itself, and for each slot.
 const SPARE_DESCRIPTORS: u64 = 32;
 const DESCRIPTORS_PER_SLOT: u64 = 9;
+/// One address has no more ports than that: its connections cannot hide who else comes.
+const MAX_PARKED: usize = 1 << 16;
 /// With room for fewer clients than this, a principal had better not start.
 const FEWEST_CLIENTS: u64 = 16;
 
@@ -44,10 +45,10 @@ impl Watchdog {
     pub(super) fn start(mut config: Config, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
         let rundir = Rundir::prepare(&config.runtime_dir).map_err(rundir_failure)?;
         let lock = take_lock(&rundir)?;
-        fit_descriptor_limit(&mut config)?;
+        let parking_places = fit_descriptor_limit(&mut config)?;
         let after_crash = clean_up(&rundir)?;
         let bound = Self::bind(&config, after_crash)
-            .and_then(|listeners| Self::set_up(config, &rundir, lock, listeners, reactor));
+            .and_then(|listeners| Self::set_up((config, parking_places), &rundir, lock, listeners, reactor));
         bound.inspect_err(|_| {
             // What was created so far is of no use to anybody.
             let _ = rundir.clean();
@@ -55,7 +56,7 @@ impl Watchdog {
     }
 
     fn set_up(
-        config: Config,
+        (config, parking_places): (Config, usize),
         rundir: &Rundir,
         lock: Lock,
         (listeners, ports): (Vec<TcpListener>, Vec<Vec<u16>>),
@@ -88,6 +89,7 @@ impl Watchdog {
             heirlooms,
             listeners,
             ports,
+            parking_places,
             tree,
             processes: Vec::new(),
             departed: VecDeque::new(),
@@ -305,8 +307,9 @@ fn create_pages(
 }
 
 /// Raises the descriptor limit, lowers `max_clients` where it does not suffice for all of
-/// them, and refuses to start where it does not even suffice for the servers.
-fn fit_descriptor_limit(config: &mut Config) -> Result<(), Failure> {
+/// them, and refuses to start where it does not even suffice for the servers. Returns how many
+/// connections beyond `max_clients` a principal may accept.
+fn fit_descriptor_limit(config: &mut Config) -> Result<usize, Failure> {
     let limit = process::raise_descriptor_limit();
     let slots = u64::from(config.secondaries);
     let types = config.request.len() as u64;
@@ -323,15 +326,16 @@ fn fit_descriptor_limit(config: &mut Config) -> Result<(), Failure> {
         return Err(Failure::new(Code::Unavailable, message));
     }
     let room = usize::try_from(limit - principal).unwrap_or(usize::MAX);
-    if config.max_clients.saturating_add(parking_places(config.max_clients)) > room {
-        let fitting = room - parking_places(room).min(room / 2);
+    // Some places are left to see who comes when all others are taken.
+    let fitting = room - room / 16;
+    if config.max_clients > fitting {
         log::warn!(
             "max_clients = {} is lowered to {fitting}: the limit of open descriptors is {limit}",
             config.max_clients
         );
         config.max_clients = fitting;
     }
-    Ok(())
+    Ok((room - config.max_clients).min(MAX_PARKED))
 }
 
 fn seed(now: Moment, pid: u32) -> u64 {

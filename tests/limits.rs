@@ -1,0 +1,186 @@
+//! Many clients at once: who is heard, who waits, and who goes. An address that has more than
+//! its share makes room for others.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+
+use common::{PATIENCE, REQUESTS, System, ask, connect, eventually, job, read_to_end, recv, say};
+use rustix::net::{AddressFamily, SocketType, bind, socket};
+
+const HOG: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// A connection from one of the loopback addresses.
+fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::new(IpAddr::V4(from), 0)).unwrap();
+    rustix::net::connect(&socket, &to).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Whether a control connection is heard now.
+fn is_heard(control: &mut TcpStream) -> bool {
+    control.set_nonblocking(true).unwrap();
+    let mut byte = [0];
+    let heard = matches!(control.peek(&mut byte), Ok(1));
+    control.set_nonblocking(false).unwrap();
+    heard
+}
+
+fn count(system: &System, what: &str) -> u64 {
+    system.status()["clients"][what].as_u64().unwrap()
+}
+
+#[test]
+fn who_has_most_makes_room_for_others_but_not_for_himself() {
+    let system = System::start("secondaries = 1\nmax_clients = 20", REQUESTS);
+    let address = system.address();
+    let mut hog: Vec<TcpStream> = (0..40).map(|_| connect_from(HOG, address)).collect();
+    for control in &mut hog {
+        control.write_all(b"echo\n").unwrap();
+    }
+    system.until("the hog takes all places", |status| {
+        status["clients"]["connected"] == 20 && status["clients"]["parked"] == 20
+    });
+    eventually("20 answers", || {
+        (hog.iter_mut().map(is_heard).filter(|&heard| heard).count() == 20).then_some(())
+    });
+    assert_eq!(count(&system, "evicted"), 0, "nobody goes for one of his own");
+    let mut other = connect_from(OTHER, address);
+    job(&mut other, "echo");
+    system.until("one has gone", |status| status["clients"]["evicted"].as_u64() >= Some(1));
+    let heard = hog.iter_mut().map(is_heard).filter(|&heard| heard).count();
+    assert_eq!(heard, 20, "those that were answered keep that");
+    drop(hog);
+    job(&mut other, "echo");
+}
+
+#[test]
+fn those_beyond_max_clients_wait_until_others_leave() {
+    let system = System::start("secondaries = 1\nmax_clients = 2", REQUESTS);
+    let address = system.address();
+    let mut waiting: Vec<TcpStream> = (0..30).map(|_| connect(address)).collect();
+    for control in &mut waiting {
+        control.write_all(b"echo").unwrap();
+    }
+    while !waiting.is_empty() {
+        let at = eventually("somebody is heard", || waiting.iter_mut().position(is_heard));
+        let mut control = waiting.remove(at);
+        assert!(recv(&mut control).parse::<u16>().is_ok());
+    }
+    assert_eq!(count(&system, "evicted"), 0);
+}
+
+#[test]
+fn an_address_may_have_a_limit_of_its_own() {
+    let system = System::start("secondaries = 1\nmax_clients_per_address = 2", REQUESTS);
+    let address = system.address();
+    let mut first: Vec<TcpStream> = (0..2).map(|_| connect_from(HOG, address)).collect();
+    for control in &mut first {
+        job(control, "echo");
+    }
+    let mut third = connect_from(HOG, address);
+    third.write_all(b"echo\n").unwrap();
+    assert_eq!(read_to_end(&mut third), "-1 busy: more than 2 connections from your address\n");
+    job(&mut connect_from(OTHER, address), "echo");
+    drop(first.pop());
+    eventually("a place is free", || {
+        let mut control = connect_from(HOG, address);
+        ask(&mut control, "echo").parse::<u16>().ok()
+    });
+    let status = system.status();
+    assert!(status["clients"]["turned_away"].as_u64() >= Some(1), "{status}");
+    assert!(status["refusals"]["busy"].as_u64() >= Some(1), "{status}");
+    assert_eq!(status["ledger"]["refused"], status["refusals"]["busy"]);
+}
+
+#[test]
+fn requests_that_wait_are_served_in_turn_by_address() {
+    let limits = "secondaries = 1\nmax_jobs = 1\nqueue_within = \"60s\"\nclaim_within = \"60s\"";
+    let system = System::start(limits, REQUESTS);
+    let address = system.address();
+    let port = job(&mut connect(address), "echo");
+    let data = |from| {
+        let mut data = connect_from(from, SocketAddr::new(address.ip(), port));
+        assert_eq!(say(&mut data, "x"), "x");
+        data
+    };
+    let mut held = data(HOG);
+    let mut waiting = Vec::new();
+    for number in 0..5 {
+        let mut control = connect_from(HOG, address);
+        control.write_all(b"echo\n").unwrap();
+        waiting.push((HOG, control));
+        system.until("it waits", |status| status["clients"]["accepted"] == 2 + number);
+    }
+    let mut other = connect_from(OTHER, address);
+    other.write_all(b"echo\n").unwrap();
+    waiting.push((OTHER, other));
+    system.until("it waits", |status| status["clients"]["accepted"] == 7);
+    let mut served = Vec::new();
+    while !waiting.is_empty() {
+        // Its end makes room for the next.
+        held.shutdown(Shutdown::Both).unwrap();
+        let at = eventually("the next", || waiting.iter_mut().position(|(_, control)| is_heard(control)));
+        let (from, _control) = waiting.remove(at);
+        served.push(from);
+        held = data(from);
+    }
+    assert!(served[..2].contains(&OTHER), "{served:?}");
+}
+
+#[test]
+fn a_connection_with_64_unclaimed_jobs_is_heard_again_when_some_are_claimed() {
+    let system = System::start("secondaries = 1\nclaim_within = \"60s\"", REQUESTS);
+    let address = system.address();
+    let mut control = BufReader::new(connect(address));
+    control.get_mut().write_all(&b"echo\n".repeat(70)).unwrap();
+    let mut next = || {
+        let mut line = String::new();
+        control.read_line(&mut line).unwrap();
+        line.trim_end().parse::<u16>().unwrap()
+    };
+    let ports: Vec<u16> = (0..64).map(|_| next()).collect();
+    assert_eq!(system.status()["ledger"]["accepted"], 64);
+    for port in &ports[..6] {
+        let mut data = connect(SocketAddr::new(address.ip(), *port));
+        assert_eq!(say(&mut data, "x"), "x");
+        next();
+    }
+    assert_eq!(system.status()["ledger"]["accepted"], 70);
+}
+
+#[test]
+fn where_all_are_let_in_whoever_comes_uninvited_is_in_the_books() {
+    let system = System::start("secondaries = 2\nadmission = \"open\"", REQUESTS);
+    let status = system.status();
+    let ip = system.address().ip();
+    for slot in [1, 2] {
+        let port = System::server(&status, slot)["ports"]["echo"].as_u64().unwrap();
+        for _ in 0..5 {
+            let mut data = connect(SocketAddr::new(ip, u16::try_from(port).unwrap()));
+            assert_eq!(say(&mut data, "x"), "x");
+        }
+    }
+    let status = system.books_are_exact();
+    assert_eq!(status["ledger"]["accepted"], 10);
+    assert_eq!(status["ledger"]["done"], 10);
+    assert_eq!(status["ledger"]["rejected"], 0);
+}
+
+#[test]
+fn where_all_are_let_in_the_address_does_not_matter() {
+    let system = System::start("secondaries = 1\nadmission = \"open\"", REQUESTS);
+    let address = system.address();
+    let port = job(&mut connect_from(HOG, address), "echo");
+    let mut data = connect_from(OTHER, SocketAddr::new(address.ip(), port));
+    assert_eq!(say(&mut data, "x"), "x");
+    drop(data);
+    let status = system.books_are_exact();
+    assert_eq!((&status["ledger"]["accepted"], &status["ledger"]["done"]), (&1.into(), &1.into()));
+}
