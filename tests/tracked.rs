@@ -56,15 +56,18 @@ impl Client {
 
     /// A tracked job: its port and jeton. A busy server is asked again.
     fn ask(&mut self) -> (SocketAddr, String) {
-        loop {
-            self.control.get_mut().write_all(b"suivi echo\n").unwrap();
-            let answer = std::iter::repeat_with(|| self.line()).flatten().next().unwrap();
-            if let Some((port, jeton)) = answer.split_once(' ').filter(|_| !answer.starts_with("-1")) {
-                let known = self.heard.insert(jeton.to_owned(), Heard::default());
-                assert_eq!(known, None, "a jeton came twice");
-                return (SocketAddr::new(self.address.ip(), port.parse().unwrap()), jeton.to_owned());
-            }
-        }
+        std::iter::repeat_with(|| self.try_ask()).find_map(Result::ok).unwrap()
+    }
+
+    /// As [`Client::ask`]; the answer, where it names no port.
+    fn try_ask(&mut self) -> Result<(SocketAddr, String), String> {
+        self.control.get_mut().write_all(b"suivi echo\n").unwrap();
+        let answer = std::iter::repeat_with(|| self.line()).flatten().next().unwrap();
+        let given = answer.split_once(' ').filter(|_| !answer.starts_with("-1"));
+        let (port, jeton) = given.ok_or(answer.clone())?;
+        let known = self.heard.insert(jeton.to_owned(), Heard::default());
+        assert_eq!(known, None, "a jeton came twice");
+        Ok((SocketAddr::new(self.address.ip(), port.parse().unwrap()), jeton.to_owned()))
     }
 
     /// Waits for the end of a job and returns it.
@@ -164,8 +167,8 @@ fn a_stop_tells_each_client_how_its_job_ended() {
     let (first, second) = (talk(&finished), talk(&cut));
     let watchdog = system.watchdog.id();
     system.signal(watchdog, Signal::SIGTERM);
-    client.control.get_mut().write_all(b"suivi echo\n").unwrap();
-    while client.line().is_none_or(|line| line != "-1 stopping") {}
+    // It is told a moment later.
+    while client.try_ask() != Err("-1 stopping".to_owned()) {}
     drop(first);
     assert_eq!(client.end(&finished), "done");
     assert_eq!(client.end(&cut), "stopping");

@@ -256,7 +256,10 @@ impl<B: Books> Slots<B> {
             slot.free.push(entry);
             self.change_open(index, |open| open.saturating_sub(1));
         }
-        if let Given { number, client: Some(client), claimed: was_claimed, .. } = given {
+        // Of a plain job a client hears no more once it was claimed.
+        if let Given { number, client: Some(client), claimed: was_claimed, .. } = given
+            && (word.tracked || !was_claimed)
+        {
             let end = match word.state {
                 State::Done => End::Done,
                 State::Expired => End::Expired,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::core::dispatch::NoSlot;
 use crate::core::job::{End, Garbage, Reason, State};
+use crate::wire::jeton::Jeton;
 use crate::wire::tube::JobRef;
 
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -84,7 +85,7 @@ impl Books for &PlainBooks {
         let number = self.accepted.get() + 1;
         self.accepted.set(number);
         self.tables[slot].jobs[entry as usize].set(Some(job));
-        self.tables[slot].overwrite(entry, Word::waiting(number));
+        self.tables[slot].overwrite(entry, Word::given(number, &job));
         number
     }
 
@@ -280,7 +281,8 @@ fn reports(slots: &mut Slots<&PlainBooks>) -> Vec<News> {
 fn one_job(books: &PlainBooks) -> (Slots<&PlainBooks>, JobRef) {
     let mut slots = serving(books);
     slots.handle_suspicion(at(2), 1, 1, true);
-    slots.give(job(at(2)), Some(ClientId { place: 7, serial: 1 })).unwrap();
+    let tracked = Job { jeton: Some(Jeton::from_bytes([5; 16])), ..job(at(2)) };
+    slots.give(tracked, Some(ClientId { place: 7, serial: 1 })).unwrap();
     assert_eq!(reports(&mut slots), []);
     let index = (0..2).find(|&entry| books.tables[0].state(entry).unwrap().number == 1).unwrap();
     (slots, JobRef { index, number: 1 })
@@ -335,6 +337,20 @@ fn a_client_is_told_of_the_death_of_its_secondary_whatever_that_had_noted() {
     books.tables[0].note_reason(job.index, Reason::ConnectionLost);
     slots.handle_exited(at(9), 0, 1, false);
     assert_eq!(reports(&mut slots), [News::Claimed, ended(End::Failed(Reason::SecondaryLost), true)]);
+}
+
+#[test]
+fn who_does_not_follow_his_job_hears_of_it_until_it_is_claimed() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    slots.handle_suspicion(at(2), 1, 1, true);
+    slots.give(job(at(2)), Some(ClientId { place: 7, serial: 1 })).unwrap();
+    let entry = (0..2).find(|&entry| books.tables[0].state(entry).unwrap().number == 1).unwrap();
+    claim(&books, 0, entry, 1);
+    let done = books.tables[0].state(entry).unwrap().in_state(State::Done);
+    books.tables[0].overwrite(entry, done);
+    slots.look_through(0);
+    assert_eq!(reports(&mut slots), [News::Claimed]);
 }
 
 #[test]

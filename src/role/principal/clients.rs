@@ -190,6 +190,7 @@ impl Principal {
         }
         let Request { kind, form } = request;
         let jeton = match form {
+            Form::Tracked if self.core.dispatch().find().is_err() => return false,
             Form::Tracked => match random::bytes() {
                 Ok(bytes) => Some(Jeton::from_bytes(bytes)),
                 Err(error) => {
@@ -238,10 +239,10 @@ impl Principal {
             if known.conversation.has_input() || known.unread.is_likely() {
                 // It may have been waiting for that.
                 self.resume(reactor, key);
-            } else {
+            } else if !known.conversation.output().is_empty() {
                 self.touch(key);
-                self.arm(key);
             }
+            self.arm(key);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::role::principal::{Key, Principal};
 use crate::wire::client::Refusal;
 
 /// Connections closed in favour of others, in one turn: each costs a look at all of them.
-pub const EVICTIONS_PER_TURN: usize = 16;
+pub const EVICTIONS_PER_TURN: usize = 4;
 
 /// A connection that waits until it is heard.
 pub struct Parked {
