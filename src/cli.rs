@@ -281,7 +281,7 @@ fn input_file(data: Option<&str>) -> io::Result<std::fs::File> {
 fn configured_address(common: &Common) -> Result<String, Failure> {
     let config =
         Config::load(common.config.as_deref(), common.runtime_dir.as_deref()).map_err(config_failure)?;
-    let address = config.listen.addresses().first().copied();
+    let address = config.listen.tcp().next();
     let address = address.ok_or_else(|| Failure::new(Code::Config, "listen: no address"))?;
     Ok(crate::os::listener::reachable(address).to_string())
 }

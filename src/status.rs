@@ -5,7 +5,6 @@ mod text;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use serde::Serialize;
 
@@ -35,7 +34,7 @@ pub struct Status {
     version: String,
     pid: u32,
     uptime_ms: u64,
-    listen: Vec<SocketAddr>,
+    listen: Vec<String>,
     requests: BTreeMap<String, EndsOf>,
     ledger: Ledger,
     /// Requests answered -1, by why.

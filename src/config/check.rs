@@ -1,15 +1,22 @@
 //! Whether a configuration can be, as a whole.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{Config, ConfigError, DataPorts, Handler, Watchdog};
+use crate::config::listen::{covers, is_mapped};
+use crate::config::{Address, Config, ConfigError, DataPorts, Handler, Watchdog};
+use crate::os::rundir;
 use crate::page::principal::{MAX_SLOTS, MAX_TYPES};
-use crate::wire::client::is_type_name;
+use crate::wire::client::{Host, is_type_name};
 
 const MAX_JOBS: u32 = 1 << 16;
 /// `sun_path` holds 108 bytes, the closing zero included (unix(7)); `/control` takes 8.
 const MAX_RUNTIME_DIR_BYTES: usize = 99;
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+const MAX_ADDRESSES: usize = 64;
 const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Config {
@@ -20,6 +27,8 @@ impl Config {
     pub(super) fn check(&self, source_name: &str) -> Result<(), ConfigError> {
         let checks = [
             self.check_listen(),
+            self.check_announce(),
+            self.check_data_ports(),
             self.check_runtime_dir(),
             self.check_counts(),
             self.check_times(),
@@ -34,17 +43,83 @@ impl Config {
     }
 
     fn check_listen(&self) -> Result<(), Wrong> {
-        let [address] = self.listen.addresses() else {
-            let listed: Vec<String> = self.listen.addresses().iter().map(ToString::to_string).collect();
-            return wrong("listen", format!("{listed:?}"), "this version serves exactly one address");
-        };
-        if !address.is_ipv4() {
-            return wrong("listen", address, "this version serves IPv4 only, such as \"127.0.0.1:2222\"");
+        let addresses = self.listen.addresses();
+        between("the number of addresses in listen", addresses.len(), 1, MAX_ADDRESSES)?;
+        for (index, address) in addresses.iter().enumerate() {
+            if addresses[..index].contains(address) {
+                return wrong("listen", quoted(address), "is there twice");
+            }
+            match address {
+                Address::Tcp(tcp) => self.check_tcp(*tcp)?,
+                Address::Unix(path) => self.check_socket_path(address, path)?,
+            }
         }
+        if self.listen.tcp().next().is_none() {
+            let listed: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            let wanted =
+                "a TCP address is wanted as well, such as \"127.0.0.1:2222\": secondaries have no other";
+            return wrong("listen", format!("{listed:?}"), wanted);
+        }
+        Ok(())
+    }
+
+    fn check_tcp(&self, address: SocketAddr) -> Result<(), Wrong> {
+        if is_mapped(address) {
+            let plain = SocketAddr::new(address.ip().to_canonical(), address.port());
+            return wrong("listen", quoted(&address), format!("is written \"{plain}\""));
+        }
+        let clashes = |other: &SocketAddr| {
+            *other != address
+                && other.port() == address.port()
+                && address.port() != 0
+                && covers(*other, address)
+        };
+        match self.listen.tcp().find(clashes) {
+            None => Ok(()),
+            Some(other) => {
+                wrong("listen", quoted(&address), format!("clashes with \"{other}\", which covers it"))
+            }
+        }
+    }
+
+    fn check_socket_path(&self, address: &Address, path: &Path) -> Result<(), Wrong> {
+        let bytes = path.as_os_str().as_encoded_bytes();
+        if !path.is_absolute() || path.file_name().is_none() || bytes.contains(&0) {
+            let wanted = "must be an absolute path, such as \"unix:/run/osps/principal\"";
+            return wrong("listen", format_args!("{:?}", address.to_string()), wanted);
+        }
+        if bytes.len() > MAX_SOCKET_PATH_BYTES {
+            let wanted = format!(
+                "its path is {} bytes long; a Unix socket allows {MAX_SOCKET_PATH_BYTES}",
+                bytes.len()
+            );
+            return wrong("listen", quoted(address), wanted);
+        }
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        let is_taken = name == "lock" || rundir::is_of_a_run(name);
+        if is_taken && path.parent() == Some(&self.runtime_dir) {
+            let wanted =
+                "is a file of osps itself in runtime_dir: choose another name, such as \"principal\"";
+            return wrong("listen", quoted(address), wanted);
+        }
+        Ok(())
+    }
+
+    fn check_announce(&self) -> Result<(), Wrong> {
+        match &self.announce {
+            Some(host) if Host::parse(host).is_none() => {
+                let wanted = "must be the name of a host or an IP address, without a port";
+                wrong("announce", format_args!("{host:?}"), wanted)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn check_data_ports(&self) -> Result<(), Wrong> {
         let DataPorts::Range(range) = &self.data_ports else {
             return Ok(());
         };
-        if range.contains(&address.port()) {
+        if let Some(address) = self.listen.tcp().find(|address| range.contains(&address.port())) {
             let wanted = format!(
                 "clashes with listen = \"{address}\": choose a range without port {}",
                 address.port()
@@ -80,6 +155,7 @@ impl Config {
     fn check_counts(&self) -> Result<(), Wrong> {
         between("secondaries", usize::from(self.secondaries), 1, MAX_SLOTS)?;
         between("max_clients", self.max_clients, 1, 1 << 20)?;
+        between("max_clients_per_address", self.max_clients_per_address, 0, 1 << 20)?;
         between("max_jobs", self.max_jobs as usize, 1, MAX_JOBS as usize)
     }
 

@@ -3,6 +3,7 @@
 //! Every error names the key, the value, and what would be right.
 
 mod check;
+mod listen;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,6 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::core::supervision::Settings;
+
+pub use listen::{Address, Listen};
 
 /// Read where no `--config` is given, if it is there.
 pub const DEFAULT_FILE: &str = "osps.toml";
@@ -63,8 +66,11 @@ pub enum ConfigError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Addresses of the control listener.
+    /// Addresses of the control listeners.
     pub listen: Listen,
+    /// Under which host `adresse` says that secondaries are reached, where clients see it differently.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub announce: Option<String>,
     /// Ports for (secondary, type) pairs.
     pub data_ports: DataPorts,
     /// Number of secondaries.
@@ -78,7 +84,7 @@ pub struct Config {
     pub claim_within: Duration,
     /// Control connections at once; more wait in the backlog.
     pub max_clients: usize,
-    /// The same from one address (IPv6: from one /64); 0 for no limit.
+    /// Control connections at once from one address (IPv6: from one /64 network); 0: no limit.
     pub max_clients_per_address: usize,
     /// Jobs claimed or waiting, per secondary.
     pub max_jobs: u32,
@@ -150,27 +156,6 @@ pub enum Admission {
     Open,
 }
 
-/// One address, or a list of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "must be an address such as \"127.0.0.1:2222\"")]
-pub enum Listen {
-    /// `listen = "127.0.0.1:2222"`
-    One(SocketAddr),
-    /// `listen = ["127.0.0.1:2222"]`
-    Many(Vec<SocketAddr>),
-}
-
-impl Listen {
-    /// The addresses.
-    #[must_use]
-    pub fn addresses(&self) -> &[SocketAddr] {
-        match self {
-            Self::One(address) => std::slice::from_ref(address),
-            Self::Many(addresses) => addresses,
-        }
-    }
-}
-
 /// Where data ports come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataPorts {
@@ -222,7 +207,8 @@ impl Default for Config {
             delay: delay.map(Duration::from_millis),
         };
         Self {
-            listen: Listen::One(SocketAddr::from(([127, 0, 0, 1], 2222))),
+            listen: SocketAddr::from(([127, 0, 0, 1], 2222)).into(),
+            announce: None,
             data_ports: DataPorts::Range(2223..=2999),
             secondaries: default_secondaries(),
             runtime_dir: default_runtime_dir(),
@@ -371,10 +357,31 @@ mod tests {
              [[request]]\nname = \"block\"\nhandler = \"block\"\ndelay = \"20ms\"\n",
         )
         .unwrap();
-        assert_eq!(config.listen.addresses(), ["0.0.0.0:4000".parse().unwrap()]);
+        assert_eq!(config.listen.addresses(), [Address::Tcp("0.0.0.0:4000".parse().unwrap())]);
         assert_eq!(config.watchdog.kill_after, Duration::from_secs(1));
         assert_eq!(config.watchdog.period, Duration::from_millis(250));
         assert_eq!(config.request.len(), 1);
+    }
+
+    #[test]
+    fn several_addresses_survive_being_printed() {
+        for text in [
+            "listen = \"[::]:2222\"",
+            "announce = \"work.example.org\"\nmax_clients_per_address = 8\n\
+             listen = [\"0.0.0.0:2222\", \"[::]:2222\", \"unix:/run/osps/principal\"]",
+        ] {
+            let config = parse(text).unwrap();
+            assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn a_path_that_no_unix_socket_can_have_is_refused() {
+        let longest = "x".repeat(106);
+        let with = |path: &str| parse(&format!("listen = [\"127.0.0.1:5\", \"unix:/{path}\"]"));
+        assert!(with(&longest).is_ok());
+        let error = with(&format!("{longest}x")).unwrap_err();
+        assert!(error.contains("108 bytes") && error.contains("107"), "{error}");
     }
 
     #[test]
@@ -386,8 +393,24 @@ mod tests {
             ("claim_within = \"soon\"", &["claim_within", "soon"]),
             ("claim_within = \"0s\"", &["claim_within", "0s", "from 1ms"]),
             ("listen = \"localhost\"", &["listen", "localhost", "127.0.0.1:2222"]),
-            ("listen = \"[::1]:2222\"", &["listen", "[::1]:2222", "IPv4"]),
-            ("listen = [\"127.0.0.1:1\", \"127.0.0.1:2\"]", &["listen", "127.0.0.1:2", "exactly one"]),
+            ("listen = 2222", &["listen", "2222", "127.0.0.1:2222"]),
+            ("listen = [\"127.0.0.1:1\", \"here\"]", &["listen", "\"here\"", "127.0.0.1:2222"]),
+            ("listen = []", &["listen", "from 1 to 64"]),
+            ("listen = \"unix:/run/x\"", &["listen", "unix:/run/x", "TCP"]),
+            ("listen = [\"[::1]:0\", \"[::1]:0\"]", &["listen", "[::1]:0", "twice"]),
+            ("listen = [\"127.0.0.1:5\", \"unix:/a\", \"unix:/a\"]", &["listen", "unix:/a", "twice"]),
+            ("listen = [\"127.0.0.1:5\", \"0.0.0.0:5\"]", &["listen", "0.0.0.0:5", "127.0.0.1:5"]),
+            ("listen = [\"[::]:5\", \"[::1]:5\"]", &["listen", "[::1]:5", "[::]:5"]),
+            ("listen = \"[::ffff:127.0.0.1]:5\"", &["listen", "[::ffff:127.0.0.1]:5", "\"127.0.0.1:5\""]),
+            ("listen = [\"127.0.0.1:5\", \"unix:x\"]", &["listen", "unix:x", "absolute"]),
+            ("listen = [\"127.0.0.1:5\", \"unix:/a\\u0000\"]", &["listen", "unix:/a", "absolute"]),
+            (
+                "runtime_dir = \"/run/o\"\nlisten = [\"127.0.0.1:5\", \"unix:/run/o/control\"]",
+                &["listen", "unix:/run/o/control", "another name"],
+            ),
+            ("listen = [\"127.0.0.1:5\", \"[::1]:2300\"]", &["data_ports", "2223-2999", "[::1]:2300"]),
+            ("announce = \"host:2222\"", &["announce", "host:2222", "without a port"]),
+            ("max_clients_per_address = -1", &["max_clients_per_address = -1", "0 for no limit"]),
             ("listen = \"127.0.0.1:2300\"", &["data_ports", "2223-2999", "2300"]),
             ("data_ports = \"100-200\"", &["data_ports", "100-200", "2223-2999"]),
             ("data_ports = \"3000-3001\"\nsecondaries = 4", &["data_ports", "3000-3001", "12 ports"]),

@@ -14,4 +14,5 @@ pub mod random;
 pub mod reactor;
 pub mod rundir;
 pub mod segment;
+pub mod socket_file;
 pub mod stream;

@@ -396,7 +396,8 @@ fn unless_missing(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// Whether a run of osps makes files of that name (the lock apart, which stays).
-fn is_of_a_run(name: &str) -> bool {
+#[must_use]
+pub fn is_of_a_run(name: &str) -> bool {
     let numbered = |prefix: &str, suffix: &str| {
         name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix)).is_some_and(|middle| {
             !middle.is_empty() && middle.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')

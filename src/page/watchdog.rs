@@ -18,7 +18,6 @@
 //! A record: name (role, slot, incarnation; 0: unused), pid, start time, probe number,
 //! when it was sent, verdict, round trip of the last answer in ns, spare.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -41,8 +40,8 @@ const MAX_DIRECTORY_WORDS: usize = 1 << 21;
 pub struct Directory {
     /// The version of the running binary.
     pub version: String,
-    /// The addresses of the control listener.
-    pub listen: Vec<SocketAddr>,
+    /// The addresses of the control listeners: `IP:PORT`, `[IPv6]:PORT`, `unix:/path`.
+    pub listen: Vec<String>,
     /// Request types in the order of their index.
     pub requests: Vec<String>,
     /// Ports: first index slot minus 1, second the request type.
@@ -330,7 +329,7 @@ mod tests {
         let path = dir.path().join("watchdog.page");
         let directory = Directory {
             version: "1".into(),
-            listen: vec!["127.0.0.1:2222".parse().unwrap()],
+            listen: vec!["127.0.0.1:2222".into(), "unix:/x".into()],
             requests: vec!["é".into(), "echo".into()],
             ports: vec![vec![2223, 2224]],
         };

@@ -9,7 +9,9 @@
 //! | 7 | its own page |
 //! | 8.. | principal: the descriptor channel (`SOCK_SEQPACKET`), for listeners that come later; then the job table of each slot |
 //! | | secondary: its job table, `dwtube<n>`, `wdtube<n>` |
-//! | then | listening sockets: the principal's own first, then those of each secondary in turn, one per request type; a secondary gets only its own |
+//! | then | listening sockets: the principal's own first, in the order of `listen`, then those of each secondary in turn: for each request type one on every host ([`Listen::hosts`]); a secondary gets only its own |
+//!
+//! [`Listen::hosts`]: crate::config::Listen::hosts
 //!
 //! Nothing is opened by name: a name may be a successor's by now, or may have been removed
 //! under the running system.

@@ -12,14 +12,13 @@ impl Status {
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = String::new();
-        let listen: Vec<String> = self.listen.iter().map(ToString::to_string).collect();
         let seconds = self.uptime_ms / 1000;
         let _ = writeln!(
             text,
             "osps {}, watchdog pid {}, up {seconds} s, listening on {}",
             self.version,
             self.pid,
-            listen.join(", ")
+            self.listen.join(", ")
         );
         let Ledger { accepted, done, failed, expired, open, refused, rejected } = self.ledger;
         let _ = writeln!(

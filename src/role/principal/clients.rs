@@ -2,11 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::net::IpAddr;
 
 use mio::Interest;
-use mio::net::TcpStream;
 
 use crate::core::conversation::Conversation;
 use crate::core::crowd::Network;
@@ -18,21 +16,17 @@ use crate::core::timers::{LazyTimer, TimerId};
 use crate::core::turns::Turns;
 use crate::os::random;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
-use crate::os::stream::{Received, Unread, write_some};
+use crate::os::stream::{Received, Stream, Unread, write_some};
 use crate::role::principal::{Key, Principal, Timer};
 use crate::wire::client::{Form, Host, Refusal, Request};
 use crate::wire::jeton::Jeton;
 
-/// Connections accepted in one turn.
-pub const ACCEPTS_PER_TURN: usize = 64;
-/// How long accepting pauses when descriptors run out.
-pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes read from one client in one turn.
 const READ_BYTES: usize = 4096;
 
 /// One control connection.
 pub struct Client {
-    stream: TcpStream,
+    stream: Stream,
     /// Tells it from those who were in its place before.
     serial: u32,
     id: Option<SourceId>,
@@ -95,7 +89,7 @@ impl Principal {
     pub(super) fn open_client(
         &mut self,
         reactor: &mut Handle<Key>,
-        stream: TcpStream,
+        stream: Stream,
         address: IpAddr,
         conversation: Conversation,
         counts: bool,
@@ -220,9 +214,10 @@ impl Principal {
 
     /// Where this client reaches secondaries: as is announced, else where it has reached us.
     fn host(&self, key: usize) -> Host {
-        let reached = self.clients[key].stream.local_addr();
-        let address = reached.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip().to_canonical());
-        Host::Address(address)
+        match self.clients[key].stream.reached_at() {
+            Some(address) if self.config.announce.is_none() => Host::Address(address),
+            Some(_) | None => self.host.clone(),
+        }
     }
 
     /// Tells a client, unless it has gone, what has become of a job that it was given.

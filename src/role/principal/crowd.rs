@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use mio::net::TcpStream;
+use crate::os::stream::Stream;
 
 use crate::core::conversation::Conversation;
 use crate::core::crowd::{Entrance, Network};
@@ -15,7 +15,7 @@ pub const EVICTIONS_PER_TURN: usize = 4;
 
 /// A connection that waits until it is heard.
 pub struct Parked {
-    stream: TcpStream,
+    stream: Stream,
     address: IpAddr,
 }
 
@@ -24,7 +24,7 @@ impl Principal {
     pub(super) fn receive(
         &mut self,
         reactor: &mut Handle<Key>,
-        stream: TcpStream,
+        stream: Stream,
         address: IpAddr,
         may_evict: bool,
     ) -> bool {

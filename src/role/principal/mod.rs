@@ -11,12 +11,11 @@ mod servers;
 mod slot;
 
 use std::fs::File;
-use std::net::TcpListener as StdListener;
+use std::net::{Ipv4Addr, TcpListener as StdListener};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use mio::Interest;
-use mio::net::TcpListener;
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 use slab::Slab;
 
@@ -29,8 +28,7 @@ use crate::core::slots::{Settings, Slots};
 use crate::core::timers::Timers;
 use crate::exit::{Code, Failure};
 use crate::os::fifo::READABLE;
-use crate::os::listener;
-use crate::os::log::Recurrence;
+use crate::os::listener::{self, ACCEPTS_PER_TURN, Accepted, Listener, Scarcity};
 use crate::os::pidfd::Pidfd;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
@@ -41,7 +39,7 @@ use crate::page::obituary::Obituary;
 use crate::page::principal::{Connections, PrincipalPage};
 use crate::role::launch::{self, Launched, Sheet};
 use crate::role::liveness::Liveness;
-use crate::wire::client::Types;
+use crate::wire::client::{Host, Types};
 use crate::wire::order::Order;
 
 use clients::{Client, Waiting};
@@ -51,8 +49,8 @@ use slot::Slot;
 /// What the reactor gives back with an event. Slots are counted from 0 in here.
 #[derive(Clone, Copy, Debug)]
 enum Key {
-    /// The control listener.
-    Listener,
+    /// A control listener, by its place in `listen`.
+    Listener(usize),
     /// A control connection, by its place in the slab.
     Client(usize),
     /// `wdtube<n>` of an incarnation, to read.
@@ -80,6 +78,8 @@ struct Principal {
     sheet: Sheet,
     config: Config,
     types: Types,
+    /// Where clients of a Unix socket reach secondaries, and all others too where it is announced.
+    host: Host,
     rundir: Rundir,
     liveness: Liveness,
     /// Who is in the slots, and which jobs they have.
@@ -88,7 +88,8 @@ struct Principal {
     _channel: OwnedFd,
     /// To hand to secondaries.
     watchdog_page: File,
-    listener: Option<(TcpListener, SourceId)>,
+    /// In the order of `listen`; empty once nothing is accepted any more.
+    listeners: Vec<(Listener, SourceId)>,
     /// Who is heard, and who waits to be.
     crowd: Crowd<Parked>,
     /// Nobody more can be taken in: accepting goes on when one leaves.
@@ -96,8 +97,7 @@ struct Principal {
     /// Control connections, counted; and as the page has it.
     connections: Connections,
     told_connections: Connections,
-    accept_timer_armed: bool,
-    descriptors_ran_out: Recurrence,
+    scarcity: Scarcity,
     clients: Slab<Client>,
     /// Control connections so far.
     last_serial: u32,
@@ -148,16 +148,16 @@ impl Principal {
             (0..config.secondaries).map(|_| inheritance.take_file()).collect::<Result<Vec<_>, _>>()?;
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let books = Books::attach(page, &tables).map_err(attach)?;
-        let mut listener = listener::from_inherited(inheritance.take()?);
-        let id = reactor
-            .register(&mut listener, Key::Listener, Interest::READABLE)
-            .map_err(|error| Failure::internal("watch the control listener", &error))?;
+        let control = 0..config.listen.addresses().len();
+        let listeners = control
+            .map(|index| take_listener(reactor, index, inheritance.take()?))
+            .collect::<Result<_, Failure>>()?;
         let slots = tables
             .into_iter()
             .map(|table| {
-                let types = 0..config.request.len();
+                let of_slot = 0..config.request.len() * config.listen.hosts().len();
                 let listeners =
-                    types.map(|_| inheritance.take().map(StdListener::from)).collect::<Result<_, _>>()?;
+                    of_slot.map(|_| inheritance.take().map(StdListener::from)).collect::<Result<_, _>>()?;
                 Ok(Slot { listeners, ..Slot::new(table) })
             })
             .collect::<Result<Vec<_>, Failure>>()?;
@@ -172,19 +172,19 @@ impl Principal {
         let mut principal = Self {
             types: Types::new(config.request.iter().map(|request| request.name.as_str())),
             core: Slots::new(books, slots.len(), settings, u64::from(std::process::id())),
+            host: host(&config),
             rundir: launch::rundir(&sheet),
             sheet,
             config,
             liveness,
             watchdog_page,
             _channel: channel,
-            listener: Some((listener, id)),
+            listeners,
             crowd,
             accept_paused: false,
             connections,
             told_connections: connections,
-            accept_timer_armed: false,
-            descriptors_ran_out: Recurrence::default(),
+            scarcity: Scarcity::default(),
             clients: Slab::new(),
             last_serial: 0,
             waiting: Waiting::default(),
@@ -207,34 +207,26 @@ impl Principal {
         self.core.books().page()
     }
 
-    fn accept(&mut self, reactor: &mut Handle<Key>) -> Progress {
+    fn accept(&mut self, reactor: &mut Handle<Key>, index: usize) -> Progress {
         let mut evicted = 0;
-        for _ in 0..clients::ACCEPTS_PER_TURN {
-            let Some((listener, _)) = &self.listener else {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some((listener, _)) = self.listeners.get(index) else {
                 return Progress::Drained;
             };
             if !self.crowd.may_accept() {
                 self.accept_paused = true;
                 return Progress::Drained;
             }
-            match listener.accept() {
-                Ok((stream, peer)) => {
-                    let address = listener::client_address(peer);
+            match Accepted::from(listener.accept()) {
+                Accepted::One((stream, address)) => {
                     let may_evict = evicted < crowd::EVICTIONS_PER_TURN;
                     evicted += usize::from(self.receive(reactor, stream, address, may_evict));
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Progress::Drained,
-                Err(error) if listener::is_connection_error(&error) => {}
-                Err(error) => {
-                    // The connection stays in the backlog: it waits, it is not refused.
-                    if self.descriptors_ran_out.is_news(reactor.now()) {
-                        log::warn!(
-                            "cannot accept, trying again every {:?}: {error}",
-                            clients::DESCRIPTOR_PAUSE
-                        );
-                    }
-                    if !std::mem::replace(&mut self.accept_timer_armed, true) {
-                        self.timers.arm(reactor.now() + clients::DESCRIPTOR_PAUSE, Timer::Accept);
+                Accepted::Broken => {}
+                Accepted::Nothing => return Progress::Drained,
+                Accepted::Scarce(error) => {
+                    if let Some(at) = self.scarcity.met(reactor.now(), &error) {
+                        self.timers.arm(at, Timer::Accept);
                     }
                     return Progress::Drained;
                 }
@@ -245,7 +237,7 @@ impl Principal {
 
     fn accept_again(&mut self, reactor: &mut Handle<Key>) {
         self.accept_paused = false;
-        if let Some((_, id)) = &self.listener {
+        for (_, id) in &self.listeners {
             reactor.again(*id, READABLE);
         }
     }
@@ -275,6 +267,24 @@ impl Principal {
     }
 }
 
+/// What is announced, else the first address that is listened on.
+fn host(config: &Config) -> Host {
+    let first = config.listen.tcp().next().map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip());
+    let announced = config.announce.as_deref().and_then(Host::parse);
+    announced.unwrap_or(Host::Address(listener::reachable_host(first)))
+}
+
+fn take_listener(
+    reactor: &mut Handle<Key>,
+    index: usize,
+    fd: OwnedFd,
+) -> Result<(Listener, SourceId), Failure> {
+    let watch = |error| Failure::internal("watch a control listener", &error);
+    let mut listener = Listener::from_inherited(fd).map_err(watch)?;
+    let id = reactor.register(&mut listener, Key::Listener(index), Interest::READABLE).map_err(watch)?;
+    Ok((listener, id))
+}
+
 /// Slots count from 0 in memory, from 1 in names and files.
 fn number(slot: usize) -> u16 {
     u16::try_from(slot + 1).unwrap_or(u16::MAX)
@@ -297,7 +307,7 @@ impl Role for Principal {
 
     fn on_ready(&mut self, reactor: &mut Handle<Key>, _: SourceId, key: Key, ready: Ready) -> Progress {
         match key {
-            Key::Listener => self.accept(reactor),
+            Key::Listener(index) => self.accept(reactor, index),
             Key::Client(key) => self.on_client(reactor, key, ready),
             Key::Tube(slot, incarnation) => self.read_tube(reactor, slot, incarnation),
             Key::TubeRoom => Progress::Drained,
@@ -333,7 +343,7 @@ impl Role for Principal {
                 Timer::Client(key) => self.on_client_timer(reactor, key),
                 Timer::Waiting => self.refuse_the_tired(reactor),
                 Timer::Accept => {
-                    self.accept_timer_armed = false;
+                    self.scarcity.paused();
                     self.accept_again(reactor);
                 }
             }

@@ -404,8 +404,10 @@ impl Principal {
 
     /// The watchdog has died: nobody would accept in our stead, so nothing is accepted.
     fn stop_accepting(&mut self, reactor: &mut Handle<Key>) {
-        if let Some((mut listener, id)) = self.listener.take() {
+        if !self.listeners.is_empty() {
             log::warn!("the watchdog has died: finishing what is under way");
+        }
+        for (mut listener, id) in self.listeners.drain(..) {
             reactor.deregister(&mut listener, id);
         }
         for slot in &mut self.slots {

@@ -19,8 +19,7 @@ use crate::core::timers::Timers;
 use crate::exit::{Code, Failure};
 use crate::handler::Handlers;
 use crate::os::fifo;
-use crate::os::listener;
-use crate::os::log::Recurrence;
+use crate::os::listener::{self, ACCEPTS_PER_TURN, Accepted, Scarcity};
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::page::jobs::JobTable;
@@ -35,18 +34,14 @@ use crate::wire::tube::Command;
 use arrival::Arrival;
 use exchange::Exchange;
 
-/// Connections accepted in one turn, per port.
-const ACCEPTS_PER_TURN: usize = 64;
 /// Bytes read from one client in one turn.
 const READ_BYTES: usize = 16 * 1024;
-/// How long accepting pauses when descriptors run out.
-const DESCRIPTOR_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// What the reactor gives back with an event.
 #[derive(Clone, Copy, Debug)]
 enum Key {
-    /// A data listener, by request type.
-    Listener(TypeIndex),
+    /// A data listener, by its place among ours.
+    Listener(usize),
     /// A data connection, by its place in the slab.
     Exchange(usize),
     /// A data connection that is undecided yet, by its place in another slab.
@@ -66,15 +61,14 @@ enum Timer {
     Exchange(usize),
     /// A connection that is undecided has been silent, or has waited, for long enough.
     Arrival(usize),
-    /// Accept again on that port: descriptors had run out.
-    Accept(TypeIndex),
+    /// Accept again: descriptors had run out.
+    Accept,
 }
 
 struct Listener {
     socket: TcpListener,
     id: SourceId,
-    /// It is accepted from again when the timer comes.
-    timer_armed: bool,
+    kind: TypeIndex,
 }
 
 struct Secondary {
@@ -85,7 +79,7 @@ struct Secondary {
     page: SecondaryPage,
     service: Service<JobTable>,
     handlers: Handlers,
-    /// By request type; empty once it drains.
+    /// Of each request type one on every host; empty once it drains.
     listeners: Vec<Listener>,
     exchanges: Slab<Exchange>,
     /// Connections whose job is not known yet.
@@ -98,7 +92,7 @@ struct Secondary {
     buffer: Box<[u8; READ_BYTES]>,
     /// Output of the session whose turn it is, before it is sent.
     scratch: Vec<u8>,
-    descriptors_ran_out: Recurrence,
+    scarcity: Scarcity,
 }
 
 /// Runs a secondary until it is told to end.
@@ -147,14 +141,16 @@ impl Secondary {
             to_principal,
             buffer: Box::new([0; READ_BYTES]),
             scratch: Vec::new(),
-            descriptors_ran_out: Recurrence::default(),
+            scarcity: Scarcity::default(),
         };
         let watch = |error| Failure::internal("watch a descriptor", &error);
         secondary.tube.watch(reactor, Key::Tube).map_err(watch)?;
-        for kind in 0..secondary.config.request.len() {
+        let (types, hosts) = (secondary.config.request.len(), secondary.config.listen.hosts().len());
+        for index in 0..types * hosts {
             let mut socket = listener::from_inherited(inheritance.take()?);
-            let id = reactor.register(&mut socket, Key::Listener(kind), Interest::READABLE).map_err(watch)?;
-            secondary.listeners.push(Listener { socket, id, timer_armed: false });
+            let id =
+                reactor.register(&mut socket, Key::Listener(index), Interest::READABLE).map_err(watch)?;
+            secondary.listeners.push(Listener { socket, id, kind: index / hosts });
         }
         secondary.to_principal.push(Command::Ready);
         secondary.liveness.declare_ready(reactor, secondary.page.page(), Key::Orders, Key::Watchdog)?;
@@ -164,21 +160,19 @@ impl Secondary {
         Ok(secondary)
     }
 
-    fn accept(&mut self, reactor: &mut Handle<Key>, kind: TypeIndex) -> Progress {
+    fn accept(&mut self, reactor: &mut Handle<Key>, index: usize) -> Progress {
         for _ in 0..ACCEPTS_PER_TURN {
-            let Some(listener) = self.listeners.get(kind) else {
+            let Some(Listener { socket, kind, .. }) = self.listeners.get(index) else {
                 return Progress::Drained;
             };
-            match listener.socket.accept() {
-                Ok((stream, peer)) => self.admit(reactor, kind, stream, peer),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Progress::Drained,
-                Err(error) if listener::is_connection_error(&error) => {}
-                Err(error) => {
-                    if self.descriptors_ran_out.is_news(reactor.now()) {
-                        log::warn!("cannot accept, trying again every {DESCRIPTOR_PAUSE:?}: {error}");
-                    }
-                    if !std::mem::replace(&mut self.listeners[kind].timer_armed, true) {
-                        self.timers.arm(reactor.now() + DESCRIPTOR_PAUSE, Timer::Accept(kind));
+            let kind = *kind;
+            match Accepted::from(socket.accept()) {
+                Accepted::One((stream, peer)) => self.admit(reactor, kind, stream, peer),
+                Accepted::Broken => {}
+                Accepted::Nothing => return Progress::Drained,
+                Accepted::Scarce(error) => {
+                    if let Some(at) = self.scarcity.met(reactor.now(), &error) {
+                        self.timers.arm(at, Timer::Accept);
                     }
                     return Progress::Drained;
                 }
@@ -298,7 +292,7 @@ impl Role for Secondary {
 
     fn on_ready(&mut self, reactor: &mut Handle<Key>, _: SourceId, key: Key, ready: Ready) -> Progress {
         match key {
-            Key::Listener(kind) => self.accept(reactor, kind),
+            Key::Listener(index) => self.accept(reactor, index),
             Key::Exchange(key) => self.on_exchange(reactor, key, ready),
             Key::Arrival(key) => {
                 self.on_arrival(reactor, key, ready);
@@ -334,9 +328,9 @@ impl Role for Secondary {
             match timer {
                 Timer::Exchange(key) => self.on_exchange_timer(reactor, key),
                 Timer::Arrival(key) => self.on_arrival_timer(reactor, key),
-                Timer::Accept(kind) => {
-                    if let Some(listener) = self.listeners.get_mut(kind) {
-                        listener.timer_armed = false;
+                Timer::Accept => {
+                    self.scarcity.paused();
+                    for listener in &self.listeners {
                         reactor.again(listener.id, fifo::READABLE);
                     }
                 }

@@ -2,6 +2,7 @@
 //! servers, kills the frozen, reaps orphans, stops the whole. It never reads a byte
 //! from the network.
 
+mod bind;
 mod control;
 mod directory;
 mod heirlooms;
@@ -11,7 +12,6 @@ mod processes;
 mod start;
 
 use std::collections::VecDeque;
-use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -37,6 +37,7 @@ use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
 
+use bind::Bound;
 use control::ControlClient;
 use directory::Look;
 use heirlooms::Heirlooms;
@@ -74,10 +75,7 @@ struct Watchdog {
     principal_page: PrincipalPage,
     /// The pages, to hand to principals.
     heirlooms: Heirlooms,
-    /// The control listener, then those of each slot, one per request type.
-    listeners: Vec<TcpListener>,
-    /// Ports: first index slot minus 1, second the request type.
-    ports: Vec<Vec<u16>>,
+    bound: Bound,
     /// Connections beyond `max_clients` that a principal may accept.
     parking_places: usize,
     tree: Tree,
@@ -161,6 +159,7 @@ impl Watchdog {
             }
         }
         while pidfd::reap_any_child().is_some() {}
+        self.bound.remove_socket_files();
         if let Err(error) = self.rundir.clean() {
             log::warn!("cannot clean {}: {error}", self.rundir.path().display());
         }

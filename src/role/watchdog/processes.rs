@@ -1,7 +1,6 @@
 //! The supervised processes: what the tree decides about them is done here.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -276,7 +275,7 @@ impl Watchdog {
             rundir: self.rundir.path().to_owned(),
             watchdog: std::process::id(),
             parent: std::process::id(),
-            ports: self.ports.clone(),
+            ports: self.bound.ports().to_vec(),
             parking_places: self.parking_places,
         };
         let heirlooms = &self.heirlooms;
@@ -287,7 +286,7 @@ impl Watchdog {
             theirs.as_fd(),
         ];
         inheritance.extend(heirlooms.tables.iter().map(File::as_fd));
-        inheritance.extend(self.listeners.iter().map(TcpListener::as_fd));
+        inheritance.extend(self.bound.listeners());
         let pidfd = launch::spawn(&sheet, &self.me, &inheritance)?;
         self.channel = Some(ours);
         Ok((pidfd, orders))
@@ -406,17 +405,11 @@ impl Watchdog {
         let (name, pid) = (process.name, process.pid());
         let line = match name.role {
             Role::Principal => {
-                let listen: Vec<String> = self
-                    .listeners
-                    .iter()
-                    .take(self.config.listen.addresses().len())
-                    .filter_map(|listener| listener.local_addr().ok())
-                    .map(|address| address.to_string())
-                    .collect();
+                let listen = self.bound.addresses();
                 format!("principal pid {pid}: ready, listening on {}", listen.join(", "))
             }
             Role::Secondary => {
-                let ports = &self.ports[usize::from(name.slot) - 1];
+                let ports = &self.bound.ports()[usize::from(name.slot) - 1];
                 let requests = self.config.request.iter().zip(ports);
                 let ports: Vec<String> =
                     requests.map(|(request, port)| format!("{} {port}", request.name)).collect();

@@ -2,17 +2,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use slab::Slab;
 
-use crate::config::{Config, DataPorts};
+use crate::config::Config;
 use crate::core::moment::Moment;
 use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
-use crate::os::listener::{self, bind_listener};
 use crate::os::log::{Lines, Recurrence};
 use crate::os::pidfd::Pidfd;
 use crate::os::reactor::Handle;
@@ -23,15 +21,13 @@ use crate::page::principal::PrincipalPage;
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{Directory, WatchdogPage};
 use crate::page::{Access, PageError};
+use crate::role::watchdog::bind::Bound;
 use crate::role::watchdog::directory::{listen_for_tools, rundir_failure, write_pid};
 use crate::role::watchdog::heirlooms::Heirlooms;
 use crate::role::watchdog::{Key, Watchdog};
 
 /// How long survivors of a crashed run get to die of SIGKILL.
 const SURVIVORS_END_WITHIN: Duration = Duration::from_secs(5);
-/// How long binding is tried again after a crashed run: a survivor that was just being
-/// started may hold a listener for a moment.
-const BIND_WITHIN: Duration = Duration::from_secs(2);
 /// Descriptors that a watchdog or principal needs for itself, and for each slot.
 const SPARE_DESCRIPTORS: u64 = 32;
 const DESCRIPTORS_PER_SLOT: u64 = 9;
@@ -47,9 +43,10 @@ impl Watchdog {
         let lock = take_lock(&rundir)?;
         let parking_places = fit_descriptor_limit(&mut config)?;
         let after_crash = clean_up(&rundir)?;
-        let bound = Self::bind(&config, after_crash)
-            .and_then(|listeners| Self::set_up((config, parking_places), &rundir, lock, listeners, reactor));
-        bound.inspect_err(|_| {
+        let bound = Bound::bind(&config, after_crash);
+        let set_up =
+            bound.and_then(|bound| Self::set_up((config, parking_places), &rundir, lock, bound, reactor));
+        set_up.inspect_err(|_| {
             // What was created so far is of no use to anybody.
             let _ = rundir.clean();
         })
@@ -59,15 +56,15 @@ impl Watchdog {
         (config, parking_places): (Config, usize),
         rundir: &Rundir,
         lock: Lock,
-        (listeners, ports): (Vec<TcpListener>, Vec<Vec<u16>>),
+        bound: Bound,
         reactor: &mut Handle<Key>,
     ) -> Result<Self, Failure> {
         let now = reactor.now();
         let pid = std::process::id();
         let stat = proc::stat(pid).map_err(|error| Failure::internal("read /proc/self/stat", &error))?;
         write_pid(rundir)?;
-        let (page, principal_page) = create_pages(&config, rundir, &listeners, &ports)
-            .map_err(|error| Failure::new(Code::CannotCreate, error))?;
+        let (page, principal_page) =
+            create_pages(&config, rundir, &bound).map_err(|error| Failure::new(Code::CannotCreate, error))?;
         let heirlooms = Heirlooms::open(rundir, config.secondaries, config.max_jobs as usize)
             .map_err(|error| Failure::new(Code::CannotCreate, format!("cannot open the pages: {error}")))?;
         page.introduce(pid, stat.start_time, now);
@@ -87,8 +84,7 @@ impl Watchdog {
             page,
             principal_page,
             heirlooms,
-            listeners,
-            ports,
+            bound,
             parking_places,
             tree,
             processes: Vec::new(),
@@ -106,36 +102,6 @@ impl Watchdog {
         let directory = watchdog.rundir.path().display().to_string();
         watchdog.announce(&format!("osps {version}: watchdog pid {pid}, runtime directory {directory}"));
         Ok(watchdog)
-    }
-
-    /// Binds the control listener and a data port for every (secondary, type) pair.
-    fn bind(config: &Config, after_crash: bool) -> Result<(Vec<TcpListener>, Vec<Vec<u16>>), Failure> {
-        let patience = if after_crash { BIND_WITHIN } else { Duration::ZERO };
-        let mut listeners = Vec::new();
-        for &address in config.listen.addresses() {
-            listeners.push(
-                bind_patiently(address, config, patience).map_err(|error| bind_failure(address, &error))?,
-            );
-        }
-        let host = config.listen.addresses().first().map(SocketAddr::ip);
-        let host = host.ok_or_else(|| Failure::new(Code::Config, "listen: no address"))?;
-        let mut candidates: Box<dyn Iterator<Item = u16>> = match &config.data_ports {
-            DataPorts::Range(range) => Box::new(range.clone()),
-            DataPorts::Kernel => Box::new(std::iter::repeat(0)),
-        };
-        let mut ports = Vec::new();
-        for _ in 0..config.secondaries {
-            let mut of_slot = Vec::new();
-            for _ in &config.request {
-                let data = bind_next(host, &mut candidates, config)?;
-                of_slot.push(
-                    listener::port(&data).map_err(|error| Failure::internal("ask for a port", &error))?,
-                );
-                listeners.push(data);
-            }
-            ports.push(of_slot);
-        }
-        Ok((listeners, ports))
     }
 
     /// Says something to whoever started us, on standard output.
@@ -159,56 +125,9 @@ fn take_lock(rundir: &Rundir) -> Result<Lock, Failure> {
     }
 }
 
-/// Binds to the next candidate that nobody else has.
-fn bind_next(
-    host: std::net::IpAddr,
-    candidates: &mut dyn Iterator<Item = u16>,
-    config: &Config,
-) -> Result<TcpListener, Failure> {
-    for port in candidates {
-        let address = SocketAddr::new(host, port);
-        match bind_listener(address, config.client_idle) {
-            Ok(listener) => return Ok(listener),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                log::info!("data port {address} is taken by another program: passed over");
-            }
-            Err(error) => return Err(bind_failure(address, &error)),
-        }
-    }
-    let message = format!(
-        "data_ports = \"{}\": not enough free ports on {host} for {} secondaries with {} request types each",
-        config.data_ports,
-        config.secondaries,
-        config.request.len()
-    );
-    Err(Failure::new(Code::Unavailable, message))
-}
-
-fn bind_patiently(address: SocketAddr, config: &Config, patience: Duration) -> io::Result<TcpListener> {
-    let give_up_at = clock::now() + patience;
-    loop {
-        match bind_listener(address, config.client_idle) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && clock::now() < give_up_at => {
-                pause(Duration::from_millis(10));
-            }
-            other => return other,
-        }
-    }
-}
-
 #[expect(clippy::disallowed_methods, reason = "before the loop runs there is nobody to keep waiting")]
-fn pause(time: Duration) {
+pub fn pause(time: Duration) {
     std::thread::sleep(time);
-}
-
-fn bind_failure(address: SocketAddr, error: &io::Error) -> Failure {
-    let (code, hint) = match error.kind() {
-        io::ErrorKind::AddrInUse => (Code::Unavailable, "another program has this port"),
-        io::ErrorKind::AddrNotAvailable => (Code::Unavailable, "this machine does not have that address"),
-        io::ErrorKind::PermissionDenied => (Code::NoPermission, "ports below 1024 are for root"),
-        _ => (Code::Unavailable, "see listen and data_ports"),
-    };
-    Failure::new(code, format!("cannot listen on {address}: {error} ({hint})"))
 }
 
 /// Ends what survives of a crashed run and removes what it left. Returns whether there
@@ -283,19 +202,13 @@ fn refuse_if_alive(rundir: &Rundir, (pid, start_time): (u32, u64)) -> Result<(),
 fn create_pages(
     config: &Config,
     rundir: &Rundir,
-    listeners: &[TcpListener],
-    ports: &[Vec<u16>],
+    bound: &Bound,
 ) -> Result<(WatchdogPage, PrincipalPage), PageError> {
-    let listen = listeners
-        .iter()
-        .take(config.listen.addresses().len())
-        .filter_map(|listener| listener.local_addr().ok())
-        .collect();
     let directory = Directory {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        listen,
+        listen: bound.addresses(),
         requests: config.request.iter().map(|request| request.name.clone()).collect(),
-        ports: ports.to_vec(),
+        ports: bound.ports().to_vec(),
     };
     let slots = usize::from(config.secondaries);
     let page = WatchdogPage::create(&rundir.watchdog_page(), slots, &directory)?;
@@ -313,10 +226,11 @@ fn fit_descriptor_limit(config: &mut Config) -> Result<usize, Failure> {
     let limit = process::raise_descriptor_limit();
     let slots = u64::from(config.secondaries);
     let types = config.request.len() as u64;
-    let listeners = 1 + slots * types;
+    let of_slot = config.request.len() as u64 * config.listen.hosts().len() as u64;
+    let listeners = config.listen.addresses().len() as u64 + slots * of_slot;
     // Each listener once more while a child is started; a predecessor beside each server.
     let watchdog = 2 * listeners + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
-    let principal = listeners + types + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
+    let principal = listeners + of_slot + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
     let needed = watchdog.max(principal + FEWEST_CLIENTS);
     if limit < needed {
         let message = format!(
