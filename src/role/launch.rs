@@ -141,7 +141,7 @@ pub fn receive(role: Role) -> Result<Launched, Failure> {
 ///
 /// # Errors
 /// A [`Failure`] where it has died.
-pub fn parent_lives(sheet: &Sheet) -> Result<(), Failure> {
+fn parent_lives(sheet: &Sheet) -> Result<(), Failure> {
     if process::parent_pid() == sheet.parent {
         return Ok(());
     }
