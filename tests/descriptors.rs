@@ -82,10 +82,16 @@ fn shared(one: u32, other: u32) -> usize {
 
 /// Two secondaries and nobody else's descriptors; `strange` is what only the watchdog was given.
 fn everybody_holds_what_it_should(system: &System, strange: &[(&str, usize)]) {
+    everybody_holds(system, (1, 1), strange);
+}
+
+/// The same, with so many control listeners, on so many hosts.
+fn everybody_holds(system: &System, (control, hosts): (usize, usize), strange: &[(&str, usize)]) {
     system.all_ready();
     let pids = system.pids();
     let (watchdog, principal, secondaries) = (pids[0], pids[1], &pids[2..]);
-    let listeners = 1 + 2 * TYPES;
+    let of_slot = TYPES * hosts;
+    let listeners = control + 2 * of_slot;
     // Sockets besides listeners: both ends of the signal pipe; the channel; the socket of the tools.
     // The pages that outlive a principal are held to hand them down.
     let tables = ["secondary1.jobs", "secondary2.jobs", "watchdog.page"];
@@ -101,9 +107,9 @@ fn everybody_holds_what_it_should(system: &System, strange: &[(&str, usize)]) {
     holds(system, principal, &expected(&of_principal, &files));
     for (pid, number) in secondaries.iter().zip(1..) {
         let files = [format!("dwtube{number}"), format!("wdtube{number}"), format!("orders.{number}")];
-        let of_secondary = [("socket", TYPES + 2), ("anon_inode:[pidfd]", 1)];
+        let of_secondary = [("socket", of_slot + 2), ("anon_inode:[pidfd]", 1)];
         holds(system, *pid, &expected(&of_secondary, &files.each_ref().map(String::as_str)));
-        assert_eq!((shared(*pid, watchdog), shared(*pid, principal)), (TYPES, TYPES));
+        assert_eq!((shared(*pid, watchdog), shared(*pid, principal)), (of_slot, of_slot));
     }
     assert_eq!(shared(principal, watchdog), listeners);
     assert_eq!(shared(secondaries[0], secondaries[1]), 0);
@@ -138,6 +144,18 @@ fn each_process_holds_what_it_needs_and_its_successors_too() {
     everybody_holds_what_it_should(&system, &[]);
     kill_and_wait(&system, 0..=0);
     everybody_holds_what_it_should(&system, &[]);
+}
+
+#[test]
+fn every_listener_on_every_host_is_held_by_whom_it_is_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = format!("unix:{}", dir.path().join("principal").display());
+    let listen = ["127.0.0.1:0", &socket, "127.0.0.2:0", "127.0.0.3:0"];
+    let system = start(&format!("secondaries = 2\nlisten = {listen:?}"), "");
+    everybody_holds(&system, (4, 3), &[]);
+    kill_and_wait(&system, 1..=2);
+    kill_and_wait(&system, 0..=0);
+    everybody_holds(&system, (4, 3), &[]);
 }
 
 #[test]

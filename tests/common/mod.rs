@@ -226,10 +226,15 @@ impl System {
         [self.watchdog.id()].into_iter().chain(pids.map(|pid| u32::try_from(pid).unwrap())).collect()
     }
 
-    /// Where the principal listens.
+    /// Where the principal listens: the first TCP address.
     pub fn address(&self) -> SocketAddr {
-        let status = self.status();
-        status["listen"][0].as_str().unwrap().parse().unwrap()
+        self.addresses()[0]
+    }
+
+    /// All TCP addresses on which the principal listens.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let listen = self.status()["listen"].as_array().unwrap().clone();
+        listen.iter().filter_map(|address| address.as_str().unwrap().parse().ok()).collect()
     }
 
     /// A control connection with patience for reads.
@@ -337,7 +342,7 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 
 /// Reads once. A read with a timeout is interrupted where a child of the test ends just then,
 /// even though nobody handles SIGCHLD (signal(7)): that is no answer.
-pub fn read_once(stream: &mut TcpStream, buffer: &mut [u8]) -> std::io::Result<usize> {
+pub fn read_once(stream: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     loop {
         match stream.read(buffer) {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -347,7 +352,7 @@ pub fn read_once(stream: &mut TcpStream, buffer: &mut [u8]) -> std::io::Result<u
 }
 
 /// One `recv`, as the plainest client does it.
-pub fn recv(stream: &mut TcpStream) -> String {
+pub fn recv(stream: &mut impl Read) -> String {
     let mut buffer = [0; 4096];
     let length = read_once(stream, &mut buffer).unwrap();
     String::from_utf8(buffer[..length].to_vec()).unwrap()
@@ -370,13 +375,13 @@ pub fn request(address: SocketAddr, kind: &str) -> TcpStream {
 }
 
 /// A line request on a control connection that is kept; the answer without its newline.
-pub fn ask(control: &mut TcpStream, kind: &str) -> String {
+pub fn ask(control: &mut (impl Read + Write), kind: &str) -> String {
     control.write_all(format!("{kind}\n").as_bytes()).unwrap();
     recv(control).trim_end_matches('\n').to_owned()
 }
 
 /// Asks for a job, which must be given: its port.
-pub fn job(control: &mut TcpStream, kind: &str) -> u16 {
+pub fn job(control: &mut (impl Read + Write), kind: &str) -> u16 {
     let answer = ask(control, kind);
     answer.parse().unwrap_or_else(|_| panic!("{kind} is answered {answer:?}"))
 }

@@ -3,13 +3,14 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 
 use nix::sys::signal::Signal;
 use rustix::process::Resource;
 
 use crate::common::{self, REQUESTS, System, ask, connect, eventually, job, request, say};
 use crate::limits::{Scarce, descriptors, leave_descriptors, take};
-use crate::{echo, ends_well, lines, logged, patient, replaced};
+use crate::{LONG, PATIENT, echo, ends_well, lines, logged, patient, replaced};
 
 #[test]
 fn clients_wait_while_the_principal_has_no_descriptor_left() {
@@ -91,6 +92,37 @@ fn clients_wait_while_their_secondary_has_no_descriptor_left() {
     }
     drop((early, late));
     assert_eq!(system.books_are_exact()["ledger"]["done"], 7);
+    ends_well(system);
+}
+
+#[test]
+fn clients_of_every_host_wait_while_there_is_no_descriptor_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("principal");
+    let socket = format!("unix:{}", path.display());
+    let listen = format!("listen = {:?}\n", ["127.0.0.1:0", &socket, "127.0.0.2:0"]);
+    let system = System::start(&format!("{listen}secondaries = 1\n{LONG}"), &format!("{PATIENT}{REQUESTS}"));
+    let addresses = system.addresses();
+    let mut control = system.connect();
+    let ports = [job(&mut control, "echo"), job(&mut control, "echo")];
+    let (principal, secondary) = (system.pid(0), system.pid(1));
+    let scarce = [leave_descriptors(principal, 0), leave_descriptors(secondary, 0)];
+    let mut unix = UnixStream::connect(&path).unwrap();
+    unix.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    unix.write_all(b"nonsense\n").unwrap();
+    let mut tcp: Vec<TcpStream> = addresses.iter().map(|address| connect(*address)).collect();
+    let data = addresses.iter().zip(ports).map(|(address, port)| SocketAddr::new(address.ip(), port));
+    let mut data: Vec<TcpStream> = data.map(connect).collect();
+    eventually("both are short", || (lines(&system, "cannot accept") == 2).then_some(()));
+    scarce.into_iter().for_each(Scarce::ends);
+    assert!(common::recv(&mut unix).starts_with("-1"));
+    for client in &mut tcp {
+        assert!(ask(client, "nonsense").starts_with("-1"));
+    }
+    for client in &mut data {
+        assert_eq!(say(client, "x"), "x");
+    }
+    drop((unix, tcp, data));
     ends_well(system);
 }
 
