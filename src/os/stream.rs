@@ -28,6 +28,12 @@ impl Stream {
         }
     }
 
+    /// Whether it came over TCP.
+    #[must_use]
+    pub fn is_tcp(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+
     fn source(&mut self) -> &mut dyn Source {
         match self {
             Self::Tcp(stream) => stream,

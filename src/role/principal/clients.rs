@@ -38,6 +38,9 @@ pub struct Client {
     unread: Unread,
     timer: LazyTimer,
     dirty: bool,
+    /// Since when a client of a Unix socket takes nothing of what is to be sent. Over TCP the kernel
+    /// looks after that (`TCP_USER_TIMEOUT`).
+    stuck_since: Option<Moment>,
     /// The request that waits for a secondary, and until when.
     waits: Option<(Request, Moment)>,
 }
@@ -77,11 +80,16 @@ impl Client {
     }
 
     /// Sends what the conversation says. Returns whether all of it is out.
-    fn write(&mut self) -> io::Result<bool> {
+    fn write(&mut self, now: Moment) -> io::Result<bool> {
         let output = self.conversation.output();
         let written = write_some(&mut self.stream, output)?;
         output.drain(..written);
-        Ok(output.is_empty())
+        if output.is_empty() || self.stream.is_tcp() {
+            self.stuck_since = None;
+        } else if written > 0 || self.stuck_since.is_none() {
+            self.stuck_since = Some(now);
+        }
+        Ok(self.conversation.output().is_empty())
     }
 }
 
@@ -105,6 +113,7 @@ impl Principal {
             unread: Unread::default(),
             timer: LazyTimer::default(),
             dirty: false,
+            stuck_since: None,
             waits: None,
         });
         let client = &mut self.clients[key];
@@ -151,7 +160,13 @@ impl Principal {
             return;
         };
         client.timer.fired();
-        if client.conversation.handle_timeout(reactor.now(), &self.types, self.config.client_idle) {
+        let idle = self.config.client_idle;
+        if client.stuck_since.is_some_and(|since| since + idle <= reactor.now()) {
+            self.connections.broken += 1;
+            self.close_client(reactor, key);
+            return;
+        }
+        if client.conversation.handle_timeout(reactor.now(), &self.types, idle) {
             self.connections.idle += 1;
             self.close_client(reactor, key);
             return;
@@ -338,7 +353,7 @@ impl Principal {
         let client = &mut self.clients[key];
         self.core.books().page().count_refused(client.conversation.take_refused());
         let before = client.conversation.output().len();
-        match client.write() {
+        match client.write(reactor.now()) {
             Err(_) => {
                 self.connections.broken += 1;
                 self.close_client(reactor, key);
@@ -352,7 +367,8 @@ impl Principal {
                 }
                 self.arm(key);
             }
-            Ok(_) => {}
+            Ok(true) => {}
+            Ok(false) => self.arm(key),
         }
     }
 
@@ -375,7 +391,10 @@ impl Principal {
         let Some(client) = self.clients.get_mut(key) else {
             return;
         };
-        let Some(at) = client.conversation.poll_timeout(&self.types, self.config.client_idle) else {
+        let idle = self.config.client_idle;
+        let stuck_until = client.stuck_since.map(|since| since + idle);
+        let at = client.conversation.poll_timeout(&self.types, idle).into_iter().chain(stuck_until).min();
+        let Some(at) = at else {
             return;
         };
         client.timer.arm(&mut self.timers, at, Timer::Client(key));
