@@ -202,3 +202,23 @@ fn hint_at_unix(error: &io::Error) -> (Code, &'static str) {
         _ => (Code::CannotCreate, "see listen"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_taken_on_another_host_is_given_up_for_the_next() {
+        let config: Config = toml::from_str("listen = [\"127.0.0.1:0\", \"127.0.0.2:0\"]").unwrap();
+        let taken = TcpListener::bind("127.0.0.2:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let candidates = std::iter::once(port).chain(std::iter::repeat_n(0, SPARE_CHOICES));
+        let mut ports = DataPortBinder { candidates: Box::new(candidates), ..DataPortBinder::new(&config) };
+        let mut listeners = Vec::new();
+        let found = ports.bind_next(&mut listeners).unwrap();
+        assert_ne!(found, port);
+        let bound: Vec<String> =
+            listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+        assert_eq!(bound, [format!("127.0.0.1:{found}"), format!("127.0.0.2:{found}")]);
+    }
+}

@@ -226,7 +226,8 @@ fn fit_descriptor_limit(config: &mut Config) -> Result<usize, Failure> {
     let limit = process::raise_descriptor_limit();
     let slots = u64::from(config.secondaries);
     let types = config.request.len() as u64;
-    let of_slot = config.request.len() as u64 * config.listen.hosts().len() as u64;
+    let hosts = config.listen.hosts().len() as u64;
+    let of_slot = types * hosts;
     let listeners = config.listen.addresses().len() as u64 + slots * of_slot;
     // Each listener once more while a child is started; a predecessor beside each server.
     let watchdog = 2 * listeners + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
@@ -234,7 +235,7 @@ fn fit_descriptor_limit(config: &mut Config) -> Result<usize, Failure> {
     let needed = watchdog.max(principal + FEWEST_CLIENTS);
     if limit < needed {
         let message = format!(
-            "the limit of open descriptors is {limit}; {slots} secondaries with {types} request types need {needed}: \
+            "the limit of open descriptors is {limit}; {slots} secondaries with {types} request types on {hosts} hosts need {needed}: \
              raise it (ulimit -n) or configure fewer"
         );
         return Err(Failure::new(Code::Unavailable, message));
