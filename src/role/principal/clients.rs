@@ -14,6 +14,7 @@ use crate::core::job::{ClientId, Job, JobNumber};
 use crate::core::moment::Moment;
 use crate::core::timers::{LazyTimer, TimerId};
 use crate::core::turns::Turns;
+use crate::os::fifo::READABLE;
 use crate::os::random;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Stream, Unread, write_some};
@@ -77,6 +78,12 @@ impl Client {
             Received::Nothing => {}
         }
         Ok(())
+    }
+
+    /// Reads once, although nothing was announced.
+    fn look(&mut self, now: Moment) -> io::Result<()> {
+        self.unread.note(READABLE);
+        self.read(now)
     }
 
     /// Sends what the conversation says. Returns whether all of it is out.
@@ -166,13 +173,23 @@ impl Principal {
             self.close_client(reactor, key);
             return;
         }
+        // What came while this process had to wait for the CPU is no silence.
+        if client.conversation.wants_input() && client.look(reactor.now()).is_err() {
+            self.connections.broken += 1;
+            self.close_client(reactor, key);
+            return;
+        }
         if client.conversation.handle_timeout(reactor.now(), &self.types, idle) {
             self.connections.idle += 1;
             self.close_client(reactor, key);
             return;
         }
+        let is_unread = client.unread.is_likely();
         self.touch(key);
         self.converse(reactor, key);
+        if is_unread {
+            self.resume(reactor, key);
+        }
     }
 
     /// Understands what has come and answers what can be answered.

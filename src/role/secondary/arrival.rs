@@ -65,7 +65,10 @@ impl Secondary {
             let _ = self.read_tube();
         }
         match self.service.welcome(kind, client, now) {
-            Welcome::Admitted(job) => self.begin(reactor, kind, stream, job),
+            Welcome::Admitted(job) => {
+                self.make_up_for(kind, client);
+                self.begin(reactor, kind, stream, job);
+            }
             Welcome::Undecided => {
                 let waits = Waits::Bytes(arrival::Arrival::new(now));
                 let key = self.add_arrival(reactor, Arrival::new(stream, kind, client, waits, now));
@@ -92,6 +95,16 @@ impl Secondary {
         let key = self.add_arrival(reactor, Arrival::new(stream, kind, client, Waits::Job, now));
         let until = now + self.config.queue_within;
         self.arrivals[key].timer.arm(&mut self.timers, until, Timer::Arrival(key));
+    }
+
+    /// Somebody gets a job while others wait for those that were asked for: his may be one of them,
+    /// so another is asked for. At worst it expires.
+    fn make_up_for(&mut self, kind: TypeIndex, client: IpAddr) {
+        let waits = |arrival: &Arrival| arrival.kind == kind && matches!(arrival.waits, Waits::Job);
+        if self.config.admission == Admission::Open && self.arrivals.iter().any(|(_, arrival)| waits(arrival))
+        {
+            self.service.ask_for_job(kind, client);
+        }
     }
 
     fn reject(&mut self, kind: TypeIndex, client: IpAddr) {
@@ -162,7 +175,10 @@ impl Secondary {
                     self.dismiss(reactor, key);
                 }
             }
-            (Some(job), _) => self.seat(reactor, key, job),
+            (Some(job), _) => {
+                self.make_up_for(kind, client);
+                self.seat(reactor, key, job);
+            }
             (None, Verdict::Plain) if self.config.admission == Admission::Open => {
                 let stream = self.leave(reactor, key);
                 self.uninvited(reactor, kind, stream, client);
