@@ -1,7 +1,9 @@
 //! The command lines of the binaries: arguments in, exit code out.
 
+mod client;
+
 use std::ffi::OsString;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,12 +11,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::client::{self, ClientError, Control};
 use crate::config::{Config, ConfigError};
 use crate::exit::{Code, Failure};
 use crate::os::rundir::Rundir;
 use crate::role;
 use crate::status;
+
+pub use client::osps_client;
 
 /// How soon a watchdog acknowledges.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -166,124 +169,6 @@ fn ask_to_stop(path: &Path) -> io::Result<String> {
 #[expect(clippy::disallowed_methods, reason = "a tool that waits for another process, no server")]
 fn pause(time: Duration) {
     std::thread::sleep(time);
-}
-
-#[derive(Debug, Parser)]
-#[command(
-    name = "osps-client",
-    version,
-    about = "Asks a principal for a type of work and talks to the secondary that it names",
-    after_help = "Exit codes: 0, 64 usage, 69 refused or unreachable, 78 configuration."
-)]
-struct ClientArguments {
-    #[command(flatten)]
-    common: Common,
-    /// Where the principal listens [default: as configured, 127.0.0.1:2222]
-    #[arg(long, value_name = "HOST:PORT")]
-    at: Option<String>,
-    /// The type of work
-    #[arg(value_name = "TYPE")]
-    kind: String,
-    /// What to send [default: standard input]
-    #[arg(long, value_name = "TEXT")]
-    data: Option<String>,
-    /// How often to ask and exchange, over one control connection
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    repeat: u64,
-    /// The longest silence before it is an error
-    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
-    timeout: Duration,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let time = humantime_serde::re::humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if time.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(time) }
-}
-
-/// Runs `osps-client`.
-#[must_use]
-pub fn osps_client() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
-    match parse::<ClientArguments>(&arguments) {
-        Ok(arguments) => run_client(&arguments).unwrap_or_else(|failure| fail("osps-client", &failure)),
-        Err(code) => code,
-    }
-}
-
-fn run_client(arguments: &ClientArguments) -> Result<ExitCode, Failure> {
-    match ask_and_exchange(arguments) {
-        // Whoever reads has seen enough (`osps-client ... | head -1`).
-        Err(ClientFailure::Client(ClientError::Output(error)))
-            if error.kind() == io::ErrorKind::BrokenPipe =>
-        {
-            Ok(Code::Ok.into())
-        }
-        Err(ClientFailure::Client(error)) => Err(Failure::new(Code::Unavailable, error)),
-        Err(ClientFailure::Other(failure)) => Err(failure),
-        Ok(()) => Ok(Code::Ok.into()),
-    }
-}
-
-/// What may go wrong in a run of the client.
-enum ClientFailure {
-    Client(ClientError),
-    Other(Failure),
-}
-
-impl From<ClientError> for ClientFailure {
-    fn from(error: ClientError) -> Self {
-        Self::Client(error)
-    }
-}
-
-impl From<Failure> for ClientFailure {
-    fn from(failure: Failure) -> Self {
-        Self::Other(failure)
-    }
-}
-
-fn ask_and_exchange(arguments: &ClientArguments) -> Result<(), ClientFailure> {
-    let at = match &arguments.at {
-        Some(at) if !at.contains(':') => {
-            let message = format!("--at {at}: HOST:PORT is wanted, such as 127.0.0.1:2222");
-            return Err(Failure::new(Code::Usage, message).into());
-        }
-        Some(at) => at.clone(),
-        None => configured_address(&arguments.common)?,
-    };
-    let mut control = Control::connect(&at, arguments.timeout)?;
-    let mut stdout = io::stdout().lock();
-    let streams_stdin = arguments.data.is_none() && arguments.repeat == 1;
-    if streams_stdin {
-        let stream = control.open(&arguments.kind)?;
-        client::exchange(stream, io::stdin(), &mut stdout, arguments.timeout)?;
-        return Ok(());
-    }
-    let mut data = input_file(arguments.data.as_deref()).map_err(ClientError::Input)?;
-    for _ in 0..arguments.repeat {
-        data.rewind().map_err(ClientError::Input)?;
-        let stream = control.open(&arguments.kind)?;
-        client::exchange(stream, &data, &mut stdout, arguments.timeout)?;
-    }
-    Ok(())
-}
-
-/// The input as a file, so that it can be sent again and again.
-fn input_file(data: Option<&str>) -> io::Result<std::fs::File> {
-    let fd = crate::os::process::file_of("osps-client-data", data.unwrap_or_default().as_bytes())?;
-    let mut file = std::fs::File::from(fd);
-    if data.is_none() {
-        std::io::copy(&mut std::io::stdin().lock(), &mut file)?;
-    }
-    Ok(file)
-}
-
-fn configured_address(common: &Common) -> Result<String, Failure> {
-    let config =
-        Config::load(common.config.as_deref(), common.runtime_dir.as_deref()).map_err(config_failure)?;
-    let address = config.listen.tcp().next();
-    let address = address.ok_or_else(|| Failure::new(Code::Config, "listen: no address"))?;
-    Ok(crate::os::listener::reachable(address).to_string())
 }
 
 /// Parses a command line; help and version are no errors, the rest is a usage error.

@@ -98,13 +98,10 @@ fn a_half_closed_client_gets_its_last_answers() {
 fn echo_returns_every_byte_however_slowly_it_is_read() {
     let system = System::start("secondaries = 1", REQUESTS);
     let bytes: Vec<u8> = (0..5_000_000u32).map(|number| number.to_le_bytes()[0]).collect();
-    let stream = request(system.address(), "echo");
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), &bytes).unwrap();
-    let input = std::fs::File::open(file.path()).unwrap();
-    let mut output = Vec::new();
-    osps::client::exchange(stream, input, &mut output, common::PATIENCE).unwrap();
-    assert!(output == bytes, "{} bytes came back of {}", output.len(), bytes.len());
+    let mut client = osps::client::Client::new(&system.address().to_string()).unwrap();
+    client.limits = osps::client::Limits::each(common::PATIENCE);
+    let reply = client.call("echo", &bytes).unwrap();
+    assert!(reply.bytes == bytes, "{} bytes came back of {}", reply.bytes.len(), bytes.len());
 }
 
 #[test]

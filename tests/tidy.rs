@@ -87,6 +87,19 @@ fn the_layers_look_down_only() {
 }
 
 #[test]
+fn the_client_knows_no_server() {
+    let client = files("src/client", ".rs");
+    let servers = ["crate::role", "crate::page", "crate::handler", "crate::config", "mio::", "thread::"];
+    forbid(&client, &servers, "the client is for everybody");
+    let decisions: Vec<_> = client
+        .into_iter()
+        .filter(|(path, _)| path.ends_with("retry.rs") || path.ends_with("news.rs"))
+        .collect();
+    assert_eq!(decisions.len(), 2);
+    forbid(&decisions, &["std::io", "std::net", "rustix::", "crate::os"], "what is decided does no I/O");
+}
+
+#[test]
 fn unsafe_stands_in_two_files() {
     let allowed = [Path::new("src/os/segment.rs"), Path::new("src/os/process.rs")];
     let others: Vec<_> =

@@ -1,0 +1,12 @@
+//! The client library against a server that a test plays word by word, the program
+//! `osps-client`, and both against the real system.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod errors;
+mod follow;
+mod retry;
+mod stage;
+mod streams;
+mod system;
