@@ -2,6 +2,7 @@
 //! `osps-client`, and both against the real system.
 #![allow(clippy::unwrap_used)]
 
+mod command;
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;
