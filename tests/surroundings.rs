@@ -106,6 +106,24 @@ fn a_runtime_directory_of_somebody_else_is_not_used() {
 }
 
 #[test]
+fn check_names_two_listeners_that_clash_and_prints_those_that_do_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("osps.toml");
+    let check = |toml: &str| {
+        fs::write(&file, toml).unwrap();
+        run(&["check", "--config", file.to_str().unwrap()])
+    };
+    let (code, _, error) = check("listen = [\"0.0.0.0:4000\", \"127.0.0.1:4000\"]");
+    assert_eq!(code, Some(78));
+    assert!(error.contains("0.0.0.0:4000") && error.contains("127.0.0.1:4000"), "{error}");
+    let line = "listen = [\"0.0.0.0:4000\", \"[::]:4000\", \"unix:/run/x\"]\n";
+    let lines = [line, "announce = \"work.example.org\"\n", "max_clients_per_address = 9\n"];
+    let (code, printed, _) = check(&lines.concat());
+    assert_eq!(code, Some(0));
+    assert!(lines.iter().all(|line| printed.contains(line)), "{printed}");
+}
+
+#[test]
 fn check_prints_what_is_in_force_even_beside_a_running_server() {
     let system = System::start("secondaries = 2", REQUESTS);
     let (code, printed, error) = read(system.tool(&["check"]).output().unwrap());

@@ -90,6 +90,8 @@ struct Principal {
     watchdog_page: File,
     /// In the order of `listen`; empty once nothing is accepted any more.
     listeners: Vec<(Listener, SourceId)>,
+    /// The one that has the first chance when there is room again.
+    first_listener: usize,
     /// Who is heard, and who waits to be.
     crowd: Crowd<Parked>,
     /// Nobody more can be taken in: accepting goes on when one leaves.
@@ -180,6 +182,7 @@ impl Principal {
             watchdog_page,
             _channel: channel,
             listeners,
+            first_listener: 0,
             crowd,
             accept_paused: false,
             connections,
@@ -237,7 +240,11 @@ impl Principal {
 
     fn accept_again(&mut self, reactor: &mut Handle<Key>) {
         self.accept_paused = false;
-        for (_, id) in &self.listeners {
+        // They take turns at being first, so that a flood at one does not keep out the others.
+        self.first_listener = self.first_listener.wrapping_add(1);
+        let first = self.first_listener % self.listeners.len().max(1);
+        let (others, from_first) = self.listeners.split_at(first);
+        for (_, id) in from_first.iter().chain(others) {
             reactor.again(*id, READABLE);
         }
     }
