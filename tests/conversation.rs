@@ -198,6 +198,19 @@ fn an_over_long_request_is_answered_and_the_connection_ends() {
 }
 
 #[test]
+fn what_can_only_be_a_line_is_refused_with_a_line() {
+    let line = "-1 request incomplete: no newline within 10s\n";
+    for begun in ["suivi requete", "adresse ", "\nrequete"] {
+        assert_eq!(answer(&[send(begun), millis(9_999)]), "");
+        assert_eq!(answer(&[send(begun), millis(10_000), send("\n")]), line, "{begun:?}");
+    }
+    let long = format!("suivi {}", "x".repeat(300));
+    let line = "-1 request too long: the limit is 256 bytes\n";
+    assert_eq!(answer(&[send(&long), send("\n")]), line);
+    assert_eq!(answer(&[send(&long[..200]), send(&long[200..]), send("\n")]), line);
+}
+
+#[test]
 fn the_longest_request_is_not_too_long() {
     let name = "y".repeat(256);
     for ending in ["\n", "\r\n"] {

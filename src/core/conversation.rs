@@ -143,8 +143,8 @@ impl Conversation {
             self.finish();
         }
         if self.waits_for_newline(types) && self.line_until(idle) <= now {
-            let asked = if self.state == State::Bare { State::BareAsked } else { State::LineAsked };
-            self.send_away(now, asked, Refusal::Incomplete(LINE_WITHIN.min(idle)));
+            // Who is bare yet has begun what can only be a line.
+            self.send_away(now, State::LineAsked, Refusal::Incomplete(LINE_WITHIN.min(idle)));
             return false;
         }
         let gone = self.waits_for_client() && self.output.is_empty() && self.quiet_since + idle <= now;
@@ -303,7 +303,9 @@ impl Conversation {
             return Step::Again;
         }
         if without_return(&self.input) > MAX_REQUEST_BYTES {
-            return self.send_away(now, State::BareAsked, Refusal::TooLong);
+            let is_line = types.prefix(&self.input) == Prefix::WaitsForNewline;
+            let asked = if is_line { State::LineAsked } else { State::BareAsked };
+            return self.send_away(now, asked, Refusal::TooLong);
         }
         if self.input.is_empty() {
             return self.end_if_input_ended();
