@@ -183,8 +183,9 @@ fn what_the_documents_name_exists() {
             }
         }
         for quoted in text.split('`').skip(1).step_by(2) {
-            let is_path =
-                ["src/", "tests/", "benches/", "docs/", "bin/"].iter().any(|top| quoted.starts_with(top));
+            let is_path = ["src/", "tests/", "benches/", "docs/", "bin/", "examples/"]
+                .iter()
+                .any(|top| quoted.starts_with(top));
             if is_path && !quoted.contains(['<', '*', ' ']) {
                 let file = quoted.split("::").next().unwrap();
                 assert!(root().join(file).exists(), "{} names {file}", path.display());
