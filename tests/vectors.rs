@@ -123,15 +123,15 @@ fn a_door_that_is_open() {
 }
 
 /// Each with a system of its own, to which an operator does something.
-fn plays_with_operator(name: &str) {
-    for transcript in transcripts(name) {
+fn plays_with_operator(name: &str, transcripts: &[Transcript]) {
+    for transcript in transcripts {
         let system = system(name);
         let operator = |what: &str| match what {
             "stop" => stop(&system),
             "kill" => kill_secondaries(&system),
             other => panic!("{other}"),
         };
-        let played = play::play(&transcript, None, system.address(), &operator);
+        let played = play::play(transcript, None, system.address(), &operator);
         assert_eq!(played, Ok(()), "{}", transcript.name);
     }
 }
@@ -160,17 +160,33 @@ fn kill_secondaries(system: &System) {
 
 #[test]
 fn a_system_that_stops_or_whose_secondary_is_killed() {
-    plays_with_operator("operator");
+    plays_with_operator("operator", &transcripts("operator"));
 }
 
 #[test]
 fn a_system_that_stops_with_little_grace() {
-    plays_with_operator("grace");
+    plays_with_operator("grace", &transcripts("grace"));
 }
 
 /// The directories that need no operator.
 const ALONE: [&str; 6] = ["default", "types", "expiry", "busy", "idle", "open"];
 const WITH_OPERATOR: [&str; 2] = ["operator", "grace"];
+
+#[test]
+fn the_transcripts_in_the_document_are_true() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/protocol.md");
+    let all = transcript::read_document(&path, &[&ALONE[..], &WITH_OPERATOR].concat());
+    let of = |name: &str| -> Vec<Transcript> {
+        all.iter().filter(|(of, _)| of == name).map(|(_, transcript)| transcript.clone()).collect()
+    };
+    for name in ALONE {
+        let system = system(name);
+        play_all(of(name).into_iter().map(|each| (Arc::new(each), None)).collect(), 1, system.address());
+    }
+    for name in WITH_OPERATOR {
+        plays_with_operator(name, &of(name));
+    }
+}
 
 #[test]
 fn no_directory_is_forgotten() {

@@ -76,6 +76,31 @@ pub fn read(path: &Path) -> Vec<Transcript> {
     transcripts
 }
 
+/// The transcripts in a document: what stands between fences that name a configuration. There
+/// two spaces and `#` begin a remark.
+pub fn read_document(path: &Path, configurations: &[&str]) -> Vec<(String, Transcript)> {
+    let text = fs::read_to_string(path).unwrap();
+    let mut found = Vec::new();
+    let mut under_way: Option<(String, Transcript)> = None;
+    for (index, text) in text.lines().enumerate() {
+        let line = index + 1;
+        match (text.strip_prefix("```"), &mut under_way) {
+            (Some(_), Some(_)) => found.extend(under_way.take()),
+            (Some(configuration), None) if configurations.contains(&configuration) => {
+                let name = format!("{}:{line}", path.display());
+                under_way = Some((configuration.to_owned(), Transcript { name, steps: Vec::new() }));
+            }
+            (None, Some((_, transcript))) => {
+                let text = text.split("  #").next().unwrap().trim_end();
+                let step = step(line, text).unwrap_or_else(|| panic!("{}:{line}: {text}", path.display()));
+                transcript.steps.push(step);
+            }
+            (Some(_) | None, None) => {}
+        }
+    }
+    found
+}
+
 fn step(line: usize, text: &str) -> Option<Step> {
     let mut words = text.splitn(3, ' ');
     let (who, verb, rest) = (words.next()?, words.next()?, words.next().unwrap_or_default());
