@@ -68,19 +68,26 @@ impl Exchange {
         self.unsent.is_empty() && !self.session.owes_answer()
     }
 
-    /// Reads once, if there is something and the session wants it.
+    /// Reads once, if there is something and the session wants it; and once more where nothing but
+    /// the end of the input is left. Who knows the end with the last input ends the job right after
+    /// the last answer: a secondary that dies in between would fail a job whose client has it all.
     fn read(&mut self, now: Moment, buffer: &mut [u8], output: &mut Vec<u8>) -> io::Result<()> {
-        if !self.unread.is_likely() || !self.wants_input() {
-            return Ok(());
-        }
-        match self.unread.read(&mut self.stream, buffer)? {
-            Received::Bytes(length) => {
-                self.quiet_since = now;
-                let mut turn = Turn { now, output, wake_at: &mut self.wake_at };
-                self.session.on_input(&buffer[..length], &mut turn);
+        for _ in 0..2 {
+            if !self.unread.is_likely() || !self.wants_input() {
+                break;
             }
-            Received::End => self.input_ended = true,
-            Received::Nothing => {}
+            match self.unread.read(&mut self.stream, buffer)? {
+                Received::Bytes(length) => {
+                    self.quiet_since = now;
+                    let mut turn = Turn { now, output, wake_at: &mut self.wake_at };
+                    self.session.on_input(&buffer[..length], &mut turn);
+                    if length == buffer.len() {
+                        break;
+                    }
+                }
+                Received::End => self.input_ended = true,
+                Received::Nothing => break,
+            }
         }
         Ok(())
     }
@@ -196,11 +203,11 @@ impl Secondary {
     /// Closes the connection and tells how its job ended.
     pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) {
         let mut exchange = self.exchanges.remove(key);
+        self.service.handle_end(exchange.job, end);
         exchange.timer.cancel(&mut self.timers);
         if let Some(id) = exchange.id {
             reactor.deregister(&mut exchange.stream, id);
         }
-        self.service.handle_end(exchange.job, end);
     }
 
     /// One timer serves both: the session's wish and the client's silence.
