@@ -7,11 +7,15 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 
-use common::{PATIENCE, REQUESTS, System, ask, connect, eventually, job, read_to_end, recv, say};
+use common::{PATIENCE, REQUESTS, System, ask, connect, eventually, job, pause, read_to_end, recv, say};
+use nix::sys::signal::Signal;
 use rustix::net::{AddressFamily, SocketType, bind, socket};
 
 const HOG: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// A server may be stopped for a while.
+const PATIENT: &str = "[watchdog]\nsuspect_after = \"50s\"\nkill_after = \"60s\"\n";
 
 /// A connection from one of the loopback addresses.
 fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
@@ -58,6 +62,50 @@ fn who_has_most_makes_room_for_others_but_not_for_himself() {
     assert_eq!(heard, 20, "those that were answered keep that");
     drop(hog);
     job(&mut other, "echo");
+}
+
+fn address_number(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 0, last)
+}
+
+#[test]
+fn many_others_at_once_are_all_heard_and_half_a_line_is_no_shield() {
+    let system = System::start("secondaries = 1\nmax_clients = 16", &format!("{PATIENT}{REQUESTS}"));
+    let address = system.address();
+    let mut hog: Vec<TcpStream> = (0..16).map(|_| connect_from(HOG, address)).collect();
+    for control in &mut hog {
+        assert_eq!(ask(control, "nonsense").split_once(' ').unwrap().0, "-1");
+        control.write_all(b"a").unwrap();
+    }
+    system.signal(system.pid(0), Signal::SIGSTOP);
+    let mut others: Vec<TcpStream> =
+        (2..17).map(|last| connect_from(address_number(last), address)).collect();
+    system.signal(system.pid(0), Signal::SIGCONT);
+    for control in &mut others {
+        job(control, "echo");
+    }
+    assert_eq!(count(&system, "evicted"), 15);
+}
+
+#[test]
+fn nobody_overtakes_those_who_wait() {
+    let limits = "secondaries = 1\nmax_jobs = 1\nqueue_within = \"60s\"\nclaim_within = \"60s\"";
+    let system = System::start(limits, &format!("{PATIENT}{REQUESTS}"));
+    let address = system.address();
+    let mut held = connect(SocketAddr::new(address.ip(), job(&mut connect(address), "echo")));
+    assert_eq!(say(&mut held, "x"), "x");
+    let (mut first, mut second) = (connect(address), connect(address));
+    first.write_all(b"echo\n").unwrap();
+    system.until("two are here", |status| status["clients"]["accepted"] == 3);
+    pause();
+    let principal = system.pid(0);
+    system.signal(principal, Signal::SIGSTOP);
+    second.write_all(b"echo\n").unwrap();
+    held.shutdown(Shutdown::Both).unwrap();
+    system.until("the job has ended", |status| System::server(status, 1)["open"] == 1);
+    system.signal(principal, Signal::SIGCONT);
+    assert!(recv(&mut first).trim_end().parse::<u16>().is_ok());
+    assert!(!is_heard(&mut second));
 }
 
 #[test]

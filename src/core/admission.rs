@@ -1,7 +1,7 @@
 //! Which waiting job a data connection gets: the oldest plain one of its type and address, or
 //! the tracked one whose jeton it knows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
 use crate::core::job::{Job, JobNumber};
@@ -42,8 +42,9 @@ pub struct Admission {
     lists: HashMap<Key, Ends>,
     links: Links,
     known: Vec<Option<Known>>,
-    /// Tracked jobs by request type.
-    tracked: Vec<u32>,
+    /// Tracked jobs by request type, in the order in which they were announced. Those that were
+    /// taken go when they are the oldest.
+    tracked: Vec<VecDeque<JobRef>>,
 }
 
 impl Admission {
@@ -55,7 +56,7 @@ impl Admission {
             lists: HashMap::new(),
             links: Links::new(capacity),
             known: vec![None; capacity],
-            tracked: vec![0; types],
+            tracked: vec![VecDeque::new(); types],
         }
     }
 
@@ -74,7 +75,7 @@ impl Admission {
         self.links.push_back(ends, of.index);
         self.known[of.index as usize] = Some(known);
         if job.jeton.is_some() {
-            self.tracked[job.kind] += 1;
+            self.tracked[job.kind].push_back(of);
         }
     }
 
@@ -106,25 +107,17 @@ impl Admission {
         self.take_at(found?)
     }
 
-    /// Whether a tracked job of that type waits, as far as is known: it may have expired.
+    /// The tracked job of that type that was announced first. It may wait no longer.
     #[must_use]
-    pub fn has_tracked(&self, kind: TypeIndex) -> bool {
-        self.tracked.get(kind).is_some_and(|&jobs| jobs > 0)
+    pub fn oldest_tracked(&self, kind: TypeIndex) -> Option<JobRef> {
+        self.tracked.get(kind)?.front().copied()
     }
 
-    /// The tracked jobs of that type that are known.
-    pub fn tracked(&self, kind: TypeIndex) -> impl Iterator<Item = JobRef> + '_ {
-        self.known.iter().zip(0..).filter_map(move |(known, index)| {
-            let Known { number, key: Key::Tracked(of, _), .. } = (*known)? else {
-                return None;
-            };
-            (of == kind).then_some(JobRef { index, number })
-        })
-    }
-
-    /// Forgets a job that waits no longer.
-    pub fn remove(&mut self, job: JobRef) {
-        if self.known[job.index as usize].is_some_and(|known| known.number == job.number) {
+    /// Forgets that job: it waits no longer.
+    pub fn forget_oldest_tracked(&mut self, kind: TypeIndex) {
+        if let Some(job) = self.tracked[kind].pop_front()
+            && self.known[job.index as usize].is_some_and(|known| known.number == job.number)
+        {
             self.forget(job.index);
         }
     }
@@ -139,9 +132,6 @@ impl Admission {
         let Some(Known { key, .. }) = self.known[index as usize].take() else {
             return;
         };
-        if let Key::Tracked(kind, _) = key {
-            self.tracked[kind] -= 1;
-        }
         if let Some(ends) = self.lists.get_mut(&key) {
             self.links.remove(ends, index);
             if ends.is_empty() {
@@ -218,9 +208,12 @@ mod tests {
         assert_eq!(admission.take_tracked(0, jeton(2)), None);
         assert_eq!(admission.take(0, HOME), Some(at(2, 3)));
         assert_eq!(admission.take(0, HOME), None, "a tracked one is not for the address");
-        assert_eq!(admission.tracked(0).collect::<Vec<_>>(), [at(0, 1)]);
-        admission.remove(at(0, 1));
-        assert!(!admission.has_tracked(0) && admission.lists.is_empty());
+        assert_eq!(admission.oldest_tracked(0), Some(at(0, 1)));
+        admission.forget_oldest_tracked(0);
+        assert_eq!(admission.take_tracked(0, jeton(1)), None, "it is forgotten");
+        assert_eq!(admission.oldest_tracked(0), Some(at(1, 2)), "it was taken, but nobody has asked since");
+        admission.forget_oldest_tracked(0);
+        assert!(admission.oldest_tracked(0).is_none() && admission.lists.is_empty());
     }
 
     #[test]

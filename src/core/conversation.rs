@@ -54,8 +54,10 @@ pub struct Conversation {
     state: State,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// When the client's last byte came, or the last answer was given.
+    /// When the client's last byte came, or the last answer or news were given.
     quiet_since: Moment,
+    /// When the client's last byte came.
+    heard_at: Moment,
     /// When the first byte of what stands in `input` came.
     line_since: Moment,
     input_ended: bool,
@@ -81,7 +83,9 @@ impl Refused {
         let counter = match refusal {
             Refusal::Unknown { .. } => &mut self.unknown,
             Refusal::TooLong | Refusal::Incomplete(_) => &mut self.malformed,
-            Refusal::AllFull | Refusal::NoneReady | Refusal::TooManyConnections(_) => &mut self.busy,
+            Refusal::AllFull | Refusal::NoneReady | Refusal::NoPlace | Refusal::TooManyConnections(_) => {
+                &mut self.busy
+            }
             Refusal::Stopping => &mut self.stopping,
         };
         *counter += 1;
@@ -97,6 +101,7 @@ impl Conversation {
             input: Vec::new(),
             output: Vec::new(),
             quiet_since: now,
+            heard_at: now,
             line_since: now,
             input_ended: false,
             following: Following::default(),
@@ -116,6 +121,7 @@ impl Conversation {
     /// Bytes arrived. Call [`Conversation::poll_request`] until it has nothing more.
     pub fn handle_input(&mut self, now: Moment, bytes: &[u8]) {
         self.quiet_since = now;
+        self.heard_at = now;
         if self.input.is_empty() {
             self.line_since = now;
         }
@@ -138,7 +144,7 @@ impl Conversation {
     /// kernel's business: `TCP_USER_TIMEOUT`.)
     pub fn handle_timeout(&mut self, now: Moment, types: &Types, idle: Duration) -> bool {
         if let State::Discarding { until, .. } = self.state
-            && until.min(self.quiet_since + BARE_SILENCE) <= now
+            && until.min(self.heard_at + BARE_SILENCE) <= now
         {
             self.finish();
         }
@@ -234,12 +240,12 @@ impl Conversation {
         !self.input.is_empty() || self.input_ended
     }
 
-    /// Whether the client is silent, owed nothing and has asked for nothing that is still open:
-    /// the connection could be closed without breaking a promise. Returns since when.
+    /// Whether the client is owed nothing and has asked for nothing that is still open: the
+    /// connection could be closed without breaking a promise. Returns since when. Half a line is
+    /// no request.
     #[must_use]
     pub fn idle_since(&self) -> Option<Moment> {
-        (self.waits_for_client() && self.output.is_empty() && self.input.is_empty())
-            .then_some(self.quiet_since)
+        (self.waits_for_client() && self.output.is_empty()).then_some(self.quiet_since)
     }
 
     /// Whether the connection is to be closed once the output is sent.
@@ -253,13 +259,13 @@ impl Conversation {
     #[must_use]
     pub fn poll_timeout(&self, types: &Types, idle: Duration) -> Option<Moment> {
         match &self.state {
-            State::Bare if self.waits_for_silence(types) => Some(self.quiet_since + BARE_SILENCE),
+            State::Bare if self.waits_for_silence(types) => Some(self.heard_at + BARE_SILENCE),
             State::Bare | State::Lines if self.waits_for_newline(types) => Some(self.line_until(idle)),
             // While output is stuck, its leaving is awaited, not the client's next word.
             State::Bare | State::BareAnswered { .. } | State::Lines => {
                 (self.waits_for_client() && self.output.is_empty()).then_some(self.quiet_since + idle)
             }
-            State::Discarding { until, .. } => Some((*until).min(self.quiet_since + BARE_SILENCE)),
+            State::Discarding { until, .. } => Some((*until).min(self.heard_at + BARE_SILENCE)),
             State::BareAsked | State::LineAsked | State::Over => None,
         }
     }
@@ -318,7 +324,7 @@ impl Conversation {
                 return Step::Again;
             }
             Prefix::WaitsForNewline => false,
-            Prefix::Open => self.input_ended || self.quiet_since + BARE_SILENCE <= now,
+            Prefix::Open => self.input_ended || self.heard_at + BARE_SILENCE <= now,
         };
         if !complete {
             return Step::Wait;
@@ -366,7 +372,7 @@ impl Conversation {
         self.input = input;
         self.input.drain(..consumed);
         // What is left came with the last bytes, or before: nobody is given less time.
-        self.line_since = self.quiet_since;
+        self.line_since = self.heard_at;
         step
     }
 

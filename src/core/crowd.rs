@@ -4,11 +4,11 @@
 //! Clients are told apart by their network: an IPv4 address, or the /64 of an IPv6 address,
 //! for whoever has one has all of them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 
 /// Who counts as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network(u128);
 
 impl From<IpAddr> for Network {
@@ -27,20 +27,26 @@ pub enum Entrance {
     Heard,
     /// Too many come from its address.
     TurnedAway,
-    /// All places are taken: it is to be parked, and then one of this network closed, if any.
-    Full {
-        /// The network that has most, where that is more than fair.
-        too_many_of: Option<Network>,
-    },
+    /// All places are taken: it is to be parked.
+    Full,
 }
 
+/// Who is there of one network.
 #[derive(Debug)]
-struct Parked<T> {
-    network: Network,
-    connection: T,
+struct Member<T> {
+    heard: usize,
+    /// Oldest first, each with the number of its arrival.
+    parked: VecDeque<(u64, T)>,
+}
+
+impl<T> Member<T> {
+    fn total(&self) -> usize {
+        self.heard + self.parked.len()
+    }
 }
 
 /// How many connections there are by network, and those that are accepted but not heard yet.
+/// Whatever is asked takes `O(log n)`: a hostile crowd has thousands of networks.
 #[derive(Debug)]
 pub struct Crowd<T> {
     max_clients: usize,
@@ -48,10 +54,15 @@ pub struct Crowd<T> {
     max_per_network: usize,
     parking_places: usize,
     connected: usize,
-    by_network: HashMap<Network, usize>,
-    /// Oldest first.
-    parked: VecDeque<Parked<T>>,
-    parked_by_network: HashMap<Network, usize>,
+    parked: usize,
+    arrivals: u64,
+    members: HashMap<Network, Member<T>>,
+    /// By how many are heard.
+    by_heard: BTreeSet<(usize, Network)>,
+    /// Networks with parked connections: by how many are heard, then by the oldest arrival.
+    waiting: BTreeSet<(usize, u64, Network)>,
+    /// The same, by how many there are in all.
+    waiting_by_total: BTreeSet<(usize, Network)>,
 }
 
 impl<T> Crowd<T> {
@@ -64,68 +75,79 @@ impl<T> Crowd<T> {
             max_per_network,
             parking_places,
             connected: 0,
-            by_network: HashMap::new(),
-            parked: VecDeque::new(),
-            parked_by_network: HashMap::new(),
+            parked: 0,
+            arrivals: 0,
+            members: HashMap::new(),
+            by_heard: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            waiting_by_total: BTreeSet::new(),
         }
     }
 
-    /// Whether one more may be accepted, be it to be parked. Where all come from one address,
-    /// nobody could be treated unfairly: then those beyond the parking places wait in the backlog.
+    /// Whether one more may be accepted, be it to be parked. When all places are taken, only where
+    /// a network has more than one and others are there: then somebody may have to wait for it
+    /// who has none.
     #[must_use]
     pub fn may_accept(&self) -> bool {
-        self.connected < self.max_clients || self.has_parking_place() || self.parked_by_network.len() > 1 || {
-            let parked = self.parked_by_network.keys().next();
-            self.by_network.keys().any(|network| Some(network) != parked)
-        }
+        let has_place = self.connected < self.max_clients || self.parked < self.parking_places;
+        has_place
+            || self.members.len() > 1 && self.waiting_by_total.last().is_some_and(|&(total, _)| total > 1)
     }
 
     /// A connection was accepted. Where it is heard, it counts from now on.
     pub fn handle_arrival(&mut self, network: Network) -> Entrance {
-        let has = self.of(network);
-        if self.max_per_network > 0 && has >= self.max_per_network {
-            return Entrance::TurnedAway;
-        }
-        if self.connected < self.max_clients {
+        let total = self.members.get(&network).map_or(0, Member::total);
+        if self.max_per_network > 0 && total >= self.max_per_network {
+            Entrance::TurnedAway
+        } else if self.connected < self.max_clients {
             self.enter(network);
-            return Entrance::Heard;
+            Entrance::Heard
+        } else {
+            Entrance::Full
         }
-        let greediest = self.by_network.iter().max_by_key(|(_, count)| **count);
-        let too_many_of = greediest.filter(|(_, count)| **count >= has + 2).map(|(network, _)| *network);
-        Entrance::Full { too_many_of }
     }
 
-    /// It waits, accepted but not heard. Returns the connection that has to go for it, if there
-    /// is no place: the one that has waited longest of those whose address has most of them.
+    /// It waits, accepted but not heard. Returns the connection that has to go, if there is no
+    /// place: the oldest that waits of the network that has most, where that is at least two more
+    /// than the newcomer's has; else the newcomer.
     pub fn park(&mut self, network: Network, connection: T) -> Option<T> {
-        let goes = (!self.has_parking_place()).then(|| self.unpark_of_greediest()).flatten();
-        self.parked.push_back(Parked { network, connection });
-        *self.parked_by_network.entry(network).or_default() += 1;
+        let total = self.members.get(&network).map_or(0, Member::total);
+        let mut goes = None;
+        if self.parked >= self.parking_places {
+            let greediest = self.waiting_by_total.last().filter(|(most, _)| *most >= total + 2);
+            let Some(&(_, greediest)) = greediest else {
+                return Some(connection);
+            };
+            goes = self.unpark(greediest);
+        }
+        self.arrivals += 1;
+        self.parked += 1;
+        let arrival = self.arrivals;
+        self.change(network, |member| member.parked.push_back((arrival, connection)));
         goes
     }
 
-    /// A connection that was heard is closed. Returns one that waited and is heard from now on,
-    /// with its network: of the address that has fewest, the one that has waited longest.
-    pub fn handle_departure(&mut self, network: Network) -> Option<T> {
+    /// A connection that was heard is closed.
+    pub fn handle_departure(&mut self, network: Network) {
         self.connected -= 1;
-        decrement(&mut self.by_network, network);
-        self.promote()
+        self.change(network, |member| member.heard -= 1);
     }
 
-    /// Takes one that waits where there is a place.
-    fn promote(&mut self) -> Option<T> {
-        if self.connected >= self.max_clients {
-            return None;
-        }
-        let position = if self.parked_by_network.len() > 1 {
-            let waiting = self.parked.iter().enumerate();
-            waiting.min_by_key(|(position, parked)| (self.of(parked.network), *position))?.0
-        } else {
-            0
-        };
-        let Parked { network, connection } = self.unpark(position)?;
+    /// Takes a connection that waits, if there is a place for it: of the network that has fewest,
+    /// the one that has waited longest. It counts as heard from now on.
+    pub fn promote(&mut self) -> Option<T> {
+        let &(_, _, network) = self.waiting.first().filter(|_| self.connected < self.max_clients)?;
+        let connection = self.unpark(network)?;
         self.enter(network);
         Some(connection)
+    }
+
+    /// The network of which one should go, because somebody waits whose network has at least two
+    /// fewer.
+    #[must_use]
+    pub fn too_many_of(&self) -> Option<Network> {
+        let (&(fewest, _, _), &(most, network)) = (self.waiting.first()?, self.by_heard.last()?);
+        (most >= fewest + 2).then_some(network)
     }
 
     /// How many are heard.
@@ -137,41 +159,40 @@ impl<T> Crowd<T> {
     /// How many wait.
     #[must_use]
     pub fn parked(&self) -> usize {
-        self.parked.len()
-    }
-
-    fn has_parking_place(&self) -> bool {
-        self.parked.len() < self.parking_places
-    }
-
-    fn unpark_of_greediest(&mut self) -> Option<T> {
-        let (&greediest, _) = self.parked_by_network.iter().max_by_key(|(_, count)| **count)?;
-        let position = self.parked.iter().position(|parked| parked.network == greediest)?;
-        self.unpark(position).map(|parked| parked.connection)
-    }
-
-    fn unpark(&mut self, position: usize) -> Option<Parked<T>> {
-        let parked = self.parked.remove(position)?;
-        decrement(&mut self.parked_by_network, parked.network);
-        Some(parked)
+        self.parked
     }
 
     fn enter(&mut self, network: Network) {
         self.connected += 1;
-        *self.by_network.entry(network).or_default() += 1;
+        self.change(network, |member| member.heard += 1);
     }
 
-    fn of(&self, network: Network) -> usize {
-        self.by_network.get(&network).copied().unwrap_or(0)
+    fn unpark(&mut self, network: Network) -> Option<T> {
+        let taken = self.change(network, |member| member.parked.pop_front());
+        self.parked -= usize::from(taken.is_some());
+        taken.map(|(_, connection)| connection)
     }
-}
 
-fn decrement(counts: &mut HashMap<Network, usize>, network: Network) {
-    if let Some(count) = counts.get_mut(&network) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(&network);
+    /// Changes a member, and where it stands in each order.
+    fn change<R>(&mut self, network: Network, change: impl FnOnce(&mut Member<T>) -> R) -> R {
+        let Self { members, by_heard, waiting, waiting_by_total, .. } = self;
+        let member = members.entry(network).or_insert(Member { heard: 0, parked: VecDeque::new() });
+        by_heard.remove(&(member.heard, network));
+        if let Some(&(oldest, _)) = member.parked.front() {
+            waiting.remove(&(member.heard, oldest, network));
+            waiting_by_total.remove(&(member.total(), network));
         }
+        let result = change(member);
+        if let Some(&(oldest, _)) = member.parked.front() {
+            waiting.insert((member.heard, oldest, network));
+            waiting_by_total.insert((member.total(), network));
+        }
+        if member.total() == 0 {
+            members.remove(&network);
+        } else {
+            by_heard.insert((member.heard, network));
+        }
+        result
     }
 }
 
@@ -194,15 +215,19 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_its_limit() {
-        let mut crowd: Crowd<()> = Crowd::new(10, 2, 0);
+    fn an_address_has_its_limit_heard_or_not() {
+        let mut crowd: Crowd<()> = Crowd::new(3, 2, 9);
         for _ in 0..2 {
             assert_eq!(crowd.handle_arrival(network(1)), Entrance::Heard);
         }
         assert_eq!(crowd.handle_arrival(network(1)), Entrance::TurnedAway);
         assert_eq!(crowd.handle_arrival(network(2)), Entrance::Heard);
-        assert_eq!(crowd.handle_departure(network(1)), None);
-        assert_eq!(crowd.handle_arrival(network(1)), Entrance::Heard);
+        assert_eq!(crowd.handle_arrival(network(2)), Entrance::Full);
+        assert_eq!(crowd.park(network(2), ()), None);
+        assert_eq!(crowd.handle_arrival(network(2)), Entrance::TurnedAway, "one of its two waits");
+        crowd.handle_departure(network(1));
+        assert_eq!(crowd.promote(), Some(()));
+        assert_eq!(crowd.handle_arrival(network(1)), Entrance::Full);
     }
 
     #[test]
@@ -211,63 +236,74 @@ mod tests {
         for _ in 0..4 {
             assert_eq!(crowd.handle_arrival(network(1)), Entrance::Heard);
         }
-        assert_eq!(crowd.handle_arrival(network(1)), Entrance::Full { too_many_of: None });
+        assert_eq!(crowd.handle_arrival(network(1)), Entrance::Full);
         assert_eq!(crowd.park(network(1), "first"), None);
-        let greediest = Entrance::Full { too_many_of: Some(network(1)) };
-        assert_eq!(crowd.handle_arrival(network(2)), greediest);
+        assert_eq!(crowd.too_many_of(), None, "nobody goes for one of his own");
+        assert_eq!(crowd.handle_arrival(network(2)), Entrance::Full);
         assert_eq!(crowd.park(network(2), "second"), None);
-        assert_eq!(crowd.handle_departure(network(1)), Some("second"));
-        assert_eq!(crowd.handle_departure(network(1)), Some("first"));
+        assert_eq!(crowd.too_many_of(), Some(network(1)));
+        assert_eq!(crowd.promote(), None, "there is no place yet");
+        crowd.handle_departure(network(1));
+        assert_eq!(crowd.promote(), Some("second"));
+        assert_eq!(crowd.too_many_of(), None);
+        crowd.handle_departure(network(1));
+        assert_eq!(crowd.promote(), Some("first"));
         assert_eq!((crowd.connected(), crowd.parked()), (4, 0));
-        assert_eq!(crowd.handle_departure(network(1)), None);
     }
 
     #[test]
-    fn a_crowd_of_one_address_waits_in_the_backlog_but_not_in_front_of_others() {
-        let mut crowd = Crowd::new(1, 0, 16);
+    fn who_waits_has_to_go_only_for_one_who_has_fewer() {
+        let mut crowd = Crowd::new(1, 0, 2);
         assert_eq!(crowd.handle_arrival(network(1)), Entrance::Heard);
-        for number in 0..16 {
+        for name in ["a", "b"] {
             assert!(crowd.may_accept());
-            assert_eq!(crowd.park(network(1), number), None);
+            assert_eq!(crowd.park(network(1), name), None);
         }
-        assert!(!crowd.may_accept());
-        assert_eq!(crowd.handle_departure(network(1)), Some(0));
-        assert!(crowd.may_accept());
-        assert_eq!(crowd.park(network(2), 100), None);
-        assert!(crowd.may_accept(), "another address is here: who knows who else waits");
-        assert_eq!(crowd.park(network(1), 16), Some(1), "the oldest of those that have most");
+        assert!(!crowd.may_accept(), "all come from one address: they wait in the backlog");
+        crowd.handle_departure(network(1));
+        assert_eq!(crowd.promote(), Some("a"));
+        assert_eq!(crowd.park(network(2), "c"), None);
+        assert!(crowd.may_accept(), "who knows who else waits behind the first address");
+        assert_eq!(crowd.park(network(3), "d"), Some("b"));
+        assert!(!crowd.may_accept(), "those who wait have one each");
+        assert_eq!(crowd.park(network(4), "e"), Some("e"), "and none of them goes for another");
     }
 
     proptest! {
         #[test]
         fn the_counts_are_right(steps in prop::collection::vec((0u8..4, 0u8..3), 0..300)) {
             let mut crowd = Crowd::new(5, 3, 4);
-            let mut heard: Vec<Network> = Vec::new();
-            let mut parked = 0;
+            let (mut heard, mut parked): (Vec<Network>, Vec<Network>) = (Vec::new(), Vec::new());
             for (who, what) in steps {
                 let who = network(who);
+                let of = |list: &[Network]| list.iter().filter(|&&one| one == who).count();
                 if what == 0 {
                     if let Some(at) = heard.iter().position(|&one| one == who) {
                         heard.swap_remove(at);
-                        if let Some(next) = crowd.handle_departure(who) {
+                        crowd.handle_departure(who);
+                        if let Some(next) = crowd.promote() {
                             heard.push(next);
-                            parked -= 1;
+                            parked.remove(parked.iter().position(|&one| one == next).unwrap());
                         }
                     }
                 } else if crowd.may_accept() {
                     match crowd.handle_arrival(who) {
                         Entrance::Heard => heard.push(who),
-                        Entrance::TurnedAway => prop_assert!(heard.iter().filter(|&&one| one == who).count() >= 3),
-                        Entrance::Full { .. } => {
-                            prop_assert_eq!(heard.len(), 5);
-                            parked += 1 - i32::from(crowd.park(who, who).is_some());
+                        Entrance::TurnedAway => prop_assert!(of(&heard) + of(&parked) >= 3),
+                        Entrance::Full => {
+                            parked.push(who);
+                            if let Some(goes) = crowd.park(who, who) {
+                                parked.remove(parked.iter().position(|&one| one == goes).unwrap());
+                            }
                         }
                     }
                 }
-                prop_assert_eq!((crowd.connected(), i32::try_from(crowd.parked()).unwrap()), (heard.len(), parked));
-                prop_assert!(parked == 0 || heard.len() == 5, "somebody waits beside a free place");
-                let counted: usize = crowd.by_network.values().sum();
-                prop_assert_eq!(counted, heard.len());
+                prop_assert_eq!((crowd.connected(), crowd.parked()), (heard.len(), parked.len()));
+                prop_assert!(parked.is_empty() || heard.len() == 5, "somebody waits beside a free place");
+                prop_assert!(of(&heard) + of(&parked) <= 3);
+                let members = crowd.members.len();
+                prop_assert_eq!(crowd.by_heard.len(), members);
+                prop_assert_eq!(crowd.waiting.len(), crowd.waiting_by_total.len());
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The secondary's side of its slot: which jobs it may take, and when it drains and ends.
 //!
 //! The shell says what it heard (`handle_*`), asks whose job a connection is
-//! ([`Service::claim`]), and does what [`Service::poll_action`] tells it.
+//! ([`Service::welcome`]), and does what [`Service::poll_action`] tells it.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -152,10 +152,13 @@ impl<T: Table> Service<T> {
         self.heard != self.table.last_published()
     }
 
-    /// A data connection has come, after all that the tube held was heard. Where that leaves
-    /// it without a job, the table itself is looked at: a doorbell may be lost, the table is the
-    /// truth.
+    /// A data connection has come, after what the tube held was heard. Where a doorbell is lost, or
+    /// late, the table itself is looked at: else a plain job could go to who comes for a tracked
+    /// one.
     pub fn welcome(&mut self, kind: TypeIndex, client: IpAddr, now: Moment) -> Welcome {
+        if self.is_behind() {
+            self.look_through();
+        }
         loop {
             if self.tracked_waits(kind) {
                 return Welcome::Undecided;
@@ -209,15 +212,13 @@ impl<T: Table> Service<T> {
         changed
     }
 
-    /// Whether a tracked job waits on that port. Those that have expired are forgotten.
+    /// Whether a tracked job waits on that port. Those that do no longer are forgotten.
     fn tracked_waits(&mut self, kind: TypeIndex) -> bool {
-        while self.waiting.has_tracked(kind) {
-            let first = self.waiting.tracked(kind).next();
-            match first {
-                Some(job) if !self.is_waiting(job) => self.waiting.remove(job),
-                Some(_) => return true,
-                None => return false,
+        while let Some(job) = self.waiting.oldest_tracked(kind) {
+            if self.is_waiting(job) {
+                return true;
             }
+            self.waiting.forget_oldest_tracked(kind);
         }
         false
     }

@@ -8,6 +8,7 @@ use crate::core::crowd::Network;
 /// Items in the order in which they came, by network; networks in the order of their turns.
 #[derive(Debug)]
 pub struct Turns<T> {
+    /// A queue may be empty: it goes when its turn comes.
     queues: HashMap<Network, VecDeque<T>>,
     order: VecDeque<Network>,
 }
@@ -21,43 +22,45 @@ impl<T> Default for Turns<T> {
 impl<T> Turns<T> {
     /// Queues an item.
     pub fn push(&mut self, network: Network, item: T) {
-        let queue = self.queues.entry(network).or_default();
-        if queue.is_empty() {
-            self.order.push_back(network);
-        }
+        let order = &mut self.order;
+        let queue = self.queues.entry(network).or_insert_with(|| {
+            order.push_back(network);
+            VecDeque::new()
+        });
         queue.push_back(item);
     }
 
     /// The item whose turn it is.
-    #[must_use]
-    pub fn peek(&self) -> Option<&T> {
+    pub fn peek(&mut self) -> Option<&T> {
+        while let Some(network) = self.order.front() {
+            if self.queues.get(network).is_some_and(|queue| !queue.is_empty()) {
+                break;
+            }
+            self.queues.remove(network);
+            self.order.pop_front();
+        }
         self.queues.get(self.order.front()?)?.front()
     }
 
     /// Takes the item whose turn it is; then it is the next network's turn.
     pub fn pop(&mut self) -> Option<T> {
-        let network = self.order.pop_front()?;
-        let queue = self.queues.get_mut(&network)?;
-        let item = queue.pop_front();
-        if queue.is_empty() {
-            self.queues.remove(&network);
-        } else {
-            self.order.push_back(network);
-        }
-        item
+        let item = self.discard()?;
+        self.order.rotate_left(1);
+        Some(item)
+    }
+
+    /// Takes the item whose turn it is; its network has another turn.
+    pub fn discard(&mut self) -> Option<T> {
+        self.peek()?;
+        self.queues.get_mut(self.order.front()?)?.pop_front()
     }
 
     /// Drops the oldest items of a network as long as they are to go.
     pub fn drop_while(&mut self, network: Network, goes: impl Fn(&T) -> bool) {
-        let Some(queue) = self.queues.get_mut(&network) else {
-            return;
-        };
-        while queue.front().is_some_and(&goes) {
-            queue.pop_front();
-        }
-        if queue.is_empty() {
-            self.queues.remove(&network);
-            self.order.retain(|&other| other != network);
+        if let Some(queue) = self.queues.get_mut(&network) {
+            while queue.front().is_some_and(&goes) {
+                queue.pop_front();
+            }
         }
     }
 
@@ -101,6 +104,8 @@ mod tests {
         turns.drop_while(network(3), |_| true);
         assert_eq!(turns.peek(), Some(&3));
         turns.drop_while(network(1), |_| true);
+        turns.push(network(1), 4);
+        assert_eq!(turns.discard(), Some(4));
         assert_eq!(turns.drain(), [9]);
         assert!(turns.queues.is_empty() && turns.order.is_empty());
     }

@@ -2,10 +2,13 @@
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use crate::os::reactor::Ready;
 
@@ -32,6 +35,19 @@ impl Stream {
     #[must_use]
     pub fn is_tcp(&self) -> bool {
         matches!(self, Self::Tcp(_))
+    }
+
+    /// Whether the peer has gone, or has ended its input, without a byte that is unread.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let fd = match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        };
+        match recv(fd, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, length)) => length == 0,
+            Err(error) => error != Errno::WOULDBLOCK && error != Errno::INTR,
+        }
     }
 
     fn source(&mut self) -> &mut dyn Source {

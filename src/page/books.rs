@@ -115,7 +115,9 @@ impl slots::Books for Books {
     }
 }
 
+// The fuse is there with debug assertions only.
 #[cfg(test)]
+#[cfg(debug_assertions)]
 mod tests {
     use super::*;
     use crate::core::moment::Moment;

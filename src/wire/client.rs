@@ -198,6 +198,8 @@ pub enum Refusal<'a> {
     Incomplete(Duration),
     /// That many connections come from the client's address already.
     TooManyConnections(usize),
+    /// All places are taken, and none of them goes for another connection of that address.
+    NoPlace,
     /// Every secondary has `max_jobs` open jobs.
     AllFull,
     /// No secondary is ready.
@@ -217,6 +219,7 @@ impl fmt::Display for Refusal<'_> {
             Self::TooManyConnections(most) => {
                 write!(f, "busy: more than {most} connections from your address")
             }
+            Self::NoPlace => f.write_str("busy: no place for another connection from your address"),
             Self::AllFull => f.write_str("busy: every secondary has as many jobs as it may have"),
             Self::NoneReady => f.write_str("busy: no secondary is ready"),
             Self::Stopping => f.write_str("stopping"),

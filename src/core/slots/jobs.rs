@@ -36,7 +36,8 @@ impl<B: Books> Slots<B> {
             return Err(NoSlot::AllFull);
         };
         let number = self.books.give(index, entry, job);
-        slot.given[entry as usize] = Given { number, client, claimed: false, lost: false };
+        slot.given[entry as usize] =
+            Given { number, client, tracked: job.jeton.is_some(), claimed: false, lost: false };
         slot.links.push_back(&mut slot.waiting, entry);
         if slot.expire_timer.is_none() {
             let at = job.given_at + self.settings.claim_within;
@@ -250,15 +251,16 @@ impl<B: Books> Slots<B> {
             slot.links.remove(&mut slot.waiting, entry);
         }
         let given = slot.given[entry as usize];
-        let reason = self.books.table(index).reason(entry).filter(|_| !given.lost);
+        // What stands there may be of an earlier job, unless this one's secondary has ended it.
+        let reason = self.books.table(index).reason(entry).filter(|_| !given.lost && word.holder != 0);
         if self.books.settle(index, entry, word) {
             slot.given[entry as usize] = Given::default();
             slot.free.push(entry);
             self.change_open(index, |open| open.saturating_sub(1));
         }
         // Of a plain job a client hears no more once it was claimed.
-        if let Given { number, client: Some(client), claimed: was_claimed, .. } = given
-            && (word.tracked || !was_claimed)
+        if let Given { number, client: Some(client), tracked, claimed: was_claimed, .. } = given
+            && (tracked || !was_claimed)
         {
             let end = match word.state {
                 State::Done => End::Done,

@@ -200,6 +200,8 @@ struct Given {
     number: JobNumber,
     /// Who asked for it; nobody is told of what a dead principal gave.
     client: Option<ClientId>,
+    /// Its client follows it.
+    tracked: bool,
     /// Its client knows that it was claimed.
     claimed: bool,
     /// It failed with its secondary.

@@ -313,6 +313,18 @@ fn a_client_is_told_once_that_its_job_was_claimed_and_once_how_it_ended() {
 }
 
 #[test]
+fn a_followed_job_whose_entry_was_overwritten_ends_all_the_same() {
+    let books = PlainBooks::default();
+    let (mut slots, job) = one_job(&books);
+    claim(&books, 0, job.index, 1);
+    slots.handle_debut(0, job);
+    books.tables[0].words[job.index as usize].set(Some(u64::MAX));
+    slots.look_through(0);
+    let lost = ended(End::Failed(Reason::SecondaryLost), true);
+    assert_eq!(reports(&mut slots), [News::Claimed, lost]);
+}
+
+#[test]
 fn lost_doorbells_cost_a_client_no_news() {
     let books = PlainBooks::default();
     let (mut slots, job) = one_job(&books);

@@ -25,6 +25,9 @@ use crate::wire::jeton::Jeton;
 /// Bytes read from one client in one turn.
 const READ_BYTES: usize = 4096;
 
+/// Requests that are refused in one turn because they have waited for too long.
+const REFUSALS_PER_TURN: usize = 256;
+
 /// One control connection.
 pub struct Client {
     stream: Stream,
@@ -147,7 +150,7 @@ impl Principal {
             && client.conversation.wants_input()
             && client.read(reactor.now()).is_err()
         {
-            self.connections.broken += 1;
+            self.door.connections.broken += 1;
             self.close_client(reactor, key);
             return Progress::Drained;
         }
@@ -169,18 +172,18 @@ impl Principal {
         client.timer.fired();
         let idle = self.config.client_idle;
         if client.stuck_since.is_some_and(|since| since + idle <= reactor.now()) {
-            self.connections.broken += 1;
+            self.door.connections.broken += 1;
             self.close_client(reactor, key);
             return;
         }
         // What came while this process had to wait for the CPU is no silence.
         if client.conversation.wants_input() && client.look(reactor.now()).is_err() {
-            self.connections.broken += 1;
+            self.door.connections.broken += 1;
             self.close_client(reactor, key);
             return;
         }
         if client.conversation.handle_timeout(reactor.now(), &self.types, idle) {
-            self.connections.idle += 1;
+            self.door.connections.idle += 1;
             self.close_client(reactor, key);
             return;
         }
@@ -198,7 +201,9 @@ impl Principal {
         while let Some(client) = self.clients.get_mut(key)
             && let Some(request) = client.conversation.poll_request(now, &self.types)
         {
-            if !self.answer(reactor, key, request) {
+            // Nobody overtakes those who wait: who is served is settled at the end of the turn.
+            let others_wait = self.waiting.turns.peek().is_some() && !self.core.refuses_requests();
+            if others_wait || !self.answer(reactor, key, request) {
                 self.wait(reactor, key, request);
             }
         }
@@ -294,8 +299,10 @@ impl Principal {
                     return;
                 }
                 self.resume(reactor, key);
+                self.waiting.turns.pop();
+            } else {
+                self.waiting.turns.discard();
             }
-            self.waiting.turns.pop();
         }
     }
 
@@ -303,8 +310,11 @@ impl Principal {
     pub(super) fn refuse_the_tired(&mut self, reactor: &mut Handle<Key>) {
         self.waiting.timer = None;
         self.serve_waiting(reactor);
-        while let Some(&(network, key, until)) = self.waiting.deadlines.front() {
-            if until > reactor.now() {
+        for refused in 0.. {
+            let Some(&(network, key, until)) = self.waiting.deadlines.front() else {
+                return;
+            };
+            if until > reactor.now() || refused == REFUSALS_PER_TURN {
                 self.waiting.timer = Some(self.timers.arm(until, Timer::Waiting));
                 return;
             }
@@ -372,7 +382,7 @@ impl Principal {
         let before = client.conversation.output().len();
         match client.write(reactor.now()) {
             Err(_) => {
-                self.connections.broken += 1;
+                self.door.connections.broken += 1;
                 self.close_client(reactor, key);
             }
             Ok(true) if client.conversation.is_over() => self.close_client(reactor, key),
@@ -399,7 +409,7 @@ impl Principal {
         let Client { stream, address, counts, .. } = client;
         drop(stream);
         if counts {
-            self.departed(reactor, address);
+            self.door.crowd.handle_departure(address.into());
         }
     }
 

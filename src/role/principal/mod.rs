@@ -20,7 +20,6 @@ use signal_hook::consts::{SIGTERM, SIGUSR1};
 use slab::Slab;
 
 use crate::config::Config;
-use crate::core::crowd::Crowd;
 use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
@@ -36,14 +35,15 @@ use crate::os::rundir::Rundir;
 use crate::page::Access;
 use crate::page::books::Books;
 use crate::page::obituary::Obituary;
-use crate::page::principal::{Connections, PrincipalPage};
+use crate::page::principal::PrincipalPage;
 use crate::role::launch::{self, Launched, Sheet};
 use crate::role::liveness::Liveness;
 use crate::wire::client::{Host, Types};
 use crate::wire::order::Order;
 
 use clients::{Client, Waiting};
-use crowd::Parked;
+use crowd::Door;
+use servers::Uninvited;
 use slot::Slot;
 
 /// What the reactor gives back with an event. Slots are counted from 0 in here.
@@ -72,6 +72,8 @@ enum Timer {
     Waiting,
     /// Accept again: descriptors had run out.
     Accept,
+    /// Look again who could go for one who waits.
+    Evict,
 }
 
 struct Principal {
@@ -93,17 +95,16 @@ struct Principal {
     /// The one that has the first chance when there is room again.
     first_listener: usize,
     /// Who is heard, and who waits to be.
-    crowd: Crowd<Parked>,
+    door: Door,
+    /// Requests for a job of those who came uninvited, until there is room in their slot.
+    uninvited: Vec<Uninvited>,
     /// Nobody more can be taken in: accepting goes on when one leaves.
     accept_paused: bool,
-    /// Control connections, counted; and as the page has it.
-    connections: Connections,
-    told_connections: Connections,
     scarcity: Scarcity,
     clients: Slab<Client>,
     /// Control connections so far.
     last_serial: u32,
-    /// Clients whose request waits until a secondary can take it, oldest first.
+    /// Clients whose request waits until a secondary can take it.
     waiting: Waiting,
     /// Clients to whom something is to be sent when the turn is over.
     dirty: Vec<usize>,
@@ -168,9 +169,7 @@ impl Principal {
             claim_within: config.claim_within,
             grace: config.watchdog.grace,
         };
-        // The books go on counting where a predecessor stopped.
-        let connections = Connections { connected: 0, parked: 0, ..books.page().connections() };
-        let crowd = Crowd::new(config.max_clients, config.max_clients_per_address, sheet.parking_places);
+        let door = Door::new(&config, sheet.parking_places, books.page().connections());
         let mut principal = Self {
             types: Types::new(config.request.iter().map(|request| request.name.as_str())),
             core: Slots::new(books, slots.len(), settings, u64::from(std::process::id())),
@@ -183,10 +182,9 @@ impl Principal {
             _channel: channel,
             listeners,
             first_listener: 0,
-            crowd,
+            door,
+            uninvited: Vec::new(),
             accept_paused: false,
-            connections,
-            told_connections: connections,
             scarcity: Scarcity::default(),
             clients: Slab::new(),
             last_serial: 0,
@@ -211,20 +209,16 @@ impl Principal {
     }
 
     fn accept(&mut self, reactor: &mut Handle<Key>, index: usize) -> Progress {
-        let mut evicted = 0;
         for _ in 0..ACCEPTS_PER_TURN {
             let Some((listener, _)) = self.listeners.get(index) else {
                 return Progress::Drained;
             };
-            if !self.crowd.may_accept() {
+            if !self.door.crowd.may_accept() {
                 self.accept_paused = true;
                 return Progress::Drained;
             }
             match Accepted::from(listener.accept()) {
-                Accepted::One((stream, address)) => {
-                    let may_evict = evicted < crowd::EVICTIONS_PER_TURN;
-                    evicted += usize::from(self.receive(reactor, stream, address, may_evict));
-                }
+                Accepted::One((stream, address)) => self.receive(reactor, stream, address),
                 Accepted::Broken => {}
                 Accepted::Nothing => return Progress::Drained,
                 Accepted::Scarce(error) => {
@@ -349,6 +343,7 @@ impl Role for Principal {
             match timer {
                 Timer::Client(key) => self.on_client_timer(reactor, key),
                 Timer::Waiting => self.refuse_the_tired(reactor),
+                Timer::Evict => self.door.evict_timer_armed = false,
                 Timer::Accept => {
                     self.scarcity.paused();
                     self.accept_again(reactor);
@@ -364,10 +359,12 @@ impl Role for Principal {
     fn settle(&mut self, reactor: &mut Handle<Key>) {
         self.carry_out(reactor);
         self.serve_waiting(reactor);
+        self.let_in(reactor.now());
         self.core.finish_turn(reactor.now());
         self.carry_out(reactor);
         self.flush_tubes(reactor);
         self.answer_clients(reactor);
+        self.make_room(reactor);
         self.tell_connections();
     }
 }

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::config::Admission;
 use crate::core::job::{Incarnation, Job};
+use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::slots::Action;
 use crate::exit::Failure;
@@ -30,6 +31,18 @@ use crate::wire::tube::Command;
 
 /// Slots that are looked through at one probe.
 const RECONCILED_AT_A_PROBE: usize = 16;
+
+/// So many who came uninvited may wait for room.
+const MAX_UNINVITED: usize = 1024;
+
+/// Somebody who came to a secondary without a job.
+#[derive(Clone, Copy, Debug)]
+pub struct Uninvited {
+    slot: usize,
+    kind: TypeIndex,
+    client: IpAddr,
+    until: Moment,
+}
 
 impl Principal {
     /// Finds out who of a dead principal's secondaries lives, and goes on from there.
@@ -268,7 +281,7 @@ impl Principal {
             Command::Fin(job) | Command::Err(job) => self.core.handle_end(slot, job),
             Command::Resync => self.core.look_through(slot),
             Command::Uninvited { kind, client } => {
-                self.let_in(reactor, slot, incarnation, usize::from(kind), client);
+                self.ask_uninvited(now, slot, usize::from(kind), client);
             }
             Command::Job(_) | Command::Stop | Command::Ping(_) | Command::Pong(_) => {
                 log::warn!("secondary {}.{incarnation} says {command:?}", number(slot));
@@ -276,24 +289,25 @@ impl Principal {
         }
     }
 
-    /// Somebody came to a secondary without a job, and all are let in: the books know it like any
-    /// other. Who gets none is turned away there before long.
-    fn let_in(
-        &mut self,
-        reactor: &mut Handle<Key>,
-        slot: usize,
-        incarnation: Incarnation,
-        kind: TypeIndex,
-        client: IpAddr,
-    ) {
-        let serves = self.core.current(slot) == Some(incarnation) && !self.core.refuses_requests();
+    /// Somebody came to a secondary without a job, and all are let in: as soon as there is room.
+    fn ask_uninvited(&mut self, now: Moment, slot: usize, kind: TypeIndex, client: IpAddr) {
         let wanted = self.config.admission == Admission::Open && kind < self.config.request.len();
-        if serves && wanted {
-            let job = Job { kind, client, given_at: reactor.now(), jeton: None };
-            if self.core.give_uninvited(slot, job).is_err() {
-                log::debug!("secondary {}: no room for {client}, who came uninvited", number(slot));
-            }
+        if wanted && self.uninvited.len() < MAX_UNINVITED {
+            self.uninvited.push(Uninvited { slot, kind, client, until: now + self.config.queue_within });
         }
+    }
+
+    /// The books know who comes uninvited like any other. Who gets no job is turned away by the
+    /// secondary when `queue_within` is over.
+    pub(super) fn let_in(&mut self, now: Moment) {
+        let Self { core, uninvited, .. } = self;
+        if core.refuses_requests() {
+            uninvited.clear();
+        }
+        uninvited.retain(|&Uninvited { slot, kind, client, until }| {
+            let job = Job { kind, client, given_at: now, jeton: None };
+            until > now && core.give_uninvited(slot, job).is_err()
+        });
     }
 
     /// The kernel says that a secondary has ended.
