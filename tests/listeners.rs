@@ -440,8 +440,9 @@ fn a_flood_at_one_listener_does_not_keep_out_who_comes_to_another() {
         shell
     });
     system.all_ready();
+    let address = system.address();
     let flood = |_| {
-        let mut client = system.connect();
+        let mut client = connect(address);
         client.write_all(b"nonsense\n").unwrap();
         client
     };
