@@ -208,7 +208,8 @@ impl Client {
         output: &mut Output<'_>,
     ) -> Result<u64, ClientError> {
         let Tracked { place, jeton } = control.track(kind)?;
-        let data = match Data::connect(&place, Some(jeton), &self.limits) {
+        let is_input_at_hand = input.has_ended() || !input.pending().is_empty();
+        let data = match Data::connect_for(&place, Some(jeton), &self.limits, is_input_at_hand) {
             Ok(data) => data,
             Err(error) => {
                 // It will expire: nobody waits for that.

@@ -7,7 +7,7 @@ use crate::client::control::{Limits, Place};
 use crate::client::error::{ClientError, Peer};
 use crate::client::input::{Input, Output};
 use crate::client::pump::{Ending, Exchanged, Pump};
-use crate::client::socket::{connect_tcp, resolve};
+use crate::client::socket::{connect_tcp, resolve, send};
 use crate::wire::jeton::Jeton;
 
 /// A data connection.
@@ -24,14 +24,24 @@ impl Data {
     /// # Errors
     /// [`ClientError::Connect`].
     pub fn connect(place: &Place, jeton: Option<Jeton>, limits: &Limits) -> Result<Self, ClientError> {
+        Self::connect_for(place, jeton, limits, false)
+    }
+
+    /// As [`Data::connect`]. Where input is at hand that is sent at once, the jeton goes with it.
+    pub(super) fn connect_for(
+        place: &Place,
+        jeton: Option<Jeton>,
+        limits: &Limits,
+        is_input_at_hand: bool,
+    ) -> Result<Self, ClientError> {
         let connect = || {
             let stream = match place {
                 Place::Addresses(addresses) => connect_tcp(addresses, limits.connect)?,
                 Place::Named(at) => connect_tcp(&resolve(at)?, limits.connect)?,
             };
             if let Some(jeton) = jeton {
-                // A new connection has room for it.
-                io::Write::write_all(&mut &stream, format!("jeton {jeton}\n").as_bytes())?;
+                // A new connection has room for the whole of it.
+                send(&stream, format!("jeton {jeton}\n").as_bytes(), is_input_at_hand)?;
             }
             Ok(stream)
         };

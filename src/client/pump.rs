@@ -1,7 +1,7 @@
 //! Moves bytes both ways at once, within bounds, and listens to the control connection meanwhile.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::client::control::{Control, Limits};
 use crate::client::error::ClientError;
 use crate::client::input::{Input, Output};
 use crate::client::news::{Fate, News};
-use crate::client::socket::{poll_until, too_late, would_block};
+use crate::client::socket::{poll_until, send, too_late, would_block};
 use crate::core::moment::Moment;
 use crate::os::clock;
 use crate::wire::jeton::Jeton;
@@ -259,7 +259,7 @@ impl<'a, 'i, 'o> Pump<'a, 'i, 'o> {
                 }
                 break;
             }
-            match would_block(self.stream.write(pending)) {
+            match would_block(send(self.stream, pending, self.input.has_ended())) {
                 Ok(Some(length)) => {
                     self.input.advance(length);
                     self.moved_at = clock::now();

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use crate::client::error::ClientError;
 use crate::core::moment::Moment;
@@ -180,6 +180,14 @@ pub fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Moment>) -> io::Resul
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Sends what there is room for. What is followed by `more` at once, or by the end of the sending side,
+/// goes into one segment with that (`MSG_MORE`, send(2)): whoever receives it is woken once, and knows
+/// the end with the last bytes.
+pub fn send(stream: &TcpStream, bytes: &[u8], more: bool) -> io::Result<usize> {
+    let more = if more { SendFlags::MORE } else { SendFlags::empty() };
+    Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL | more)?)
 }
 
 /// Waits for so long.
