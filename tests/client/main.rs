@@ -11,3 +11,4 @@ mod retry;
 mod stage;
 mod streams;
 mod system;
+mod tracked;
