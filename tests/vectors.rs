@@ -22,7 +22,7 @@ use nix::sys::signal::Signal;
 use transcript::Transcript;
 
 /// So many transcripts are played at once, where they leave each other alone.
-const PLAYERS: usize = 12;
+const PLAYERS: usize = 24;
 
 fn directory(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)
