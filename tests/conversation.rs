@@ -228,6 +228,25 @@ fn a_sender_that_never_stops_is_cut_off() {
 }
 
 #[test]
+fn what_was_sent_ahead_is_understood_before_more_is_read() {
+    const SENT: usize = 2048;
+    let mut server = Server::new();
+    server.conversation.handle_input(server.now, &b"?\n".repeat(SENT));
+    let mut answered = 0;
+    loop {
+        server.serve();
+        assert!(server.conversation.output().len() < 2 * 4096, "who takes nothing gets no more");
+        let answers = std::mem::take(server.conversation.output());
+        answered += answers.iter().filter(|&&byte| byte == b'\n').count();
+        if server.conversation.wants_input() {
+            break;
+        }
+        assert!(!answers.is_empty(), "nobody would come back to what is left");
+    }
+    assert!(answered >= SENT - 128, "{answered}");
+}
+
+#[test]
 fn an_idle_client_is_let_go_but_not_one_that_is_owed_something() {
     let mut server = Server::new();
     server.run(&[send("requetetype1\n")]);

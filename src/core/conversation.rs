@@ -164,7 +164,7 @@ impl Conversation {
     /// request, and counts it. A request that is returned must be answered before the
     /// next one is returned.
     pub fn poll_request(&mut self, now: Moment, types: &Types) -> Option<Request> {
-        while !self.following.is_full() {
+        while !self.following.is_full() && self.output.len() < OUTPUT_LIMIT {
             self.shrink();
             let next = match &self.state {
                 State::Bare => self.next_bare(now, types),
@@ -175,8 +175,8 @@ impl Conversation {
             };
             match next {
                 Step::Request(request) => return Some(request),
-                Step::Again if self.output.len() < OUTPUT_LIMIT => {}
-                Step::Again | Step::Wait => break,
+                Step::Again => {}
+                Step::Wait => break,
             }
         }
         None
@@ -224,10 +224,12 @@ impl Conversation {
         matches!(self.state, State::BareAsked | State::LineAsked)
     }
 
-    /// Whether more bytes should be read from the client now.
+    /// Whether more bytes should be read from the client now. What it has sent ahead is understood
+    /// first: else who takes no answers could fill the memory with requests.
     #[must_use]
     pub fn wants_input(&self) -> bool {
         !self.input_ended
+            && self.input.len() <= MAX_REQUEST_BYTES + 1
             && !self.is_asked()
             && !self.following.is_full()
             && self.state != State::Over
