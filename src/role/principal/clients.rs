@@ -22,6 +22,8 @@ use crate::role::principal::{Key, Principal, Timer};
 use crate::wire::client::{Form, Host, Refusal, Request};
 use crate::wire::jeton::Jeton;
 
+/// More than any one answer needs; a buffer that had to be larger is not kept.
+const KEPT_BYTES: usize = 256;
 /// Bytes read from one client in one turn.
 const READ_BYTES: usize = 4096;
 
@@ -94,6 +96,9 @@ impl Client {
         let output = self.conversation.output();
         let written = write_some(&mut self.stream, output)?;
         output.drain(..written);
+        if output.is_empty() && output.capacity() > KEPT_BYTES {
+            *output = Vec::new();
+        }
         if output.is_empty() || self.stream.is_tcp() {
             self.stuck_since = None;
         } else if written > 0 || self.stuck_since.is_none() {
