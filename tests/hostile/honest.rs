@@ -1,0 +1,102 @@
+//! A well-behaved client: it asks for a job, exchanges a word, and leaves. Whatever others do, it
+//! is served, and every byte it gets is right.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketType, bind, socket};
+
+use crate::common::PATIENCE;
+
+/// Where the well-behaved client comes from.
+pub const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
+/// Where its enemies come from.
+pub const HOSTILE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
+
+/// The enemy's many addresses, for more connections in a minute than one has ports.
+pub fn hostile(number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 66, u8::try_from(number / 8192 % 256).unwrap())
+}
+
+/// A connection from one of the loopback addresses, with patience for reads and writes.
+pub fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::new(IpAddr::V4(from), 0)).unwrap();
+    rustix::net::connect(&socket, &to).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// Closes by reset (SO_LINGER of zero, socket(7)).
+pub fn reset(stream: TcpStream) {
+    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+}
+
+/// The client and its control connection.
+pub struct Honest {
+    address: SocketAddr,
+    control: BufReader<TcpStream>,
+    served: u64,
+}
+
+impl Honest {
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, control: BufReader::new(connect_from(HONEST, address)), served: 0 }
+    }
+
+    /// One whole exchange: every other is tracked, and every fourth begins with a new control
+    /// connection.
+    pub fn work(&mut self) {
+        if self.served.is_multiple_of(4) {
+            self.control = BufReader::new(connect_from(HONEST, self.address));
+        }
+        if self.served.is_multiple_of(2) {
+            self.plain();
+        } else {
+            self.tracked();
+        }
+        self.served += 1;
+    }
+
+    /// A request, then an exchange.
+    pub fn plain(&mut self) {
+        let answer = self.ask("echo");
+        self.exchange(&answer, "");
+    }
+
+    fn tracked(&mut self) {
+        let answer = self.ask("suivi echo");
+        let (port, jeton) = answer.split_once(' ').unwrap_or_else(|| panic!("suivi is answered {answer:?}"));
+        self.exchange(port, &format!("jeton {jeton}\n"));
+        assert_eq!(self.line(), format!("debuttraitement {jeton}"));
+        assert_eq!(self.line(), format!("fintraitement {jeton}"));
+    }
+
+    fn exchange(&self, port: &str, before: &str) {
+        let port: u16 = port.parse().unwrap_or_else(|_| panic!("a request is answered {port:?}"));
+        let word = format!("word {}", self.served);
+        let mut data = connect_from(HONEST, SocketAddr::new(self.address.ip(), port));
+        data.write_all(format!("{before}{word}").as_bytes()).unwrap();
+        data.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        data.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, word);
+    }
+
+    fn ask(&mut self, request: &str) -> String {
+        self.control.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+        self.line()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.control.read_line(&mut line).unwrap();
+        line.strip_suffix('\n')
+            .unwrap_or_else(|| panic!("the control connection ends after {line:?}"))
+            .to_owned()
+    }
+}
