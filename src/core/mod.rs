@@ -24,3 +24,4 @@ pub mod supervision;
 pub mod timers;
 pub mod tree;
 pub mod turns;
+pub mod undecided;

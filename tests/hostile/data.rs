@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use crate::common::{ask, job};
 use crate::control::Noise;
-use crate::honest::{HOSTILE, connect_from};
+use crate::honest::{HONEST, HOSTILE, connect_from};
 use crate::{Fortress, SLACK, descriptors, insist, rest, stuff};
 
 /// More may not be undecided in one secondary.
@@ -171,6 +171,32 @@ fn half_open_connections_are_bounded_where_tracked_jobs_wait() {
 #[ignore = "twelve thousand half-open connections: ten times as many as may be undecided"]
 fn very_many_half_open_connections_are_bounded() {
     half_open(12_000);
+}
+
+#[test]
+fn who_floods_a_port_displaces_himself_and_not_who_is_slow() {
+    let fortress = Fortress::new("");
+    let rejected = fortress.besieged(|_| {
+        let mut control = connect_from(HONEST, fortress.address);
+        let answer = ask(&mut control, "suivi echo");
+        let (port, jeton) = answer.split_once(' ').unwrap();
+        let port = SocketAddr::new(fortress.address.ip(), port.parse().unwrap());
+        let mut slow = connect_from(HONEST, port);
+        slow.write_all(b"jeton ").unwrap();
+        let mut flood = Vec::new();
+        for _ in 0..MAX_UNDECIDED + 500 {
+            let mut data = connect_from(HOSTILE, port);
+            insist(&mut data, b"jeton 0123");
+            flood.push(data);
+        }
+        fortress.counted("ledger", "rejected", 400);
+        slow.write_all(format!("{jeton}\nx").as_bytes()).unwrap();
+        slow.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rest(&mut slow), b"x");
+        flood.len()
+    });
+    let status = fortress.has_held(SLACK);
+    assert_eq!(status["ledger"]["rejected"], rejected);
 }
 
 /// Lines that look like that of a tracked job, while some wait.

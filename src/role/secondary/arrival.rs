@@ -8,6 +8,7 @@ use mio::net::TcpStream;
 
 use crate::config::Admission;
 use crate::core::arrival::{self, DECIDING_BYTES, Verdict};
+use crate::core::crowd::Network;
 use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
 use crate::core::service::Welcome;
@@ -19,7 +20,7 @@ use crate::role::secondary::{Key, Secondary, Timer};
 use crate::wire::client::TypeIndex;
 use crate::wire::tube::JobRef;
 
-/// So many connections may be undecided; then the oldest goes.
+/// So many connections may be undecided; then one goes for each that comes.
 const MAX_ARRIVALS: usize = 1024;
 
 /// A connection that has no job yet.
@@ -114,11 +115,14 @@ impl Secondary {
 
     fn add_arrival(&mut self, reactor: &mut Handle<Key>, arrival: Arrival) -> usize {
         if self.arrivals.len() >= MAX_ARRIVALS
-            && let Some((oldest, _)) = self.arrivals.iter().min_by_key(|(_, arrival)| arrival.since)
+            && let Some(goes) = self.undecided.oldest_of_greediest()
         {
-            self.dismiss(reactor, oldest);
+            self.dismiss(reactor, goes);
         }
-        self.arrivals.insert(arrival)
+        let (network, since) = (Network::from(arrival.client), arrival.since);
+        let key = self.arrivals.insert(arrival);
+        self.undecided.add(network, since, key);
+        key
     }
 
     /// Something came on an undecided connection.
@@ -232,7 +236,8 @@ impl Secondary {
     }
 
     fn leave(&mut self, reactor: &mut Handle<Key>, key: usize) -> TcpStream {
-        let Arrival { mut stream, id, mut timer, .. } = self.arrivals.remove(key);
+        let Arrival { mut stream, id, mut timer, client, since, .. } = self.arrivals.remove(key);
+        self.undecided.remove(client.into(), since, key);
         timer.cancel(&mut self.timers);
         if let Some(id) = id {
             reactor.deregister(&mut stream, id);

@@ -16,6 +16,7 @@ use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
 use crate::core::service::{Action, Service, Settings, Surroundings};
 use crate::core::timers::Timers;
+use crate::core::undecided::Undecided;
 use crate::exit::{Code, Failure};
 use crate::handler::Handlers;
 use crate::os::fifo;
@@ -84,6 +85,7 @@ struct Secondary {
     exchanges: Slab<Exchange>,
     /// Connections whose job is not known yet.
     arrivals: Slab<Arrival>,
+    undecided: Undecided,
     /// Jobs were announced in this turn.
     announced: bool,
     timers: Timers<Timer>,
@@ -135,6 +137,7 @@ impl Secondary {
             listeners: Vec::new(),
             exchanges: Slab::new(),
             arrivals: Slab::new(),
+            undecided: Undecided::default(),
             announced: false,
             timers: Timers::default(),
             tube,
