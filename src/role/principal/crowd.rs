@@ -45,7 +45,7 @@ impl Door {
             crowd: Crowd::new(config.max_clients, config.max_clients_per_address, parking_places),
             evict_timer_armed: false,
             connections,
-            told: connections,
+            told: before,
         }
     }
 }
