@@ -153,6 +153,9 @@ pub trait Table {
     /// The number of the job that was published last; zero before the first.
     fn last_published(&self) -> JobNumber;
 
+    /// How many tracked jobs were published so far.
+    fn tracked_jobs(&self) -> u64;
+
     /// The indices of its entries.
     fn indices(&self) -> std::ops::Range<u32> {
         0..self.capacity()

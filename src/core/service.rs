@@ -88,6 +88,10 @@ pub struct Service<T> {
     looked_at: JobNumber,
     /// The job that was announced last.
     heard: JobNumber,
+    /// Tracked jobs that are known, since the table was made; where a doorbell was lost, too few.
+    tracked: u64,
+    /// Jobs up to that number are in that count, as far as they are known.
+    counted_to: JobNumber,
     /// Jobs that it has claimed and not ended.
     open: u32,
     phase: Phase,
@@ -106,6 +110,8 @@ impl<T: Table> Service<T> {
             settings,
             looked_at: 0,
             heard: 0,
+            tracked: 0,
+            counted_to: 0,
             open: 0,
             phase: Phase::Serving,
             actions: VecDeque::new(),
@@ -117,13 +123,18 @@ impl<T: Table> Service<T> {
     /// The principal says that a job waits.
     pub fn handle_job(&mut self, job: JobRef) {
         self.heard = job.number;
-        self.note(job);
+        if self.note(job) && job.number > self.counted_to {
+            self.counted_to = job.number;
+            self.tracked += 1;
+        }
     }
 
     /// Takes note of every waiting job in the table, oldest first.
     pub fn look_through(&mut self) {
+        // In this order: a job that is published meanwhile is counted once at most.
+        self.tracked = self.table.tracked_jobs();
         self.looked_at = self.table.last_published();
-        self.heard = self.looked_at;
+        (self.heard, self.counted_to) = (self.looked_at, self.looked_at);
         let mut found: Vec<JobRef> = self
             .table
             .indices()
@@ -138,12 +149,15 @@ impl<T: Table> Service<T> {
         }
     }
 
-    fn note(&mut self, job: JobRef) {
+    /// Returns whether it waits and is tracked.
+    fn note(&mut self, job: JobRef) -> bool {
         if self.is_waiting(job)
             && let Some(found) = self.table.job(job.index)
         {
             self.waiting.add(job, &found);
+            return found.jeton.is_some();
         }
+        false
     }
 
     /// Whether a job was published whose doorbell was not heard yet: it may be in the tube.
@@ -152,11 +166,11 @@ impl<T: Table> Service<T> {
         self.heard != self.table.last_published()
     }
 
-    /// A data connection has come, after what the tube held was heard. Where a doorbell is lost, or
-    /// late, the table itself is looked at: else a plain job could go to who comes for a tracked
-    /// one.
+    /// A data connection has come, after all that the tube held was heard. Where that leaves
+    /// it without a job, or a tracked job is not known that may be its own, the table itself is
+    /// looked at: a doorbell may be late or lost, the table is the truth.
     pub fn welcome(&mut self, kind: TypeIndex, client: IpAddr, now: Moment) -> Welcome {
-        if self.is_behind() {
+        if self.tracked != self.table.tracked_jobs() {
             self.look_through();
         }
         loop {

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | 3 | creator | capacity: entries in the table |
 //! | 4 | principal | the number of the job published last, to tell whether a doorbell is still under way |
+//! | 5 | principal | tracked jobs published so far: nobody is let in as plain before all are known |
 //! | 8.. | | entries of eight words (one cache line) each |
 //!
 //! An entry:
@@ -36,6 +37,7 @@ use crate::wire::jeton::Jeton;
 pub const MAX_CAPACITY: usize = 1 << 20;
 const ENTRY_WORDS: usize = 8;
 const LAST_PUBLISHED: usize = 4;
+const TRACKED_JOBS: usize = 5;
 
 /// The job table of one slot.
 #[derive(Debug)]
@@ -101,6 +103,10 @@ impl JobTable {
         self.page.set(at + 6, second);
         self.page.set(at, Word::given(number, &job).pack());
         self.page.set(LAST_PUBLISHED, number);
+        // Last: whoever counts a job finds it below the number published last.
+        if job.jeton.is_some() {
+            self.page.add(TRACKED_JOBS, 1);
+        }
     }
 
     fn entry(&self, index: u32) -> Option<usize> {
@@ -170,6 +176,10 @@ impl Table for JobTable {
     fn last_published(&self) -> JobNumber {
         self.page.get(LAST_PUBLISHED)
     }
+
+    fn tracked_jobs(&self) -> u64 {
+        self.page.get(TRACKED_JOBS)
+    }
 }
 
 #[cfg(test)]
@@ -203,6 +213,7 @@ mod tests {
         assert_eq!(principal.reason(2), Some(Reason::Stopping));
         principal.publish(2, 18, Job { jeton: None, ..job });
         assert_eq!(secondary.job(2), Some(Job { jeton: None, ..job }));
+        assert_eq!((secondary.last_published(), secondary.tracked_jobs()), (18, 1));
     }
 
     #[test]

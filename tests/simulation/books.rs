@@ -134,6 +134,10 @@ impl Table for SimTable {
             _ => self.inner.last_published(),
         }
     }
+
+    fn tracked_jobs(&self) -> u64 {
+        self.inner.tracked_jobs()
+    }
 }
 
 /// The books of a principal, and their witness.

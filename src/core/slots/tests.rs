@@ -62,6 +62,10 @@ impl Table for PlainTable {
     fn last_published(&self) -> JobNumber {
         0
     }
+
+    fn tracked_jobs(&self) -> u64 {
+        0
+    }
 }
 
 /// Books in plain memory, which two principals may keep one after the other.
