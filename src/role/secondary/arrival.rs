@@ -141,7 +141,10 @@ impl Secondary {
         match arrival.waits {
             Waits::Bytes(_) => self.decide(reactor, key),
             Waits::Job if arrival.since + self.config.queue_within <= reactor.now() => {
-                self.dismiss(reactor, key);
+                // The doorbell may have been lost: the table is the truth.
+                if !self.seat_if_given(reactor, key) {
+                    self.dismiss(reactor, key);
+                }
             }
             Waits::Job => {}
         }
@@ -215,11 +218,18 @@ impl Secondary {
         let mut waiting: Vec<(Moment, usize)> = waiting.map(|(key, arrival)| (arrival.since, key)).collect();
         waiting.sort_unstable();
         for (_, key) in waiting {
-            let Arrival { kind, client, .. } = self.arrivals[key];
-            if let Some(job) = self.service.claim_plain(kind, client, reactor.now()) {
-                self.seat(reactor, key, job);
-            }
+            self.seat_if_given(reactor, key);
         }
+    }
+
+    /// Seats a connection that waits for a job, if there is one by now.
+    fn seat_if_given(&mut self, reactor: &mut Handle<Key>, key: usize) -> bool {
+        let Arrival { kind, client, .. } = self.arrivals[key];
+        let job = self.service.claim_plain(kind, client, reactor.now());
+        if let Some(job) = job {
+            self.seat(reactor, key, job);
+        }
+        job.is_some()
     }
 
     fn seat(&mut self, reactor: &mut Handle<Key>, key: usize, job: JobRef) {

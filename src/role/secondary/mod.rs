@@ -212,6 +212,7 @@ impl Secondary {
         });
         if malformed > 0 {
             // A line of ours may have been among them.
+            *announced = true;
             service.look_through();
             self.page.count_malformed(malformed);
         }
