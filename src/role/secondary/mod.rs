@@ -36,7 +36,7 @@ use arrival::Arrival;
 use exchange::Exchange;
 
 /// Bytes read from one client in one turn.
-const READ_BYTES: usize = 16 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 
 /// What the reactor gives back with an event.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +91,7 @@ struct Secondary {
     timers: Timers<Timer>,
     tube: fifo::Reader,
     to_principal: fifo::Writer,
-    buffer: Box<[u8; READ_BYTES]>,
+    buffer: Box<[u8]>,
     /// Output of the session whose turn it is, before it is sent.
     scratch: Vec<u8>,
     scarcity: Scarcity,
@@ -142,7 +142,8 @@ impl Secondary {
             timers: Timers::default(),
             tube,
             to_principal,
-            buffer: Box::new([0; READ_BYTES]),
+            // Of fresh memory, which takes no room until it is used.
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
             scratch: Vec::new(),
             scarcity: Scarcity::default(),
         };
