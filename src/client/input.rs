@@ -5,6 +5,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::event::{PollFd, PollFlags};
+
+use crate::client::socket::poll_until;
+
 /// So much of a stream is read ahead, and so much of it is kept to be sent once more.
 pub const REPLAY_BYTES: usize = 256 * 1024;
 
@@ -176,9 +180,26 @@ impl<'a> Output<'a> {
         Self { write, watched: Some(descriptor) }
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write.write_all(bytes)?;
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.write.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => bytes = &bytes[length..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => self.wait_for_room(error)?,
+            }
+        }
         self.write.flush()
+    }
+
+    /// Standard output does not block where somebody who shares it has said so (fcntl(2)).
+    fn wait_for_room(&self, error: io::Error) -> io::Result<()> {
+        match self.watched {
+            Some(descriptor) if error.kind() == io::ErrorKind::WouldBlock => {
+                poll_until(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::OUT)], None).map(drop)
+            }
+            Some(_) | None => Err(error),
+        }
     }
 
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'a>> {

@@ -89,6 +89,33 @@ fn what_is_answered_is_written_while_the_input_is_still_open() {
 }
 
 #[test]
+fn an_output_that_does_not_block_is_waited_for() {
+    let server = |stage: &Stage| {
+        stage.give(&mut stage.control());
+        stage.data().echoes_at_once();
+    };
+    let (mut reader, output) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&output, true).unwrap();
+    let (streamed, answer) = std::thread::scope(|scope| {
+        let read = scope.spawn(move || {
+            let mut answer = Vec::new();
+            reader.read_to_end(&mut answer).unwrap();
+            answer
+        });
+        let sent: Vec<u8> = pattern(MUCH).collect();
+        let streamed = play(server, |at| {
+            let mut writer = &output;
+            let mut output = Output::watched(&mut writer, output.as_fd());
+            patient(at).stream(Mode::Plain, "echo", &mut Input::bytes(&sent), &mut output)
+        });
+        drop(output);
+        (streamed, read.join().unwrap())
+    });
+    assert_eq!(streamed.unwrap().answered, MUCH as u64);
+    assert!(answer.into_iter().eq(pattern(MUCH)));
+}
+
+#[test]
 fn who_stops_reading_ends_a_plain_exchange_even_if_nothing_is_said() {
     let server = |stage: &Stage| {
         stage.give(&mut stage.control());
