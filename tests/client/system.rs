@@ -62,6 +62,20 @@ fn the_servers_own_refusals_are_understood() {
 }
 
 #[test]
+fn an_address_that_has_its_share_of_connections_is_asked_to_wait() {
+    let system = System::start("secondaries = 1\nmax_clients_per_address = 1", REQUESTS);
+    let mut second = client(&system);
+    let first = system.connect();
+    system.until("the first connection", |status| status["clients"]["connected"] == 1);
+    second.policy = Policy::once();
+    let error = second.call("echo", b"x").unwrap_err();
+    assert_eq!(error.trouble(), Trouble::Refused(osps::client::Refusal::Busy), "{error}");
+    drop(first);
+    second.policy = Policy { tries: u32::MAX, within: PATIENCE, ..Policy::default() };
+    assert_eq!(second.call("echo", b"x").unwrap().bytes, b"x");
+}
+
+#[test]
 fn while_servers_are_killed_every_call_succeeds() {
     let system = System::start("secondaries = 3", REQUESTS);
     let at = system.address().to_string();
