@@ -6,18 +6,10 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::time::Duration;
 
 use common::{REQUESTS, System, connect, eventually, read_to_end, recv, request, together};
 use nix::sys::signal::Signal;
-use osps::core::job::Job;
-use osps::core::moment::Moment;
-use osps::core::service::{Service, Settings, Welcome};
 use osps::os::fifo;
-use osps::page::Access;
-use osps::page::jobs::JobTable;
-use osps::wire::jeton::Jeton;
-use osps::wire::tube::JobRef;
 
 /// Ready and served although no probe comes for a minute.
 const RARELY_PROBED: &str = "[watchdog]\nperiod = \"60s\"\n";
@@ -151,27 +143,4 @@ fn a_stray_doorbell_keeps_no_job_from_expiring() {
     let mut stranger = fifo::open_end(&system.rundir().join("wdtube1")).unwrap();
     stranger.write_all(b"\ndebuttraitement 0 1\n").unwrap();
     assert_eq!(system.books_are_exact()["ledger"]["expired"], 1);
-}
-
-/// Plain and tracked jobs wait on one port, and the doorbell of the tracked one is lost: its client
-/// must not be given the plain one.
-#[test]
-fn a_lost_doorbell_makes_no_tracked_client_a_plain_one() {
-    let home = std::net::Ipv4Addr::LOCALHOST.into();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("jobs");
-    let principal = JobTable::create(&path, 4).unwrap();
-    let table = JobTable::attach(&path, Access::ReadWrite).unwrap();
-    let settings = Settings { grace: Duration::ZERO, types: 1, open: false };
-    let mut service = Service::new(table, 1, settings);
-    let given_at = Moment::from_nanos(5);
-    let plain = Job { kind: 0, client: home, given_at, jeton: None };
-    principal.publish(0, 1, plain);
-    service.handle_job(JobRef { index: 0, number: 1 });
-    let jeton = Jeton::from_bytes([3; 16]);
-    principal.publish(1, 2, Job { jeton: Some(jeton), ..plain });
-    assert_eq!(service.welcome(0, home, given_at), Welcome::Undecided);
-    assert_eq!(service.claim_tracked(0, jeton, given_at), Some(JobRef { index: 1, number: 2 }));
-    assert_eq!(service.welcome(0, home, given_at), Welcome::Admitted(JobRef { index: 0, number: 1 }));
-    assert_eq!(service.welcome(0, home, given_at), Welcome::Uninvited);
 }
