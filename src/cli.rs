@@ -32,8 +32,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
     long_about = "A process-supervised TCP server. Without a command it runs in the foreground: a watchdog \
                   starts the principal, the principal starts the secondaries. Stop it with Ctrl-C or \"osps stop\".",
     after_help = "Logs go to standard error; RUST_LOG sets their level (default info). \
-                  Exit codes: 0, 64 usage, 69 unavailable, 70 internal, 73 cannot create, \
-                  75 already running, 77 no permission, 78 configuration."
+                  Exit codes: 0, 64 usage, 69 unavailable, 70 internal, 71 a server that could not be executed, \
+                  73 cannot create, 75 already running, 77 no permission, 78 configuration."
 )]
 struct Osps {
     #[command(flatten)]

@@ -56,7 +56,7 @@ struct Arguments {
     #[arg(long, value_name = "TEXT")]
     data: Option<String>,
     /// How often to ask and exchange, over one control connection
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     repeat: u64,
     /// Ask for a tracked job and show on standard error what becomes of it
     #[arg(long)]

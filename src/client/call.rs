@@ -260,8 +260,10 @@ fn judge(
     let is_unclaimed = is_lost && answered == 0 && replayable && !listener.began;
     let limit = if is_unclaimed { UNCLAIMED } else { limits.news };
     let broken = match ending {
-        // A handler need not take all of its input.
-        Ending::Complete | Ending::Told | Ending::Early => None,
+        Ending::Complete => None,
+        // Its end may be a good one in the books, such as that of a client that was idle; but who
+        // has not sent all has not been served.
+        Ending::Told | Ending::Early => Some(failed(closed_early(answered))),
         // Nobody waits for its end: it may be at work for long.
         Ending::Broken(source) if source.kind() == io::ErrorKind::TimedOut => {
             return Err(listener.give_up(failed(source)));

@@ -1,7 +1,8 @@
 //! What the first bytes of a data connection tell, on a port where a tracked job waits.
 //!
 //! Who begins with `jeton JETON` and a newline claims that job and nothing else; whoever says
-//! something else, or nothing for a while, is plain. The bytes are looked at, not taken: a
+//! something else, or nothing for a while, is plain; but who is silent and has no plain job may
+//! be a slow tracked one, and is heard for as long as jobs may be claimed. The bytes are looked at, not taken: a
 //! handler gets all that a plain client says, and what follows the line of a tracked one.
 
 use std::time::Duration;
@@ -23,6 +24,9 @@ pub enum Verdict {
     Wait(Moment),
     /// It has no jeton.
     Plain,
+    /// It is silent, and plain if a plain job waits for it. Else it may be a slow one that comes for
+    /// a tracked job: look again when it says something, or at that moment.
+    Silent(Moment),
     /// It claims this job; its line is so many bytes long.
     Tracked {
         /// By its jeton.
@@ -64,10 +68,13 @@ impl Arrival {
             self.quiet_since = now;
         }
         let Some(rest) = bytes.strip_prefix(WORD) else {
-            let silent = self.quiet_since + SILENCE <= now;
-            let may_become = WORD.starts_with(bytes);
-            return if may_become && !ended && !silent {
-                Verdict::Wait(self.quiet_since + SILENCE)
+            let (silent_at, until) = (self.quiet_since + SILENCE, self.since + claim_within);
+            return if ended || !WORD.starts_with(bytes) {
+                Verdict::Plain
+            } else if now < silent_at {
+                Verdict::Wait(silent_at)
+            } else if now < until {
+                Verdict::Silent(until)
             } else {
                 Verdict::Plain
             };
@@ -113,14 +120,17 @@ mod tests {
     #[test]
     fn silence_and_other_words_are_plain() {
         assert_eq!(judge(0, "", false), Verdict::Wait(at(50)));
-        assert_eq!(judge(50, "", false), Verdict::Plain);
+        assert_eq!(judge(49, "", false), Verdict::Wait(at(50)));
+        assert_eq!(Arrival::new(at(0)).judge(at(50), b"", false, WITHIN), Verdict::Silent(at(5000)));
+        assert_eq!(judge(5000, "", false), Verdict::Plain);
         assert_eq!(judge(0, "", true), Verdict::Plain);
         assert_eq!(judge(0, "jetons", false), Verdict::Plain);
         assert_eq!(judge(0, "x", false), Verdict::Plain);
         let mut arrival = Arrival::new(at(0));
         assert_eq!(arrival.judge(at(40), b"jet", false, WITHIN), Verdict::Wait(at(90)));
         assert_eq!(arrival.judge(at(89), b"jet", false, WITHIN), Verdict::Wait(at(90)));
-        assert_eq!(arrival.judge(at(90), b"jet", false, WITHIN), Verdict::Plain);
+        assert_eq!(arrival.judge(at(90), b"jet", false, WITHIN), Verdict::Silent(at(5000)));
+        assert!(matches!(arrival.judge(at(99), LINE.as_bytes(), false, WITHIN), Verdict::Tracked { .. }));
     }
 
     #[test]

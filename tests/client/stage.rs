@@ -40,7 +40,7 @@ pub fn play<T>(server: impl FnOnce(&Stage) + Send, client: impl FnOnce(&str) -> 
 pub fn patient(at: &str) -> Client {
     let mut client = Client::new(at).unwrap();
     client.limits = Limits::each(PATIENCE);
-    client.policy = Policy { first_pause: Duration::from_millis(1), ..Policy::default() };
+    client.policy = Policy { first_pause: Duration::from_millis(1), within: PATIENCE, ..Policy::default() };
     client
 }
 

@@ -168,7 +168,7 @@ fn a_handler_that_takes_nothing_and_says_nothing_has_done_its_work_if_the_princi
 }
 
 #[test]
-fn a_handler_that_needs_not_all_of_a_followed_input_has_done_its_work() {
+fn who_has_not_sent_all_has_not_been_served_whatever_the_books_say() {
     let server = |stage: &Stage| {
         let mut control = stage.control();
         let mut data = stage.give_tracked(&mut control, 1);
@@ -182,7 +182,9 @@ fn a_handler_that_needs_not_all_of_a_followed_input_has_done_its_work() {
     fed(pattern(MUCH), |input| {
         play(server, |at| {
             let mut input = Input::stream(input);
-            patient(at).stream(Mode::Tracked, "echo", &mut input, &mut Output::new(&mut answer)).unwrap()
+            let mut output = Output::new(&mut answer);
+            let error = patient(at).stream(Mode::Tracked, "echo", &mut input, &mut output).unwrap_err();
+            assert!(error.to_string().contains("closed before all was sent"), "{error}");
         })
     });
     assert_eq!(answer, b"enough");

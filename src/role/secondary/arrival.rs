@@ -168,7 +168,7 @@ impl Secondary {
                 self.wait_for_bytes(reactor, key, until);
                 return;
             }
-            Verdict::Plain => self.service.claim_plain(kind, client, now),
+            Verdict::Plain | Verdict::Silent(_) => self.service.claim_plain(kind, client, now),
             Verdict::Tracked { jeton, .. } => self.service.claim_tracked(kind, jeton, now),
             Verdict::Wrong => None,
         };
@@ -186,10 +186,11 @@ impl Secondary {
                 self.make_up_for(kind, client);
                 self.seat(reactor, key, job);
             }
-            (None, Verdict::Plain) if self.config.admission == Admission::Open => {
+            (None, Verdict::Plain | Verdict::Silent(_)) if self.config.admission == Admission::Open => {
                 let stream = self.leave(reactor, key);
                 self.uninvited(reactor, kind, stream, client);
             }
+            (None, Verdict::Silent(until)) => self.wait_for_bytes(reactor, key, until),
             (None, _) => self.dismiss(reactor, key),
         }
     }
