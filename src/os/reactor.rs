@@ -7,9 +7,10 @@
 //! its own expiry.
 //!
 //! mio is edge-triggered: a handler that stops early because of its budget gets no
-//! second event. It says `Again` and is called in the next turn with the readiness
+//! second event. It says `Again` and is called in one of the next turns with the readiness
 //! it had, behind all others that became ready meanwhile.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ use crate::os::clock;
 
 /// Events taken from the kernel in one turn.
 const EVENTS_PER_TURN: usize = 256;
+/// Sources left over by the turns before that are called in one turn: what others wait for is
+/// sent at its end, and must not wait for all that somebody has sent ahead.
+const LEFTOVERS_PER_TURN: usize = 16;
 const SIGNALS: Token = Token(usize::MAX);
 
 /// A role: what a process does with the events of its loop.
@@ -58,7 +62,7 @@ pub trait Role {
 pub enum Progress {
     /// It took all there was: the kernel will report what comes next.
     Drained,
-    /// It stopped early: call it again in the next turn.
+    /// It stopped early: call it again in one of the next turns.
     Again,
 }
 
@@ -125,7 +129,7 @@ pub struct Handle<K> {
     poll: Poll,
     sources: Slab<Registered<K>>,
     generation: u32,
-    queue: Vec<SourceId>,
+    queue: VecDeque<SourceId>,
     now: Moment,
     stopping: bool,
 }
@@ -171,8 +175,8 @@ impl<K: Copy> Handle<K> {
         }
     }
 
-    /// Calls the source's handler soon, as if it were ready in that way: in the next turn, or
-    /// still in this one where its handler has not been called yet.
+    /// Calls the source's handler soon, as if it were ready in that way: in one of the next turns,
+    /// or still in this one where its handler has not been called yet.
     pub fn again(&mut self, id: SourceId, ready: Ready) {
         self.enqueue(id, ready);
     }
@@ -192,7 +196,7 @@ impl<K: Copy> Handle<K> {
         };
         registered.ready.merge(ready);
         if !std::mem::replace(&mut registered.queued, true) {
-            self.queue.push(id);
+            self.queue.push_back(id);
         }
     }
 
@@ -231,7 +235,7 @@ impl<K: Copy> Reactor<K> {
                 poll,
                 sources: Slab::new(),
                 generation: 0,
-                queue: Vec::new(),
+                queue: VecDeque::new(),
                 now: clock::now(),
                 stopping: false,
             },
@@ -279,7 +283,7 @@ impl<K: Copy> Reactor<K> {
             }
         }
         Self::add_events(handle, events, turn);
-        turn.append(&mut handle.queue);
+        turn.extend(handle.queue.drain(..handle.queue.len().min(LEFTOVERS_PER_TURN)));
         for id in turn.drain(..) {
             let Some((key, ready)) = handle.take_ready(id) else {
                 continue;
