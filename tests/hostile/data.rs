@@ -193,7 +193,10 @@ fn who_floods_a_port_displaces_himself_and_not_who_is_slow() {
         slow.write_all(format!("{jeton}\nx").as_bytes()).unwrap();
         slow.shutdown(Shutdown::Write).unwrap();
         assert_eq!(rest(&mut slow), b"x");
-        flood.len()
+        let rejected = flood.len();
+        drop(flood);
+        fortress.counted("ledger", "rejected", rejected as u64);
+        rejected
     });
     let status = fortress.has_held(SLACK);
     assert_eq!(status["ledger"]["rejected"], rejected);
