@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::status::{Death, EndsOf, Ledger, Status};
+use crate::page::principal::Connections;
+use crate::status::{Death, EndsOf, Ledger, Refusals, Status};
 
 /// Deaths that the table shows; JSON has more.
 const SHOWN_DEATHS: usize = 8;
@@ -25,7 +26,18 @@ impl Status {
             text,
             "jobs: {accepted} accepted = {done} done + {failed} failed + {expired} expired + {open} open"
         );
-        let _ = writeln!(text, "refused requests: {refused}, rejected data connections: {rejected}");
+        let Refusals { unknown, malformed, busy, stopping } = self.refusals;
+        let _ = writeln!(
+            text,
+            "refused requests: {refused} ({unknown} unknown, {malformed} malformed, {busy} busy, {stopping} stopping), \
+             rejected data connections: {rejected}"
+        );
+        let Connections { connected, parked, accepted, turned_away, evicted, idle, broken } = self.clients;
+        let _ = writeln!(
+            text,
+            "clients: {connected} connected, {parked} waiting for a place; of {accepted} so far {turned_away} turned away, \
+             {evicted} evicted, {idle} idle for too long, {broken} broken"
+        );
         let _ = writeln!(
             text,
             "\n{:<12} {:>7} {:<9} {:>8} {:>6} {:>8} {:>9} {:>6} {:>9} {:>7}",
