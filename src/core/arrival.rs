@@ -2,7 +2,7 @@
 //!
 //! Who begins with `jeton JETON` and a newline claims that job and nothing else; whoever says
 //! something else, or nothing for a while, is plain; but who is silent and has no plain job may
-//! be a slow tracked one, and is heard for as long as jobs may be claimed. The bytes are looked at, not taken: a
+//! be a slow tracked one, and is heard for a second. The bytes are looked at, not taken: a
 //! handler gets all that a plain client says, and what follows the line of a tracked one.
 
 use std::time::Duration;
@@ -12,6 +12,9 @@ use crate::wire::jeton::Jeton;
 
 /// How long a connection is silent before it is taken for a plain one.
 pub const SILENCE: Duration = Duration::from_millis(50);
+/// How long one may be silent that has no plain job: a machine that is loaded may stop a client
+/// between its connect and its first word.
+pub const SLOW: Duration = Duration::from_secs(1);
 /// So many bytes decide: the longest line that claims a job, its ending included.
 pub const DECIDING_BYTES: usize = WORD.len() + Jeton::DIGITS + 2;
 
@@ -68,7 +71,7 @@ impl Arrival {
             self.quiet_since = now;
         }
         let Some(rest) = bytes.strip_prefix(WORD) else {
-            let (silent_at, until) = (self.quiet_since + SILENCE, self.since + claim_within);
+            let (silent_at, until) = (self.quiet_since + SILENCE, self.since + claim_within.min(SLOW));
             return if ended || !WORD.starts_with(bytes) {
                 Verdict::Plain
             } else if now < silent_at {
@@ -121,15 +124,15 @@ mod tests {
     fn silence_and_other_words_are_plain() {
         assert_eq!(judge(0, "", false), Verdict::Wait(at(50)));
         assert_eq!(judge(49, "", false), Verdict::Wait(at(50)));
-        assert_eq!(Arrival::new(at(0)).judge(at(50), b"", false, WITHIN), Verdict::Silent(at(5000)));
-        assert_eq!(judge(5000, "", false), Verdict::Plain);
+        assert_eq!(Arrival::new(at(0)).judge(at(50), b"", false, WITHIN), Verdict::Silent(at(1000)));
+        assert_eq!(judge(1000, "", false), Verdict::Plain);
         assert_eq!(judge(0, "", true), Verdict::Plain);
         assert_eq!(judge(0, "jetons", false), Verdict::Plain);
         assert_eq!(judge(0, "x", false), Verdict::Plain);
         let mut arrival = Arrival::new(at(0));
         assert_eq!(arrival.judge(at(40), b"jet", false, WITHIN), Verdict::Wait(at(90)));
         assert_eq!(arrival.judge(at(89), b"jet", false, WITHIN), Verdict::Wait(at(90)));
-        assert_eq!(arrival.judge(at(90), b"jet", false, WITHIN), Verdict::Silent(at(5000)));
+        assert_eq!(arrival.judge(at(90), b"jet", false, WITHIN), Verdict::Silent(at(1000)));
         assert!(matches!(arrival.judge(at(99), LINE.as_bytes(), false, WITHIN), Verdict::Tracked { .. }));
     }
 
