@@ -218,6 +218,12 @@ impl Conversation {
         &mut self.output
     }
 
+    /// The jobs that were given here.
+    #[must_use]
+    pub fn following(&self) -> &Following {
+        &self.following
+    }
+
     /// Whether a request waits for its answer.
     #[must_use]
     pub fn is_asked(&self) -> bool {

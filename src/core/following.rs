@@ -73,6 +73,12 @@ impl Following {
         debug_assert!(written.is_ok(), "writing to a Vec does not fail");
     }
 
+    /// How many of its jobs nobody has come for yet.
+    #[must_use]
+    pub fn unclaimed(&self) -> u32 {
+        self.unclaimed
+    }
+
     /// Whether the client is not heard until some of its jobs are claimed or have expired.
     #[must_use]
     pub fn is_full(&self) -> bool {

@@ -32,6 +32,8 @@ pub enum What {
     Became(Word),
     /// The same, without asking what it was.
     Overwritten(Word),
+    /// Its holder says why this job is about to fail.
+    Blamed(JobNumber, Reason),
 }
 
 /// The mapping of a job table: that of the secondaries, or one of a principal's.
@@ -75,6 +77,10 @@ impl SimTable {
         Self { inner, slot, by, of_principal, facts: Rc::clone(&sys.facts), sabotage: sys.sabotage }
     }
 
+    fn forgets_tracked(&self) -> bool {
+        self.sabotage == Sabotage::ForgetTracked && !self.of_principal
+    }
+
     fn testify(&self, entry: u32, what: What) {
         let Self { slot, by, .. } = *self;
         self.facts.borrow_mut().push(Fact { slot, entry, by, what });
@@ -91,11 +97,18 @@ impl Table for SimTable {
     }
 
     fn job(&self, index: u32) -> Option<Job> {
-        self.inner.job(index)
+        let job = self.inner.job(index)?;
+        let jeton = job.jeton.filter(|_| !self.forgets_tracked());
+        Some(Job { jeton, ..job })
     }
 
     fn swap(&self, index: u32, from: Word, to: Word) -> bool {
         let claims = to.state == State::Claimed;
+        let tracked = self.forgets_tracked() && self.state(index).is_ok_and(|word| word.tracked);
+        let (from, to) = (
+            Word { tracked: from.tracked || tracked, ..from },
+            Word { tracked: to.tracked || tracked, ..to },
+        );
         let fails = from.state == State::Claimed && to.state == State::Failed;
         let swapped = match self.sabotage {
             Sabotage::ClaimWithoutSwap if claims => {
@@ -122,10 +135,13 @@ impl Table for SimTable {
 
     fn note_reason(&self, index: u32, reason: Reason) {
         self.inner.note_reason(index, reason);
+        if let Ok(word) = self.state(index) {
+            self.testify(index, What::Blamed(word.number, reason));
+        }
     }
 
     fn reason(&self, index: u32) -> Option<Reason> {
-        self.inner.reason(index)
+        self.inner.reason(index).filter(|_| self.sabotage != Sabotage::ForgetReasons)
     }
 
     fn last_published(&self) -> JobNumber {
@@ -136,7 +152,10 @@ impl Table for SimTable {
     }
 
     fn tracked_jobs(&self) -> u64 {
-        self.inner.tracked_jobs()
+        match self.sabotage {
+            Sabotage::NeverLook | Sabotage::LetInBlindly => 0,
+            _ => self.inner.tracked_jobs(),
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use crate::plan::{Plan, TYPES, micros, millis};
 use crate::principal::Principal;
 use crate::sabotage::Sabotage;
 use crate::secondary::Secondary;
+use crate::talks::Talk;
 use crate::trace::Trace;
 use crate::watchdog::Watchdog;
 
@@ -80,6 +81,13 @@ pub enum Event {
     /// The end of a mood, where it is still that one.
     Recover(Proc, u32),
     Client(ClientId, Step),
+    /// Bytes have come to the client's end of a control connection.
+    Hear(ConnId),
+    /// The server has closed a control connection, or has died.
+    HungUp {
+        conn: ConnId,
+        died: bool,
+    },
     NewClient,
     Stranger,
     Stop,
@@ -150,6 +158,8 @@ pub struct Machine {
     pub fifos: Fifos,
     pub net: Net,
     pub clients: Vec<Client>,
+    /// Control connections, as their clients see them.
+    pub talks: BTreeMap<ConnId, Talk>,
     /// Clients whose story is not over.
     pub here: usize,
     pub rundir: Rundir,
@@ -192,6 +202,7 @@ impl Machine {
             fifos: Fifos::default(),
             net: Net::new(listeners),
             clients: Vec::new(),
+            talks: BTreeMap::new(),
             here: 0,
             facts: Rc::default(),
             paused_until: Moment::default(),
@@ -271,6 +282,8 @@ impl Machine {
                 }
             }
             Event::Client(client, step) => self.client_step(client, step),
+            Event::Hear(conn) => self.hear(conn),
+            Event::HungUp { conn, died } => self.hung_up(conn, died),
             Event::NewClient => self.new_client(),
             Event::Stranger => self.stranger(),
             Event::Stop => self.send(WATCHDOG, Signal::Term),
@@ -347,6 +360,7 @@ impl Machine {
         self.audit_facts();
         self.audit_turn(&memory);
         if memory.role().is_over() {
+            self.audit_last_turn(&memory);
             drop(memory);
             self.end(proc, Exit::Code(0));
             return;

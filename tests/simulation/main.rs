@@ -9,9 +9,11 @@
 //! simulation one -- --nocapture` lives through it again and prints what happened.
 #![allow(clippy::unwrap_used)]
 
+mod arrivals;
 mod audit;
 mod books;
 mod clients;
+mod control;
 mod crash;
 mod dice;
 mod faults;
@@ -25,6 +27,7 @@ mod principal;
 mod sabotage;
 mod secondary;
 mod servers;
+mod talks;
 mod trace;
 mod watchdog;
 
@@ -85,19 +88,27 @@ const MUST_HAPPEN: &[&str] = &[
     "Trust",
     "a FIFO was full",
     "a forged signal",
+    "a place among the connections was used again",
+    "a report came for who has gone",
     "a request waited for a secondary",
     "a request waited for too long",
     "a slot's server was retired",
     "a successor adopted a predecessor's secondary",
     "a writer overflowed",
     "all ended without a watchdog",
+    "all was reported before the end",
+    "an idle control connection was closed",
     "an exchange was cut off",
     "backed off",
+    "came again with its jeton",
+    "came uninvited and was let in",
+    "claimed for an undecided connection while draining",
     "client: Broken",
     "client: Left",
     "client: Refused",
     "client: Rejected",
     "client: Served",
+    "client: TooLate",
     "closed the books",
     "died after a job was published",
     "died before it was ready",
@@ -105,6 +116,7 @@ const MUST_HAPPEN: &[&str] = &[
     "died in the middle of a turn",
     "doorbells stolen",
     "drained by itself",
+    "ended its input, and followed on",
     "ended without a principal",
     "finished",
     "forgiven",
@@ -112,6 +124,7 @@ const MUST_HAPPEN: &[&str] = &[
     "gave a slot up",
     "gave up",
     "hung before it was ready",
+    "hung up on a tracked job",
     "job: Done",
     "job: Expired",
     "job: Failed",
@@ -124,9 +137,18 @@ const MUST_HAPPEN: &[&str] = &[
     "killed: Spinning",
     "killed: Stopped",
     "killed: Stopping",
+    "no room for who came uninvited",
     "ordered to drain",
     "recovered",
     "replaced during a stop",
+    "reported: debuttraitement",
+    "reported: errtraitement connection lost",
+    "reported: errtraitement expired",
+    "reported: errtraitement secondary lost",
+    "reported: errtraitement stopping",
+    "reported: fintraitement",
+    "served: plain",
+    "served: tracked",
     "spawn failed",
     "stalled",
     "stop",
@@ -139,6 +161,16 @@ const MUST_HAPPEN: &[&str] = &[
     "stuck: Waiting",
     "the machine stood still",
     "the watchdog died",
+    "turned away: a jeton of no job",
+    "turned away: broken",
+    "turned away: crowded",
+    "turned away: no jeton",
+    "turned away: plain",
+    "turned away: waited in vain",
+    "undecided: plain",
+    "undecided: plain by silence",
+    "undecided: tracked",
+    "who has a jeton was let in as plain",
 ];
 /// Without debug assertions there is no fuse.
 #[cfg(not(debug_assertions))]
@@ -207,7 +239,7 @@ fn a_seed_has_one_world() {
 #[test]
 fn who_is_wrong_is_found_out() {
     use Rule as R;
-    let wrongs: [(Sabotage, &[Rule]); 22] = [
+    let wrongs: [(Sabotage, &[Rule]); 32] = [
         (Sabotage::DropAnswers, &[R::AnswersProtect]),
         (Sabotage::ForgetExits, &[R::NobodyForgotten, R::NothingToTheDead]),
         (Sabotage::TrustTooEarly, &[R::ProbeOnlyTheReady]),
@@ -230,6 +262,16 @@ fn who_is_wrong_is_found_out() {
         (Sabotage::ClaimWithoutSwap, &[R::ServedOnce]),
         (Sabotage::NeverLook, &[R::NobodyRejected]),
         (Sabotage::KeepListeners, &[R::OneServes]),
+        (Sabotage::ReportByPlace, &[R::ReportsAreTrue]),
+        (Sabotage::ReportTwice, &[R::ReportsAreTrue]),
+        (Sabotage::ForgetStarts, &[R::ReportsAreTrue, R::UnclaimedExact]),
+        (Sabotage::ForgetExpiries, &[R::Reported, R::UnclaimedExact]),
+        (Sabotage::ForgetReasons, &[R::ReportsAreTrue]),
+        (Sabotage::ForgetUninvited, &[R::Recovers]),
+        (Sabotage::ForgetTracked, &[R::ItsOwnJob]),
+        (Sabotage::IgnoreJetons, &[R::ItsOwnJob]),
+        (Sabotage::LetInBlindly, &[R::ItsOwnJob]),
+        (Sabotage::NeverWait, &[R::Recovers]),
     ];
     let place = Place::new();
     for (sabotage, rules) in wrongs {

@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
+use osps::wire::jeton::Jeton;
+
 use crate::clients::{ClientId, Step};
 use crate::machine::{Event, Key, Machine, Proc};
 use crate::plan::{TYPES, micros, millis};
@@ -14,16 +16,22 @@ pub const CONTROL: usize = 0;
 
 /// Connections accepted in one turn.
 pub const ACCEPTS_PER_TURN: usize = 3;
+/// Bytes that one read takes.
+const READ_BYTES: usize = 24;
 
-/// What the other end has done.
+/// What the other end has done, after what it has said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
     Nothing,
-    /// It asks for that type.
-    Request(usize),
-    /// It has ended its input and had its answers.
     End,
     Reset,
+}
+
+/// What a read comes to.
+pub enum Received {
+    Bytes(Vec<u8>),
+    End,
+    Nothing,
 }
 
 /// Where a connection is.
@@ -37,9 +45,19 @@ pub enum Place {
 
 #[derive(Clone, Debug)]
 pub struct Conn {
+    /// Who made it; a control connection may be of use to others too.
     pub client: ClientId,
+    listener: usize,
     pub place: Place,
     pub input: Input,
+    /// What the client has said and nobody has taken yet.
+    pub bytes: Vec<u8>,
+    /// What it is about to say.
+    pub unsaid: Vec<u8>,
+    /// The jeton that it says, or is about to say.
+    pub jeton: Option<Jeton>,
+    /// What the server has said and the client has not taken yet.
+    pub answers: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -71,10 +89,19 @@ impl Net {
 }
 
 impl Machine {
-    /// A client connects: the backlog takes it, whoever lives.
-    pub fn connect(&mut self, client: ClientId, listener: usize, input: Input) -> ConnId {
+    /// A client connects, and says something: the backlog takes it, whoever lives.
+    pub fn connect(&mut self, client: ClientId, listener: usize, bytes: Vec<u8>) -> ConnId {
         let conn = self.net.conns.len();
-        self.net.conns.push(Conn { client, place: Place::Backlog, input });
+        self.net.conns.push(Conn {
+            client,
+            listener,
+            place: Place::Backlog,
+            input: Input::Nothing,
+            bytes,
+            unsaid: Vec::new(),
+            jeton: None,
+            answers: Vec::new(),
+        });
         self.net.listeners[listener].backlog.push_back(conn);
         for (proc, key) in self.net.listeners[listener].watchers.clone() {
             self.post(proc, key);
@@ -82,12 +109,47 @@ impl Machine {
         conn
     }
 
-    /// Something comes from the client's end.
+    /// Bytes come from the client's end.
+    pub fn speak(&mut self, conn: ConnId, bytes: &[u8]) {
+        self.net.conns[conn].bytes.extend_from_slice(bytes);
+        self.noticed(conn);
+    }
+
+    /// The client's end is closed, for sending or for good.
     pub fn say(&mut self, conn: ConnId, input: Input) {
         self.net.conns[conn].input = input;
+        self.noticed(conn);
+    }
+
+    fn noticed(&mut self, conn: ConnId) {
         if let Place::With(proc) = self.net.conns[conn].place {
             self.post(proc, Key::Conn(conn));
         }
+    }
+
+    /// Reads once.
+    pub fn read(&mut self, conn: ConnId) -> Received {
+        self.system_call();
+        let known = &mut self.net.conns[conn];
+        let length = known.bytes.len().min(READ_BYTES);
+        match known.input {
+            _ if length > 0 => Received::Bytes(known.bytes.drain(..length).collect()),
+            Input::End => Received::End,
+            Input::Nothing | Input::Reset => Received::Nothing,
+        }
+    }
+
+    /// Whether a read would come to something.
+    pub fn has_unread(&self, conn: ConnId) -> bool {
+        let known = &self.net.conns[conn];
+        !known.bytes.is_empty() || known.input == Input::End
+    }
+
+    /// The server says something: its client, or whoever shares the connection, hears it.
+    pub fn write(&mut self, conn: ConnId, bytes: &[u8]) {
+        self.system_call();
+        self.net.conns[conn].answers.extend_from_slice(bytes);
+        self.after(micros(10), millis(1), Event::Hear(conn));
     }
 
     pub fn listen(&mut self, proc: Proc, listener: usize, key: Key) {
@@ -116,14 +178,22 @@ impl Machine {
         self.clients[self.net.conns[conn].client].address
     }
 
-    /// The server closes the connection; the client notices as that step.
+    /// The server closes a data connection; the client notices as that step.
     pub fn close(&mut self, conn: ConnId, seen_as: Step) {
-        if self.net.conns[conn].place == Place::Gone {
-            return;
-        }
-        self.net.conns[conn].place = Place::Gone;
         let client = self.net.conns[conn].client;
-        self.after(micros(10), millis(1), Event::Client(client, seen_as));
+        self.shut(conn, Event::Client(client, seen_as));
+    }
+
+    /// The server closes a control connection, or dies.
+    pub fn hang_up(&mut self, conn: ConnId, died: bool) {
+        self.shut(conn, Event::HungUp { conn, died });
+    }
+
+    fn shut(&mut self, conn: ConnId, seen_as: Event) {
+        if self.net.conns[conn].place != Place::Gone {
+            self.net.conns[conn].place = Place::Gone;
+            self.after(micros(10), millis(1), seen_as);
+        }
     }
 
     /// What a process had accepted breaks when it dies; what stands in a backlog does not.
@@ -133,9 +203,12 @@ impl Machine {
         }
         let nobody_holds = !self.processes.iter().any(crate::kernel::Process::is_alive);
         for conn in 0..self.net.conns.len() {
-            let place = self.net.conns[conn].place;
+            let Conn { place, listener, .. } = self.net.conns[conn];
             if place == Place::With(proc) || nobody_holds && place == Place::Backlog {
-                self.close(conn, Step::Broken(conn));
+                match listener {
+                    CONTROL => self.hang_up(conn, true),
+                    _ => self.close(conn, Step::Broken(conn)),
+                }
             }
         }
     }

@@ -10,6 +10,19 @@ use crate::sabotage::Sabotage;
 
 /// The request types of every world.
 pub const TYPES: usize = 2;
+pub const NAMES: [&str; TYPES] = ["requetetype1", "requetetype2"];
+const FIRST_PORT: u16 = 3000;
+
+/// The port of a slot, counted from 0, for a type.
+pub fn port(slot: usize, kind: usize) -> u16 {
+    FIRST_PORT + u16::try_from(slot * TYPES + kind).expect("a few")
+}
+
+/// The slot and the type of a port.
+pub fn whose_port(port: u16) -> (usize, usize) {
+    let number = usize::from(port - FIRST_PORT);
+    (number / TYPES, number % TYPES)
+}
 
 /// The frame of one world.
 #[derive(Clone, Debug)]
@@ -32,6 +45,12 @@ pub struct Plan {
     pub stranger_every: Duration,
     /// The usual time between two clients.
     pub client_every: Duration,
+    /// How many of them follow their jobs, in a thousand.
+    pub tracked: u64,
+    /// How many of the others come without having asked, in a thousand.
+    pub uninvited: u64,
+    /// Whether these are let in.
+    pub open: bool,
     /// From here on everybody behaves.
     pub quiet_from: Moment,
     /// When everything must be well again, or over.
@@ -63,6 +82,13 @@ impl Plan {
                 self.fault_every = self.settings.kill_after / 2;
                 self.interleaved = 150;
             }
+            Sabotage::LetInBlindly => {
+                self.tracked = 600;
+                self.fifo_lines = 4;
+                self.max_jobs = 8;
+                self.client_every = self.settings.period / 12;
+                self.stranger_every = self.settings.period / 8;
+            }
             Sabotage::NeverReconcile => {
                 self.stranger_every = self.settings.period / 4;
                 self.fault_every = self.settings.kill_after * 100;
@@ -73,7 +99,8 @@ impl Plan {
 
     pub fn draw(dice: &mut Dice) -> Self {
         let settings = draw_settings(dice);
-        let claim_within = settings.kill_after * dice.pick(&[1, 2, 3]);
+        // Who is silent is taken for plain after 50 ms: a job must wait for longer.
+        let claim_within = (settings.kill_after * dice.pick(&[1, 2, 3])).max(millis(150));
         let periods = u32::try_from(dice.below(70)).expect("a few") + 20;
         let mut quiet_from = Moment::default() + settings.period * periods;
         if dice.chance(10) {
@@ -85,6 +112,7 @@ impl Plan {
         let watchdog_dies = (stops.is_empty() && dice.chance(80))
             .then(|| Moment::default() + dice.up_to(quiet_from.since(Moment::default())));
         let queue_within = settings.kill_after / 2;
+        let open = dice.chance(300);
         Self {
             secondaries: dice.pick(&[1, 2, 2, 3, 3, 4, 5, 6]),
             max_jobs: dice.pick(&[2, 4, 8]),
@@ -96,6 +124,9 @@ impl Plan {
             hard_on_principals: dice.chance(350),
             stranger_every: settings.period * dice.pick(&[1, 4, 30]),
             client_every: settings.period * 2 / dice.pick(&[1, 4, 12]),
+            tracked: dice.pick(&[0, 300, 600, 900]),
+            uninvited: if open { 300 } else { 40 },
+            open,
             quiet_from,
             end: quiet_from.max(stops.last().copied().unwrap_or_default()) + recovery(&settings, stop_within),
             stops,

@@ -45,6 +45,18 @@ pub enum Sabotage {
     NeverReconcile,
     /// answers its clients before it knows who gets the job.
     ForgetWaiting,
+    /// reports to whoever has the client's place by now.
+    ReportByPlace,
+    /// says everything twice.
+    ReportTwice,
+    /// does not tell that somebody came for a job.
+    ForgetStarts,
+    /// does not tell that nobody came for a job.
+    ForgetExpiries,
+    /// does not look why a job failed.
+    ForgetReasons,
+    /// does not hear that somebody came uninvited.
+    ForgetUninvited,
 
     // A secondary that ...
     /// claims without a swap.
@@ -53,4 +65,12 @@ pub enum Sabotage {
     NeverLook,
     /// goes on accepting while it drains.
     KeepListeners,
+    /// gives a tracked job to whoever has its address.
+    ForgetTracked,
+    /// gives a tracked job to whoever has any jeton.
+    IgnoreJetons,
+    /// lets connections in before it knows of every tracked job.
+    LetInBlindly,
+    /// takes who says nothing at once for plain.
+    NeverWait,
 }

@@ -1,15 +1,17 @@
 //! The shell of a secondary, as far as its core can tell it from `src/role/secondary/mod.rs`.
+//! Connections whose job is not known yet are in `arrivals`.
 
 use std::collections::BTreeMap;
 
 use osps::core::job::{End, Reason};
 use osps::core::moment::Moment;
-use osps::core::service::{Action, Service, Settings, Surroundings, Welcome};
+use osps::core::service::{Action, Service, Settings, Surroundings};
 use osps::page::secondary::SecondaryPage;
 use osps::page::{Access, record};
 use osps::wire::order::Order;
 use osps::wire::tube::{Command, JobRef};
 
+use crate::arrivals::Arrivals;
 use crate::books::SimTable;
 use crate::clients::Step;
 use crate::fifo::{FifoId, Line, Writer};
@@ -21,16 +23,19 @@ use crate::plan::TYPES;
 use crate::sabotage::Sabotage;
 
 pub struct Secondary {
-    me: Proc,
-    now: Moment,
+    pub me: Proc,
+    pub now: Moment,
     sheet: Sheet,
     /// Counted from 0.
-    slot: usize,
+    pub slot: usize,
     liveness: Liveness,
-    page: SecondaryPage,
-    service: Service<SimTable>,
-    listens: bool,
-    exchanges: BTreeMap<ConnId, JobRef>,
+    pub page: SecondaryPage,
+    pub service: Service<SimTable>,
+    pub listens: bool,
+    pub exchanges: BTreeMap<ConnId, JobRef>,
+    pub arrivals: Arrivals,
+    /// Jobs were announced in this turn.
+    announced: bool,
     tube: FifoId,
     to_principal: Writer,
     over: bool,
@@ -51,7 +56,7 @@ impl Secondary {
         let (tube, to_principal) = (own.tube, Writer::new(own.to_principal));
         let now = sys.turn_began_at();
         let liveness = Liveness::begin(sys, me, name, sheet.orders, page.page());
-        let settings = Settings { grace: sys.plan.settings.grace, types: TYPES, open: false };
+        let settings = Settings { grace: sys.plan.settings.grace, types: TYPES, open: sys.plan.open };
         let mut secondary = Self {
             me,
             now,
@@ -61,6 +66,8 @@ impl Secondary {
             service: Service::new(table, name.incarnation, settings),
             listens: true,
             exchanges: BTreeMap::new(),
+            arrivals: Arrivals::default(),
+            announced: false,
             tube,
             to_principal,
             over: false,
@@ -97,31 +104,13 @@ impl Secondary {
         Progress::Again
     }
 
-    fn admit(&mut self, sys: &mut Machine, kind: usize, conn: ConnId) {
-        let client = sys.peer(conn);
-        if self.service.is_behind() {
-            let _ = self.read_tube(sys);
-        }
-        let Welcome::Admitted(job) = self.service.welcome(kind, client, self.now) else {
-            self.page.count_rejected();
-            sys.audit_rejection(self.slot, kind, client);
-            sys.close(conn, Step::Rejected(conn));
-            return;
-        };
-        self.page.count_admitted();
-        self.exchanges.insert(conn, job);
-        let client = sys.net.conns[conn].client;
-        sys.audit_admission(job.number, conn);
-        sys.client_step(client, Step::Served(conn));
-    }
-
     fn on_exchange(&mut self, sys: &mut Machine, conn: ConnId) -> Progress {
         if self.exchanges.contains_key(&conn) {
             sys.system_call();
             match sys.net.conns[conn].input {
                 Input::End => self.close(sys, conn, End::Done),
                 Input::Reset => self.close(sys, conn, End::Failed(Reason::ConnectionLost)),
-                Input::Nothing | Input::Request(_) => {}
+                Input::Nothing => {}
             }
         }
         Progress::Drained
@@ -136,18 +125,25 @@ impl Secondary {
         self.service.handle_end(job, end);
     }
 
-    fn read_tube(&mut self, sys: &mut Machine) -> Progress {
+    pub fn read_tube(&mut self, sys: &mut Machine) -> Progress {
         let (mut stop, mut malformed) = (false, 0);
         let (lines, more) = sys.take(self.tube);
         for line in lines {
             match line {
-                Line::Command(Command::Job(job)) => self.service.handle_job(job),
-                Line::Command(Command::Resync) => self.service.look_through(),
+                Line::Command(Command::Job(job)) => {
+                    self.announced = true;
+                    self.service.handle_job(job);
+                }
+                Line::Command(Command::Resync) => {
+                    self.announced = true;
+                    self.service.look_through();
+                }
                 Line::Command(Command::Stop) => stop = true,
                 Line::Command(_) | Line::Order(_) | Line::Garbage => malformed += 1,
             }
         }
         if malformed > 0 {
+            self.announced = true;
             self.service.look_through();
             self.page.count_malformed(malformed);
         }
@@ -219,7 +215,10 @@ impl Role for Secondary {
     fn on_ready(&mut self, sys: &mut Machine, key: Key) -> Progress {
         match key {
             Key::Listener(kind) => self.accept(sys, kind),
-            Key::Conn(conn) => self.on_exchange(sys, conn),
+            Key::Conn(conn) => {
+                self.on_arrival(sys, conn);
+                self.on_exchange(sys, conn)
+            }
             Key::Tube(..) => self.read_tube(sys),
             Key::TubeRoom | Key::Ended(_) => Progress::Drained,
             Key::Orders => {
@@ -241,16 +240,22 @@ impl Role for Secondary {
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.service.poll_timeout()
+        self.arrivals.deadline().into_iter().chain(self.service.poll_timeout()).min()
     }
 
     fn on_deadline(&mut self, sys: &mut Machine) {
-        let surroundings = self.surroundings(sys);
-        self.service.handle_timeout(self.now, surroundings);
+        self.on_arrival_timers(sys);
+        if self.service.poll_timeout().is_some_and(|at| at <= self.now) {
+            let surroundings = self.surroundings(sys);
+            self.service.handle_timeout(self.now, surroundings);
+        }
     }
 
     fn settle(&mut self, sys: &mut Machine) {
-        self.service.finish_turn(0);
+        if std::mem::take(&mut self.announced) {
+            self.seat_uninvited(sys);
+        }
+        self.service.finish_turn(self.arrivals.len());
         if self.page.open() != u64::from(self.service.open()) {
             self.page.set_open(self.service.open());
         }

@@ -1,9 +1,10 @@
 //! The shell of the principal: its secondaries, as in `src/role/principal/servers.rs`.
 
 use std::fs::OpenOptions;
+use std::net::IpAddr;
 use std::rc::Rc;
 
-use osps::core::job::Incarnation;
+use osps::core::job::{Incarnation, Job};
 use osps::core::name::Name;
 use osps::core::slots::Action;
 use osps::page::Access;
@@ -15,6 +16,7 @@ use crate::audit::Rule;
 use crate::fifo::{FifoId, FifoName, Line, Writer};
 use crate::kernel::{CANNOT_START, Exit, Own, Sheet};
 use crate::machine::{Key, Machine, Proc, Progress};
+use crate::plan::TYPES;
 use crate::principal::Principal;
 use crate::sabotage::Sabotage;
 
@@ -121,7 +123,7 @@ impl Principal {
                         server.writer.push(sys, command);
                     }
                 }
-                Action::Report { .. } => {}
+                Action::Report { client, number, news } => self.report(sys, client, number, news),
                 Action::Start { slot, incarnation } => self.start_secondary(sys, slot, incarnation),
                 Action::Retire { slot, incarnation } => self.retire(sys, slot, incarnation),
                 Action::BackOff { .. } => sys.audit.coverage.count("backed off"),
@@ -135,6 +137,7 @@ impl Principal {
                 Action::Kill { slot, incarnation } => self.kill_overdue(sys, slot, incarnation),
                 Action::KillAll => self.kill_all(sys),
                 Action::HandOver => {
+                    self.hands_over = true;
                     sys.audit_principal_ends(self.me, false);
                     self.over = true;
                 }
@@ -229,24 +232,40 @@ impl Principal {
         }
         for line in lines {
             if let Line::Command(command) = line {
-                self.hear(slot, incarnation, command);
+                self.hear(sys, slot, incarnation, command);
             }
         }
         if more { Progress::Again } else { Progress::Drained }
     }
 
-    fn hear(&mut self, slot: usize, incarnation: Incarnation, command: Command) {
+    fn hear(&mut self, sys: &mut Machine, slot: usize, incarnation: Incarnation, command: Command) {
         match command {
             Command::Ready => self.core.handle_ready(self.now, slot, incarnation),
             Command::Draining => self.core.handle_draining(self.now, slot, incarnation),
             Command::Debut(job) => self.core.handle_debut(slot, job),
             Command::Fin(job) | Command::Err(job) => self.core.handle_end(slot, job),
             Command::Resync => self.core.look_through(slot),
-            Command::Job(_)
-            | Command::Stop
-            | Command::Uninvited { .. }
-            | Command::Ping(_)
-            | Command::Pong(_) => {}
+            Command::Uninvited { kind, client } => {
+                self.let_in(sys, slot, incarnation, usize::from(kind), client);
+            }
+            Command::Job(_) | Command::Stop | Command::Ping(_) | Command::Pong(_) => {}
+        }
+    }
+
+    fn let_in(
+        &mut self,
+        sys: &mut Machine,
+        slot: usize,
+        incarnation: Incarnation,
+        kind: usize,
+        client: IpAddr,
+    ) {
+        let serves = self.core.current(slot) == Some(incarnation) && !self.core.refuses_requests();
+        if serves && sys.plan.open && kind < TYPES && sys.sabotage != Sabotage::ForgetUninvited {
+            let job = Job { kind, client, given_at: self.now, jeton: None };
+            if self.core.give_uninvited(slot, job).is_err() {
+                sys.audit.coverage.count("no room for who came uninvited");
+            }
         }
     }
 

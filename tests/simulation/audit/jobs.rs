@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
-use osps::core::job::{Job, JobNumber, State, Table, Word};
+use osps::core::job::{End, Job, JobNumber, Reason, State, Table, Word};
 use osps::core::moment::Moment;
 use osps::core::name::Role;
+use osps::wire::jeton::Jeton;
 
+use crate::arrivals::Turned;
 use crate::audit::Rule;
 use crate::books::{Fact, What};
 use crate::machine::{Machine, Memory, Proc, WATCHDOG};
@@ -17,9 +19,13 @@ use crate::plan::TYPES;
 pub struct Story {
     slot: usize,
     kind: usize,
+    pub client: IpAddr,
     given_at: Moment,
-    claimed_by: Option<Proc>,
-    end: Option<State>,
+    pub jeton: Option<Jeton>,
+    pub claimed_by: Option<Proc>,
+    /// Why it is about to fail, as its holder says.
+    blamed: Option<Reason>,
+    pub end: Option<End>,
 }
 
 fn ending(state: State) -> usize {
@@ -40,6 +46,9 @@ impl Machine {
             match fact.what {
                 What::Given(number, job) => self.audit_given(fact.slot, number, job),
                 What::Became(word) => self.audit_word(fact, word),
+                What::Blamed(number, reason) => {
+                    self.audit.stories.entry(number).and_modify(|story| story.blamed = Some(reason));
+                }
                 What::Overwritten(word) => {
                     self.complain(Rule::ServedOnce, format!("a table was mended: {word:?}, {fact:?}"));
                 }
@@ -49,8 +58,9 @@ impl Machine {
 
     fn audit_given(&mut self, slot: usize, number: JobNumber, job: Job) {
         self.audit.coverage.count("given");
-        let Job { kind, given_at, .. } = job;
-        let story = Story { slot, kind, given_at, claimed_by: None, end: None };
+        let Job { kind, client, given_at, jeton } = job;
+        let story = Story { slot, kind, client, given_at, jeton, claimed_by: None, blamed: None, end: None };
+        self.audit.reports.given(number, jeton);
         let again = self.audit.stories.insert(number, story).is_some();
         self.ensure(!again, Rule::BooksExact, || format!("number {number} was given twice"));
     }
@@ -83,7 +93,11 @@ impl Machine {
         let cut = self.processes[fact.by].excused || orphaned;
         let right = match word.state {
             State::Done => by_holder && input == Some(Input::End),
-            State::Failed if by_holder => input != Some(Input::End) || cut,
+            State::Failed if by_holder => match story.blamed {
+                Some(Reason::ConnectionLost) => input == Some(Input::Reset),
+                Some(Reason::Stopping) => cut,
+                Some(Reason::SecondaryLost | Reason::ConnectionTimedOut) | None => false,
+            },
             // Who was sent SIGKILL does nothing more, whenever the kernel lets it end.
             State::Failed => {
                 story.claimed_by.is_some_and(|holder| self.has_ended(holder) || self.processes[holder].doomed)
@@ -101,7 +115,12 @@ impl Machine {
             format!("{:?}", word.state)
         };
         self.audit.coverage.count(format!("job: {how}"));
-        self.audit.stories.entry(number).and_modify(|story| story.end = Some(word.state));
+        let end = match word.state {
+            State::Done => End::Done,
+            State::Expired => End::Expired,
+            _ => End::Failed(story.blamed.filter(|_| by_holder).unwrap_or(Reason::SecondaryLost)),
+        };
+        self.audit.stories.entry(number).and_modify(|story| story.end = Some(end));
         self.audit.by_type[story.kind][ending(word.state)] += 1;
         self.audit.by_slot[story.slot][ending(word.state)] += 1;
     }
@@ -137,7 +156,10 @@ impl Machine {
     pub fn audit_turn(&mut self, memory: &Memory) {
         match memory {
             Memory::Watchdog(watchdog) => self.audit_watchdog(watchdog),
-            Memory::Principal(_) => self.audit_books(),
+            Memory::Principal(principal) => {
+                self.audit_books();
+                self.audit_followings(principal);
+            }
             Memory::Secondary(_) => {}
         }
     }
@@ -196,21 +218,63 @@ impl Machine {
         });
     }
 
-    /// A secondary turns a client away: no job may wait for it.
-    pub fn audit_rejection(&mut self, slot: usize, kind: usize, client: IpAddr) {
-        let table = &self.audit.tables[slot];
-        let waits = table.indices().find(|entry| {
-            table.state(*entry).is_ok_and(|word| word.state == State::Waiting)
-                && table.job(*entry).is_some_and(|job| job.kind == kind && job.client == client)
+    /// A secondary turns a connection away: no job may wait for it.
+    pub fn audit_rejection(&mut self, slot: usize, kind: usize, conn: ConnId, why: Turned) {
+        self.audit.coverage.count(format!("turned away: {}", why.word()));
+        let (client, open) = (self.peer(conn), self.plan.open);
+        let is_wanted = |job: &Job| match why {
+            Turned::Plain | Turned::Tired => job.jeton.is_none() && (open || job.client == client),
+            Turned::Jeton(jeton) => job.jeton == Some(jeton),
+            Turned::Wrong | Turned::Crowded | Turned::Broken => false,
+        };
+        let waits = self.waiting_jobs(slot, kind).find(|(_, job)| is_wanted(job));
+        let number = waits.map(|(number, _)| number);
+        self.ensure(number.is_none(), Rule::NobodyRejected, || {
+            format!("connection {conn} to slot {slot} is turned away ({why:?}), job {number:?} waits for it")
         });
-        self.ensure(waits.is_none(), Rule::NobodyRejected, || {
-            format!("a client of slot {slot} is rejected while entry {waits:?} waits for it")
+        let known = &self.net.conns[conn];
+        let is_whole = known.jeton.is_some() && known.unsaid.is_empty();
+        self.ensure(why != Turned::Wrong || !is_whole, Rule::NobodyRejected, || {
+            format!("the jeton of connection {conn} is not understood")
+        });
+    }
+
+    /// The jobs of that type that wait in a slot.
+    pub fn waiting_jobs(&self, slot: usize, kind: usize) -> impl Iterator<Item = (JobNumber, Job)> + '_ {
+        let table = &self.audit.tables[slot];
+        // Who died in the middle of publishing a job has told nobody of it.
+        let waits = |word: &Word| word.state == State::Waiting && word.number <= table.last_published();
+        table.indices().filter_map(move |entry| {
+            let word = table.state(entry).ok().filter(waits)?;
+            Some((word.number, table.job(entry).filter(|job| job.kind == kind)?))
+        })
+    }
+
+    /// A connection was let in without a look at what it says.
+    pub fn audit_on_accept(&mut self, slot: usize, kind: usize, conn: ConnId) {
+        let Some(jeton) = self.net.conns[conn].jeton else {
+            return;
+        };
+        self.audit.coverage.count("who has a jeton was let in as plain");
+        let waits = self.waiting_jobs(slot, kind).any(|(_, job)| job.jeton == Some(jeton));
+        self.ensure(!waits, Rule::ItsOwnJob, || {
+            format!("connection {conn} is let in as plain, while its own job waits in slot {slot}")
         });
     }
 
     pub fn audit_admission(&mut self, number: JobNumber, conn: ConnId) {
+        self.audit_facts();
         let twice = self.audit.conns.insert(number, conn).is_some();
         self.ensure(!twice, Rule::ServedOnce, || format!("job {number} is served twice"));
+        let Some(Story { jeton, client, .. }) = self.audit.stories.get(&number).copied() else {
+            return self.complain(Rule::BooksExact, format!("nobody gave job {number}"));
+        };
+        let meant = match jeton {
+            Some(_) => self.net.conns[conn].jeton == jeton,
+            None => self.plan.open || self.peer(conn) == client,
+        };
+        self.ensure(meant, Rule::ItsOwnJob, || format!("job {number} is not for connection {conn}"));
+        self.audit.coverage.count(if jeton.is_some() { "served: tracked" } else { "served: plain" });
     }
 
     /// A request is answered -1: after it had waited for nothing, or because all stops.

@@ -1,6 +1,7 @@
 //! What may never happen, and what must, checked against the world itself.
 
 mod jobs;
+mod reports;
 mod rest;
 mod supervision;
 
@@ -21,6 +22,7 @@ use crate::machine::Proc;
 use crate::net::ConnId;
 use crate::plan::{Plan, TYPES};
 use jobs::Story;
+use reports::Reports;
 use rest::Stage;
 
 /// The rule that was broken.
@@ -60,6 +62,14 @@ pub enum Rule {
     EndsAsItHappened,
     /// accepted = done + failed + expired + open, and each of them is the truth.
     BooksExact,
+    /// A connection gets a job that is meant for it: by its jeton, else by its address.
+    ItsOwnJob,
+    /// Each tracked job whose client and principal live comes to a reported end.
+    Reported,
+    /// One start at most and one end are reported, to the client of the job, as they happened.
+    ReportsAreTrue,
+    /// A job counts as unclaimed until it is reported, and no longer.
+    UnclaimedExact,
     /// Nobody is turned away while a job waits for it, or without a reason.
     NobodyRejected,
     /// Without faults all is well before long.
@@ -131,6 +141,7 @@ pub struct Audit {
     tables: Vec<JobTable>,
     stories: BTreeMap<JobNumber, Story>,
     conns: BTreeMap<JobNumber, ConnId>,
+    reports: Reports,
     /// Ends that happened, by type and by slot: done, failed, expired.
     by_type: [[u64; 3]; TYPES],
     by_slot: Vec<[u64; 3]>,
@@ -164,6 +175,7 @@ impl Audit {
             tables: (1..=plan.secondaries).map(table).collect(),
             stories: BTreeMap::new(),
             conns: BTreeMap::new(),
+            reports: Reports::default(),
             by_type: [[0; 3]; TYPES],
             by_slot: vec![[0; 3]; slots],
             unsettled: false,

@@ -5,7 +5,7 @@ use osps::core::slots::Occupied;
 use osps::core::supervision::State;
 
 use crate::audit::Rule;
-use crate::clients::{Client, Ending, Standing};
+use crate::clients::{Asks, Client, Ending, Standing};
 use crate::kernel::{Life, Mood, Process};
 use crate::machine::{Event, Machine, Memory, WATCHDOG};
 use crate::plan::millis;
@@ -16,6 +16,8 @@ pub enum Stage {
     Recovering,
     /// New clients see whether they are served.
     Tested,
+    /// So does one who comes without having asked.
+    OpenTested,
 }
 
 impl Machine {
@@ -34,12 +36,18 @@ impl Machine {
                 self.audit.coverage.count("recovered");
                 self.audit.stage = Stage::Tested;
                 for _ in 0..=self.plan.secondaries {
-                    self.add_client(true);
+                    let asks = self.draw_asks();
+                    self.add_client(true, asks);
                 }
+            }
+            None if self.audit.stage == Stage::Tested && self.plan.open && !self.nobody_serves() => {
+                self.audit.stage = Stage::OpenTested;
+                self.add_client(true, Asks::Not);
             }
             None => {
                 self.audit_tests();
                 self.audit_closed_books();
+                self.audit_all_was_reported();
                 self.over = true;
             }
         }
@@ -51,7 +59,12 @@ impl Machine {
         if self.plan.watchdog_dies.is_some() && self.has_ended(WATCHDOG) && !self.audit.finished {
             self.all_end_without_watchdog();
         } else if let Some(why) = self.why_restless() {
-            let rule = if self.audit.stops.is_empty() { Rule::Recovers } else { Rule::StopEnds };
+            let follows = |client: &Client| matches!(client.standing, Standing::Following(_));
+            let rule = match self.audit.stops.is_empty() {
+                true if self.clients.iter().any(follows) => Rule::Reported,
+                true => Rule::Recovers,
+                false => Rule::StopEnds,
+            };
             self.complain(rule, why);
         }
     }
@@ -62,7 +75,11 @@ impl Machine {
             Standing::Over(_) => false,
             // Its slot said that it cannot start: the backlog is all that there is.
             Standing::Waiting => !self.is_given_up(client.slot) || !self.audit.stops.is_empty(),
-            Standing::Asking | Standing::Told | Standing::Exchanging => true,
+            Standing::Retrying
+            | Standing::Asking
+            | Standing::Told
+            | Standing::Exchanging
+            | Standing::Following(_) => true,
         };
         let matters = !self.has_ended(WATCHDOG) || self.audit.finished;
         if let Some(client) = self.clients.iter().position(waits).filter(|_| matters) {
@@ -78,7 +95,7 @@ impl Machine {
     }
 
     /// Slots are counted from 0.
-    fn is_given_up(&self, slot: usize) -> bool {
+    pub fn is_given_up(&self, slot: usize) -> bool {
         let number = u16::try_from(slot + 1).expect("a few");
         self.audit.page.slot(number).occupied == Occupied::GivenUp
     }
@@ -117,10 +134,13 @@ impl Machine {
         (open > 0).then(|| format!("{open} jobs are open"))
     }
 
+    fn nobody_serves(&self) -> bool {
+        let mut slots = 1..=self.audit.page.slots();
+        slots.all(|slot| self.audit.page.slot(slot).occupied == Occupied::GivenUp)
+    }
+
     fn audit_tests(&mut self) {
-        let slots = 1..=self.audit.page.slots();
-        let given_up = slots.clone().filter(|slot| self.audit.page.slot(*slot).occupied == Occupied::GivenUp);
-        let nobody_serves = given_up.count() == slots.count();
+        let nobody_serves = self.nobody_serves();
         let unserved = self.clients.iter().position(|client| {
             client.tests && !nobody_serves && client.standing != Standing::Over(Ending::Served)
         });
