@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::listen::{covers, is_mapped};
-use crate::config::{Address, Config, ConfigError, DataPorts, Handler, Watchdog};
+use crate::config::{Address, Config, ConfigError, DataPorts, Handler, Watchdog, printable};
 use crate::os::rundir;
 use crate::page::principal::{MAX_SLOTS, MAX_TYPES};
 use crate::wire::client::{Host, is_type_name};
@@ -224,7 +224,7 @@ struct Wrong {
 }
 
 fn wrong(key: &str, value: impl fmt::Display, wanted: impl Into<String>) -> Result<(), Wrong> {
-    Err(Wrong { key: key.to_owned(), value: value.to_string(), wanted: wanted.into() })
+    Err(Wrong { key: key.to_owned(), value: printable(&value.to_string()), wanted: wanted.into() })
 }
 
 fn quoted(value: &dyn fmt::Display) -> String {

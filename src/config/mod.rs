@@ -324,10 +324,16 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
     ConfigError::Parse {
         path: path.to_owned(),
         line,
-        what: error.message().trim().replace('\n', " "),
+        what: printable(&error.message().trim().replace('\n', " ")),
         wanted: wanted.to_owned(),
-        text: found,
+        text: printable(&found),
     }
+}
+
+/// What a file says, safe to show on one line of a terminal.
+fn printable(text: &str) -> String {
+    let shown = |char: char| if char.is_control() { char.escape_default().to_string() } else { char.into() };
+    text.chars().map(shown).collect()
 }
 
 #[cfg(test)]
@@ -427,12 +433,17 @@ mod tests {
             ("runtime_dir = \"\"", &["runtime_dir", "/run/osps"]),
             ("runtime_dir = \"/a\\u0000b\"", &["runtime_dir", "directory"]),
             (
+                "[[request]]\nname = \"a\\n\\u001b[2J\"\nhandler = \"echo\"",
+                &["request.name", r"a\n\u{1b}[2J"],
+            ),
+            ("\u{1b}[2J", &[r"\u{1b}[2J"]),
+            (
                 "[[request]]\nname = \"a\"\nhandler = \"delay\"\ndelay = \"9years\"",
                 &["request.delay", "365 days"],
             ),
         ] {
             let error = parse(text).unwrap_err();
-            assert!(!error.contains('\n'), "{text:?}: {error:?} is more than a line");
+            assert!(!error.contains(char::is_control), "{text:?}: {error:?} is more than a plain line");
             for part in wanted {
                 assert!(error.contains(part), "{text:?}: {error:?} does not name {part:?}");
             }
