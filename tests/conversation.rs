@@ -1,10 +1,12 @@
 //! The control connection's state machine, by transcripts: bytes and pauses in, bytes out.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use osps::core::conversation::Conversation;
 use osps::core::following::News;
+use osps::core::job::End;
 use osps::core::moment::Moment;
 use osps::wire::client::{Form, Request, Types};
 use osps::wire::jeton::Jeton;
@@ -267,6 +269,26 @@ fn an_idle_client_is_let_go_but_not_one_that_is_owed_something() {
     assert!(!server.conversation.is_over(), "idle counts from the answer");
 }
 
+/// Those bytes in pieces, and a pause of so many milliseconds after each.
+fn cut(bytes: &[u8], cuts: &[(usize, u64)]) -> Vec<Do> {
+    let mut cuts: Vec<(usize, u64)> =
+        cuts.iter().map(|(at, pause)| (at % (bytes.len() + 1), *pause)).collect();
+    cuts.extend([(0, 0), (bytes.len(), 0)]);
+    cuts.sort_unstable();
+    let pieces = cuts.windows(2).map(|pair| (&bytes[pair[0].0..pair[1].0], pair[1].1));
+    pieces.flat_map(|(piece, pause)| [Do::Send(piece.to_vec()), millis(pause)]).collect()
+}
+
+/// Whether bare bytes that come first would be answered before the line is whole: a known type
+/// that no other extends, with something else right behind it.
+fn begins_like_a_bare_request(bytes: &[u8]) -> bool {
+    let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    ["requetetype1", "requetetype2", "sumall"].iter().any(|name| {
+        let rest = line.strip_prefix(name.as_bytes());
+        rest.is_some_and(|rest| !rest.is_empty() && rest != b"\r")
+    })
+}
+
 /// Requests of every sort, each ended by a newline or `\r\n`.
 fn lines() -> impl Strategy<Value = Vec<u8>> {
     let request = prop_oneof![
@@ -275,6 +297,10 @@ fn lines() -> impl Strategy<Value = Vec<u8>> {
         Just(b"sumall".to_vec()),
         Just(Vec::new()),
         Just(b"suivi sum".to_vec()),
+        Just(b"suivi requetetype2".to_vec()),
+        Just(b"adresse sumall".to_vec()),
+        Just(b"adresse inconnu".to_vec()),
+        Just(b"suivi ".to_vec()),
         prop::collection::vec(any::<u8>().prop_filter("one line", |byte| !b"\r\n".contains(byte)), 0..80),
     ];
     let ending = prop_oneof![Just(&b"\n"[..]), Just(&b"\r\n"[..])];
@@ -289,13 +315,73 @@ proptest! {
     #[test]
     fn segmentation_of_lines_changes_nothing(
         bytes in lines(),
-        cuts in prop::collection::vec(0usize..500, 0..10),
+        cuts in prop::collection::vec((0usize..500, Just(0)), 0..10),
     ) {
-        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
-        cuts.extend([0, bytes.len()]);
-        cuts.sort_unstable();
-        let pieces: Vec<Do> = cuts.windows(2).map(|pair| Do::Send(bytes[pair[0]..pair[1]].to_vec())).collect();
-        prop_assert_eq!(answer(&pieces), answer(&[Do::Send(bytes.clone())]));
+        prop_assume!(!begins_like_a_bare_request(&bytes));
+        prop_assert_eq!(answer(&cut(&bytes, &cuts)), answer(&[Do::Send(bytes.clone())]));
+    }
+
+    /// Once a newline was seen, pauses change nothing either, as long as each line is whole in
+    /// time.
+    #[test]
+    fn after_the_first_newline_pauses_change_nothing(
+        bytes in lines(),
+        cuts in prop::collection::vec((0usize..500, 0u64..900), 0..10),
+    ) {
+        let bytes = [b"\n", bytes.as_slice()].concat();
+        let mut pieces = cut(&bytes[1..], &cuts);
+        pieces.insert(0, send("\n"));
+        prop_assert_eq!(answer(&pieces), answer(&[Do::Send(bytes)]));
+    }
+
+    /// News of jobs stand between answers, never in the middle of a line; each once.
+    #[test]
+    fn news_and_answers_are_whole_lines(
+        bytes in lines(),
+        cuts in prop::collection::vec((0usize..500, Just(0)), 0..10),
+        unclaimed: bool,
+    ) {
+        let mut server = Server { claims: !unclaimed, ..Server::new() };
+        let bytes = [b"\n", bytes.as_slice()].concat();
+        let mut said = server.run(&cut(&bytes, &cuts));
+        for number in 1..=server.last_number {
+            let (end, was_claimed) = if unclaimed { (End::Expired, false) } else { (End::Done, true) };
+            server.conversation.handle_news(server.now, number, News::Ended { end, was_claimed });
+            said += &server.run(&[]);
+        }
+        let tracked = said.lines().filter(|line| line.len() == "3000 ".len() + Jeton::DIGITS).count();
+        let count = |word: &str| said.lines().filter(|line| line.starts_with(word)).count();
+        prop_assert!(said.is_empty() || said.ends_with('\n'));
+        prop_assert_eq!(count("debuttraitement "), if unclaimed { 0 } else { tracked });
+        prop_assert_eq!(count("fintraitement "), if unclaimed { 0 } else { tracked });
+        prop_assert_eq!(count("errtraitement "), if unclaimed { tracked } else { 0 });
+        prop_assert_eq!(server.conversation.following().unclaimed(), 0);
+        prop_assert!(!server.conversation.following().is_tracking());
+    }
+
+    /// A bare request may come in pieces, with less than 50 ms between them: same bytes out, for
+    /// each of several requests whose answers are awaited.
+    #[test]
+    fn a_bare_request_in_pieces_is_the_same_request(
+        requests in prop::collection::vec(
+            (
+                prop_oneof![Just("requetetype1"), Just("requetetype2"), Just("sum"), Just("sumall"), Just("inconnu")],
+                prop::collection::vec((0usize..20, 0u64..50), 0..4),
+            ),
+            1..5,
+        ),
+    ) {
+        let whole: Vec<Do> = requests.iter().flat_map(|(name, _)| [send(name), millis(50)]).collect();
+        let pieces = requests.iter().flat_map(|(name, cuts)| {
+            // Two cuts at one place would add up to one longer pause.
+            let cuts: BTreeMap<usize, u64> =
+                cuts.iter().map(|(at, pause)| (at % (name.len() + 1), *pause)).collect();
+            let cuts: Vec<(usize, u64)> = cuts.into_iter().collect();
+            let mut pieces = cut(name.as_bytes(), &cuts);
+            pieces.push(millis(50));
+            pieces
+        });
+        prop_assert_eq!(answer(&pieces.collect::<Vec<_>>()), answer(&whole));
     }
 
     #[test]
