@@ -136,6 +136,7 @@ fn files_and_functions_stay_short() {
     all.extend(files("bin", ".rs"));
     all.extend(files("tests", ".rs"));
     all.extend(files("benches", ".rs"));
+    all.extend(files("fuzz/fuzz_targets", ".rs"));
     for (path, text) in all {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines.len() <= MAX_FILE_LINES, "{} has {} lines", path.display(), lines.len());
@@ -171,7 +172,7 @@ fn no_dependency_brings_an_async_runtime() {
 #[test]
 fn what_the_documents_name_exists() {
     let mut documents = files("docs", ".md");
-    for name in ["README.md", "CHANGELOG.md"] {
+    for name in ["README.md", "CHANGELOG.md", "fuzz/README.md"] {
         documents.push((PathBuf::from(name), fs::read_to_string(root().join(name)).unwrap()));
     }
     for (path, text) in documents {
@@ -183,9 +184,18 @@ fn what_the_documents_name_exists() {
             }
         }
         for quoted in text.split('`').skip(1).step_by(2) {
-            let is_path = ["src/", "tests/", "benches/", "docs/", "bin/", "examples/"]
-                .iter()
-                .any(|top| quoted.starts_with(top));
+            let is_path = [
+                "src/",
+                "tests/",
+                "benches/",
+                "docs/",
+                "bin/",
+                "examples/",
+                "fuzz/fuzz_targets/",
+                "fuzz/seeds/",
+            ]
+            .iter()
+            .any(|top| quoted.starts_with(top));
             if is_path && !quoted.contains(['<', '*', ' ']) {
                 let file = quoted.split("::").next().unwrap();
                 assert!(root().join(file).exists(), "{} names {file}", path.display());
