@@ -95,7 +95,7 @@ fn arrival(pieces: &[(Vec<u8>, u16)], ended: bool) {
         bytes.truncate(DECIDING_BYTES);
         let verdict = arrival.judge(now, &bytes, false, CLAIM_WITHIN);
         check(verdict, now, &bytes);
-        if !matches!(verdict, Verdict::Wait(_)) {
+        if !matches!(verdict, Verdict::Wait(_) | Verdict::Silent(_)) {
             decided = Some(verdict);
             break;
         }
@@ -107,14 +107,14 @@ fn arrival(pieces: &[(Vec<u8>, u16)], ended: bool) {
     if decided.is_none() {
         let later = now + CLAIM_WITHIN;
         let last = arrival.judge(later, &bytes, ended, CLAIM_WITHIN);
-        assert!(!matches!(last, Verdict::Wait(_)), "it waits for ever");
+        assert!(!matches!(last, Verdict::Wait(_) | Verdict::Silent(_)), "it waits for ever");
         check(last, later, &bytes);
     }
 }
 
 fn check(verdict: Verdict, now: Moment, bytes: &[u8]) {
     match verdict {
-        Verdict::Wait(until) => assert!(until > now),
+        Verdict::Wait(until) | Verdict::Silent(until) => assert!(until > now),
         Verdict::Plain => assert!(!bytes.starts_with(b"jeton ")),
         Verdict::Wrong => assert!(bytes.starts_with(b"jeton ")),
         Verdict::Tracked { jeton, line_bytes } => {

@@ -185,7 +185,7 @@ impl Secondary {
                 arrival.timer = Some(until);
                 return;
             }
-            Verdict::Plain => {
+            Verdict::Plain | Verdict::Silent(_) => {
                 let how = if bytes.is_empty() { "undecided: plain by silence" } else { "undecided: plain" };
                 sys.audit.coverage.count(how);
                 (self.service.claim_plain(kind, client, now), Turned::Plain)
@@ -206,9 +206,13 @@ impl Secondary {
                 self.arrivals.0.remove(&conn);
                 self.begin(sys, conn, job);
             }
-            (None, Verdict::Plain) if sys.plan.open => {
+            (None, Verdict::Plain | Verdict::Silent(_)) if sys.plan.open => {
                 self.arrivals.0.remove(&conn);
                 self.uninvited(sys, kind, conn, client);
+            }
+            (None, Verdict::Silent(until)) => {
+                sys.audit.coverage.count("undecided: silent, and no plain job waits");
+                self.arrivals.0.get_mut(&conn).expect("it is there").timer = Some(until);
             }
             (None, _) => self.dismiss(sys, conn, why),
         }
