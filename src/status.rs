@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::core::conversation::Refused;
 use crate::core::job::{Incarnation, State, Table};
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
+use crate::core::refused::Refused;
 use crate::core::slots::Occupied;
 use crate::exit::{Code, Failure};
 use crate::os::clock;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::core::following::{Following, News};
 use crate::core::job::JobNumber;
 use crate::core::moment::Moment;
+use crate::core::refused::Refused;
 use crate::wire::client::{MAX_REQUEST_BYTES, Prefix, Refusal, Request, Types, parse_request};
 use crate::wire::jeton::Jeton;
 
@@ -63,33 +64,6 @@ pub struct Conversation {
     input_ended: bool,
     following: Following,
     refused: Refused,
-}
-
-/// Requests that were answered -1, by why.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Refused {
-    /// No such type.
-    pub unknown: u64,
-    /// Too long, or never ended.
-    pub malformed: u64,
-    /// No secondary could take it, or too many came from one address.
-    pub busy: u64,
-    /// The system stops.
-    pub stopping: u64,
-}
-
-impl Refused {
-    fn count(&mut self, refusal: &Refusal<'_>) {
-        let counter = match refusal {
-            Refusal::Unknown { .. } => &mut self.unknown,
-            Refusal::TooLong | Refusal::Incomplete(_) => &mut self.malformed,
-            Refusal::AllFull | Refusal::NoneReady | Refusal::NoPlace | Refusal::TooManyConnections(_) => {
-                &mut self.busy
-            }
-            Refusal::Stopping => &mut self.stopping,
-        };
-        *counter += 1;
-    }
 }
 
 impl Conversation {

@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod list;
 pub mod moment;
 pub mod name;
+pub mod refused;
 pub mod restart;
 pub mod service;
 pub mod slots;

@@ -23,9 +23,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::core::conversation::Refused;
 use crate::core::job::{Incarnation, MAX_NUMBER, State};
 use crate::core::ledger::{Intent, Place};
+use crate::core::refused::Refused;
 use crate::core::slots::Occupied;
 use crate::page::obituary::{self, Ring};
 use crate::page::record::{AFTER_RECORD, Record};
