@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use osps::core::conversation::{Conversation, Refused};
+use osps::core::conversation::Conversation;
 use osps::core::following::{MAX_UNCLAIMED, News};
 use osps::core::job::{End, Reason};
 use osps::core::moment::Moment;
+use osps::core::refused::Refused;
 use osps::wire::client::{Form, Refusal, Request, Types};
 use osps::wire::jeton::Jeton;
 
