@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use osps::core::arrival::SILENCE;
@@ -10,9 +11,9 @@ use rustix::net::{AddressFamily, SocketType, bind, socket};
 
 use crate::common::{PATIENCE, now};
 
-/// Where the well-behaved client comes from.
+/// Where another well-behaved client comes from.
 pub const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
-/// Where its enemies come from.
+/// Where enemies come from.
 pub const HOSTILE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
 
 /// The enemy's many addresses, for more connections in a minute than one has ports.
@@ -37,9 +38,24 @@ pub fn reset(stream: TcpStream) {
     rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
 }
 
+/// Well-behaved clients of this process so far.
+static CLIENTS: AtomicU8 = AtomicU8::new(0);
+
+/// Where a well-behaved client comes from.
+fn home(number: u8, move_number: u64) -> Ipv4Addr {
+    let [process, ..] = std::process::id().to_le_bytes();
+    Ipv4Addr::new(127, 64 | (move_number % 64).to_le_bytes()[0], process, number)
+}
+
+/// Exchanges from one address: then it takes another, for each leaves a port in TIME_WAIT.
+const EXCHANGES_EACH: u64 = 4096;
+
 /// The client and its control connection.
 pub struct Honest {
     address: SocketAddr,
+    /// It was the client of that number in this process.
+    number: u8,
+    from: Ipv4Addr,
     control: BufReader<TcpStream>,
     served: u64,
     /// How often it was rejected because it had not spoken in time.
@@ -48,14 +64,18 @@ pub struct Honest {
 
 impl Honest {
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, control: BufReader::new(connect_from(HONEST, address)), served: 0, hesitations: 0 }
+        let number = CLIENTS.fetch_add(1, Ordering::Relaxed);
+        let from = home(number, 0);
+        let control = BufReader::new(connect_from(from, address));
+        Self { address, number, from, control, served: 0, hesitations: 0 }
     }
 
     /// One whole exchange: every other is tracked, and every fourth begins with a new control
     /// connection.
     pub fn work(&mut self) {
         if self.served.is_multiple_of(4) {
-            self.control = BufReader::new(connect_from(HONEST, self.address));
+            self.from = home(self.number, self.served / EXCHANGES_EACH);
+            self.control = BufReader::new(connect_from(self.from, self.address));
         }
         if self.served.is_multiple_of(2) {
             self.plain();
@@ -94,7 +114,7 @@ impl Honest {
     fn try_exchange(&self, port: &str, before: &str) -> std::io::Result<()> {
         let port: u16 = port.parse().unwrap_or_else(|_| panic!("a request is answered {port:?}"));
         let word = format!("word {}", self.served);
-        let mut data = connect_from(HONEST, SocketAddr::new(self.address.ip(), port));
+        let mut data = connect_from(self.from, SocketAddr::new(self.address.ip(), port));
         data.write_all(format!("{before}{word}").as_bytes())?;
         data.shutdown(Shutdown::Write)?;
         let mut answer = String::new();
