@@ -264,8 +264,6 @@ impl<B: Books> Slots<B> {
         {
             let end = match word.state {
                 State::Done => End::Done,
-                // Nobody could come for it any more.
-                State::Expired if self.is_over() => End::Failed(Reason::Stopping),
                 State::Expired => End::Expired,
                 State::Failed | State::Free | State::Waiting | State::Claimed => {
                     End::Failed(reason.unwrap_or(Reason::SecondaryLost))

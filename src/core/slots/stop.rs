@@ -53,11 +53,6 @@ impl<B: Books> Slots<B> {
         }
     }
 
-    /// Whether this is the end: nothing more is given or claimed.
-    pub(super) fn is_over(&self) -> bool {
-        self.phase == Phase::Ended
-    }
-
     /// Whether a successor may be started in a slot: during a stop only for waiting jobs.
     pub(super) fn may_start(&self, slot: usize) -> bool {
         match self.phase {

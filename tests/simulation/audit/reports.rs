@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use osps::core::following::News;
-use osps::core::job::{End, JobNumber, Reason};
+use osps::core::job::{End, JobNumber};
 use osps::wire::jeton::Jeton;
 
 use crate::audit::Rule;
-use crate::machine::{Machine, Memory, Proc, WATCHDOG};
+use crate::machine::{Machine, Memory, Proc};
 use crate::net::{ConnId, Place};
 use crate::principal::Principal;
 
@@ -75,8 +75,7 @@ impl Machine {
             News::Claimed => !*claimed && !*ended && story.claimed_by.is_some(),
             News::Ended { end, was_claimed } => {
                 let started = story.claimed_by.is_some();
-                let is_its_end = story.end == Some(end) || cut_off(story.end) == Some(end);
-                !*ended && is_its_end && was_claimed == started && *claimed == started
+                !*ended && story.end == Some(end) && was_claimed == started && *claimed == started
             }
         });
         match news {
@@ -110,14 +109,11 @@ impl Machine {
         tracked.ended |= is_end;
         let story = self.audit.stories[&before.number];
         let claimed = story.claimed_by.is_some();
-        let stopping = !self.audit.stops.is_empty() || self.has_ended(WATCHDOG);
         let is_true = match (word, story.end) {
             ("debuttraitement", _) => !before.started && claimed && reason.is_empty(),
             ("fintraitement", Some(End::Done)) => before.started && reason.is_empty(),
             ("errtraitement", Some(End::Failed(why))) => before.started && reason == why.to_string(),
-            ("errtraitement", Some(End::Expired)) => {
-                !before.started && (reason == "expired" || stopping && reason == "stopping")
-            }
+            ("errtraitement", Some(End::Expired)) => !before.started && reason == "expired",
             _ => false,
         };
         let right = is_true && !before.ended && before.told == Some(conn);
@@ -182,9 +178,4 @@ impl Machine {
         let unheard = tracked.copied().find(|tracked| !tracked.ended && tracked.told.is_some_and(open));
         self.ensure(unheard.is_none(), Rule::Reported, || format!("the end of {unheard:?} was not heard"));
     }
-}
-
-/// What a client may be told of a job that has expired because all was stopped at once.
-fn cut_off(end: Option<End>) -> Option<End> {
-    end.filter(|&end| end == End::Expired).map(|_| End::Failed(Reason::Stopping))
 }
