@@ -249,6 +249,18 @@ fn what_was_sent_ahead_is_understood_before_more_is_read() {
 }
 
 #[test]
+fn who_never_ends_its_line_has_time_to_read_why_it_is_sent_away() {
+    let mut server = Server::new();
+    let refusal = "-1 request incomplete: no newline within 10s\n";
+    assert_eq!(server.run(&[send("suivi sum"), millis(9_999)]), "");
+    assert_eq!(server.run(&[millis(1)]), refusal);
+    assert_eq!(server.run(&[millis(49)]), "");
+    assert!(!server.conversation.is_over(), "closing at once would reset the connection");
+    server.pause(Duration::from_millis(1));
+    assert!(server.conversation.is_over());
+}
+
+#[test]
 fn an_idle_client_is_let_go_but_not_one_that_is_owed_something() {
     let mut server = Server::new();
     server.run(&[send("requetetype1\n")]);

@@ -404,6 +404,8 @@ impl Conversation {
     }
 
     fn discard_from(&mut self, now: Moment, lacks: Option<String>) {
+        // Its silence counts from here: it may have been silent for long.
+        self.heard_at = now;
         self.state = State::Discarding { until: now + DISCARD_WITHIN, bytes: 0, lacks };
     }
 
