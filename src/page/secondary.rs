@@ -10,11 +10,15 @@
 //! | 19 | jobs that this incarnation has claimed and not ended |
 //! | 20..24 | spare |
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use crate::core::job::Incarnation;
+use crate::core::name::Name;
 use crate::page::record::{AFTER_RECORD, Record};
 use crate::page::{Access, Kind, Page, PageError, Source, record};
 
+const SLOT: usize = 3;
 const REJECTED: usize = AFTER_RECORD;
 const ADMITTED: usize = AFTER_RECORD + 1;
 const MALFORMED: usize = AFTER_RECORD + 2;
@@ -53,6 +57,15 @@ impl SecondaryPage {
     #[must_use]
     pub fn page(&self) -> &Page {
         &self.page
+    }
+
+    /// The process that introduced itself here, if one did.
+    #[must_use]
+    pub fn introduced(&self) -> Option<Introduced> {
+        let slot = u16::try_from(self.page.get(SLOT)).ok()?;
+        let Record { incarnation, pid, start_time, .. } = self.record();
+        let is_somebody = slot != 0 && incarnation != 0;
+        is_somebody.then(|| Introduced { name: Name::secondary(slot, incarnation), pid, start_time })
     }
 
     /// The liveness record.
@@ -96,6 +109,43 @@ impl SecondaryPage {
     pub fn count_malformed(&self, lines: u64) {
         self.page.add(MALFORMED, lines);
     }
+}
+
+/// A process as it introduced itself in its page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Introduced {
+    /// Its name.
+    pub name: Name,
+    /// Its pid.
+    pub pid: u32,
+    /// When it started, in clock ticks after boot.
+    pub start_time: u64,
+}
+
+impl Introduced {
+    /// Incarnation, pid and start time.
+    #[must_use]
+    pub fn as_watched(&self) -> (Incarnation, u32, u64) {
+        (self.name.incarnation, self.pid, self.start_time)
+    }
+}
+
+/// Who has introduced itself in these pages, be it dead or alive. What is no page of a secondary
+/// is passed over.
+///
+/// # Errors
+/// [`PageError::Io`], but for pages that have gone.
+pub fn introduced(pages: impl IntoIterator<Item = PathBuf>) -> Result<Vec<Introduced>, PageError> {
+    let mut all = Vec::new();
+    for path in pages {
+        match SecondaryPage::attach(&path, Access::ReadOnly) {
+            Ok(page) => all.extend(page.introduced()),
+            Err(PageError::Mismatch { .. }) => {}
+            Err(PageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
 }
 
 /// The counters of a slot, which outlive its processes.

@@ -183,8 +183,8 @@ fn live_through(seeds: impl Iterator<Item = u64>) -> Coverage {
     for seed in seeds {
         let run = place.run(seed, Sabotage::None, false);
         if let Some(violation) = run.violation {
-            let trace = place.run(seed, Sabotage::None, true).trace.tail(200);
-            panic!("{trace}\n{violation:?}\nreplay with OSPS_SEED={seed}");
+            let trace = place.run(seed, Sabotage::None, true).trace.tail(100);
+            panic!("OSPS_SEED={seed}: {violation:?}\n{trace}\n{violation:?}\nreplay with OSPS_SEED={seed}");
         }
         coverage += run.coverage;
     }
@@ -202,9 +202,10 @@ fn hundreds_of_worlds() {
 #[test]
 #[ignore = "a wide sweep; minutes: cargo test --profile sweep --test simulation -- --ignored --nocapture"]
 fn a_hundred_thousand_worlds() {
+    let worlds = std::env::var("OSPS_WORLDS").map_or(100_000, |worlds| worlds.parse().expect("a number"));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let coverage = std::thread::scope(|scope| {
-        let part = |first| scope.spawn(move || live_through((first..100_000).step_by(threads)));
+        let part = |first| scope.spawn(move || live_through((first..worlds).step_by(threads)));
         let parts: Vec<_> = (0..).take(threads).map(part).collect();
         parts.into_iter().map(|part| part.join().unwrap()).fold(Coverage::default(), |mut sum, part| {
             sum += part;

@@ -9,7 +9,7 @@ use osps::core::name::Name;
 use osps::core::slots::Action;
 use osps::page::Access;
 use osps::page::record::Condition;
-use osps::page::secondary::{Counts, SecondaryPage};
+use osps::page::secondary::{Counts, Introduced, SecondaryPage, introduced};
 use osps::wire::tube::Command;
 
 use crate::audit::Rule;
@@ -62,10 +62,12 @@ fn ended(slot: usize, incarnation: Incarnation) -> Key {
 
 impl Principal {
     pub fn take_over(&mut self, sys: &mut Machine) {
+        sys.system_call();
+        let introduced = introduced(sys.rundir.pages().expect("our own directory")).expect("our own pages");
         let living = (0..self.slots.len())
             .map(|slot| {
                 if sys.sabotage != Sabotage::ForgetLiving {
-                    self.adopt_living(sys, slot);
+                    self.adopt_living(sys, slot, &introduced);
                 }
                 self.slots[slot].predecessors.iter().map(|predecessor| predecessor.incarnation).collect()
             })
@@ -75,7 +77,7 @@ impl Principal {
         self.carry_out(sys);
     }
 
-    fn adopt_living(&mut self, sys: &mut Machine, slot: usize) {
+    fn adopt_living(&mut self, sys: &mut Machine, slot: usize, introduced: &[Introduced]) {
         let number = number(slot);
         let last = self.page().slot(number);
         sys.system_call();
@@ -89,6 +91,7 @@ impl Principal {
             .filter(|watched| watched.name == Name::secondary(number, watched.name.incarnation))
             .map(|watched| (watched.name.incarnation, watched.pid, watched.start_time))
             .chain([(last.incarnation, last.pid, last.start_time)])
+            .chain(introduced.iter().filter(|known| known.name.slot == number).map(Introduced::as_watched))
             .collect();
         for (incarnation, pid, start_time) in watched {
             if self.slots[slot].predecessors.iter().any(|known| known.incarnation == incarnation) {

@@ -20,7 +20,7 @@ use crate::os::proc;
 use crate::os::reactor::{Handle, Progress};
 use crate::os::rundir;
 use crate::page::record::Condition;
-use crate::page::secondary::SecondaryPage;
+use crate::page::secondary::{Introduced, SecondaryPage, introduced};
 use crate::page::{Access, PageError};
 use crate::role::launch::{self, Sheet};
 use crate::role::principal::obituaries::{Deceased, answered_at, reap};
@@ -47,9 +47,16 @@ pub struct Uninvited {
 impl Principal {
     /// Finds out who of a dead principal's secondaries lives, and goes on from there.
     pub(super) fn take_over(&mut self, reactor: &mut Handle<Key>) -> Result<(), Failure> {
+        // The watchdog may have met nobody for a while, and a dead principal's page names one in
+        // each slot: whoever drains there, too, has its own page.
+        let pages = self.rundir.pages().or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            _ => Err(Failure::internal("list the runtime directory", &error)),
+        })?;
+        let introduced = introduced(pages).map_err(|error| Failure::internal("find secondaries", &error))?;
         let mut living = Vec::new();
         for slot in 0..self.slots.len() {
-            self.adopt_living(reactor, slot)?;
+            self.adopt_living(reactor, slot, &introduced)?;
             let predecessors = self.slots[slot].predecessors.iter();
             living.push(predecessors.map(|predecessor| predecessor.incarnation).collect());
         }
@@ -58,7 +65,12 @@ impl Principal {
         Ok(())
     }
 
-    fn adopt_living(&mut self, reactor: &mut Handle<Key>, slot: usize) -> Result<(), Failure> {
+    fn adopt_living(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        slot: usize,
+        introduced: &[Introduced],
+    ) -> Result<(), Failure> {
         let number = number(slot);
         let last = self.page().slot(number);
         if let Ok(page) = SecondaryPage::attach(&self.rundir.secondary_page(number), Access::ReadOnly) {
@@ -71,6 +83,7 @@ impl Principal {
             .filter(|watched| watched.name == Name::secondary(number, watched.name.incarnation))
             .map(|watched| (watched.name.incarnation, watched.pid, watched.start_time))
             .chain([(last.incarnation, last.pid, last.start_time)])
+            .chain(introduced.iter().filter(|known| known.name.slot == number).map(Introduced::as_watched))
             .collect();
         for (incarnation, pid, start_time) in watched {
             if self.slots[slot].predecessors.iter().any(|known| known.incarnation == incarnation) {
