@@ -7,7 +7,9 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 
-use common::{PATIENCE, REQUESTS, System, ask, connect, eventually, job, pause, read_to_end, recv, say};
+use common::{
+    PATIENCE, REQUESTS, System, ask, connect, eventually, job, pause, read_once, read_to_end, recv, say,
+};
 use nix::sys::signal::Signal;
 use rustix::net::{AddressFamily, SocketType, bind, socket};
 
@@ -25,6 +27,21 @@ fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
+}
+
+/// Asks until the answer is no port, from as many control connections as that takes. Returns how
+/// many jobs that were, and why there is not one more.
+fn ask_for_all(from: Ipv4Addr, address: SocketAddr) -> (usize, String) {
+    for jobs in (0..).step_by(50) {
+        let mut control = connect_from(from, address);
+        for more in 0..50 {
+            let answer = ask(&mut control, "echo");
+            if let Some(why) = answer.strip_prefix("-1 ") {
+                return (jobs + more, why.to_owned());
+            }
+        }
+    }
+    unreachable!("no table is endless")
 }
 
 /// Whether a control connection is heard now.
@@ -231,4 +248,45 @@ fn where_all_are_let_in_the_address_does_not_matter() {
     drop(data);
     let status = system.books_are_exact();
     assert_eq!((&status["ledger"]["accepted"], &status["ledger"]["done"]), (&1.into(), &1.into()));
+}
+
+const OWN_SHARE: &str = "busy: your address has its share of open jobs; the rest is for others";
+
+#[test]
+fn who_never_comes_for_its_jobs_leaves_places_to_others() {
+    let limits = "secondaries = 2\nmax_jobs = 80\nqueue_within = \"200ms\"\nclaim_within = \"60s\"";
+    let system = System::start(limits, &format!("{PATIENT}{REQUESTS}"));
+    let address = system.address();
+    assert_eq!(ask_for_all(HOG, address), (158, OWN_SHARE.to_owned()));
+    let principal = system.pid(0);
+    system.signal(principal, Signal::SIGKILL);
+    system.until("another principal serves", |status| {
+        let servers = status["servers"].as_array().unwrap();
+        servers[0]["pid"] != principal && servers.iter().all(|server| server["state"] != "starting")
+    });
+    system.all_ready();
+    assert_eq!(ask_for_all(HOG, address), (0, OWN_SHARE.to_owned()), "its successor knows what is open");
+    let mut greedy = connect_from(HOG, address);
+    greedy.write_all(b"echo\n").unwrap();
+    let (jobs, why) = ask_for_all(OTHER, address);
+    assert_eq!(jobs, 2, "whoever waits for more than its share holds up nobody");
+    assert!(why.starts_with("busy: every secondary"), "{why}");
+    let ledger = &system.status()["ledger"];
+    assert_eq!((&ledger["accepted"], &ledger["open"]), (&160.into(), &160.into()));
+}
+
+#[test]
+fn who_comes_uninvited_leaves_places_to_others() {
+    let limits = "secondaries = 1\nmax_jobs = 80\nadmission = \"open\"";
+    let system = System::start(limits, &format!("{PATIENT}{REQUESTS}"));
+    let port = System::server(&system.status(), 1)["ports"]["echo"].as_u64().unwrap();
+    let data = SocketAddr::new(system.address().ip(), port.try_into().unwrap());
+    let come = |from| {
+        let mut stream = connect_from(from, data);
+        let served = stream.write_all(b"x").is_ok() && matches!(read_once(&mut stream, &mut [0; 2]), Ok(1));
+        served.then_some(stream)
+    };
+    let held: Vec<TcpStream> = std::iter::from_fn(|| come(HOG)).collect();
+    assert_eq!(held.len(), 79);
+    assert!(come(OTHER).is_some());
 }

@@ -16,6 +16,8 @@ pub enum NoSlot {
     NoneReady,
     /// Every ready secondary has as many jobs as it may have.
     AllFull,
+    /// There is room, but not for who has so many jobs open already.
+    OverShare,
 }
 
 /// Chooses slots; remembers whose turn it is among equals.
@@ -48,6 +50,13 @@ impl Dispatch {
     #[must_use]
     pub fn open(&self) -> u64 {
         self.loads.iter().map(|load| u64::from(load.open)).sum()
+    }
+
+    /// Jobs that could be given now to all available slots together.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let available = self.loads.iter().filter(|load| load.available);
+        available.map(|load| u64::from(self.max_jobs.saturating_sub(load.open))).sum()
     }
 
     /// As [`Dispatch::find`]; equals take turns.
@@ -116,6 +125,7 @@ mod tests {
                     prop_assert_eq!(Some(loads[slot].0), least);
                 }
                 Err(NoSlot::AllFull) => prop_assert!(least.is_none() && loads.iter().any(|load| load.1)),
+                Err(NoSlot::OverShare) => prop_assert!(false, "here is nobody who could have too much"),
                 Err(NoSlot::NoneReady) => prop_assert!(loads.iter().all(|load| !load.1)),
             }
         }

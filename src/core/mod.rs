@@ -20,6 +20,7 @@ pub mod name;
 pub mod refused;
 pub mod restart;
 pub mod service;
+pub mod shares;
 pub mod slots;
 pub mod supervision;
 pub mod timers;

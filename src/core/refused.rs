@@ -21,9 +21,11 @@ impl Refused {
         let counter = match refusal {
             Refusal::Unknown { .. } => &mut self.unknown,
             Refusal::TooLong | Refusal::Incomplete(_) => &mut self.malformed,
-            Refusal::AllFull | Refusal::NoneReady | Refusal::NoPlace | Refusal::TooManyConnections(_) => {
-                &mut self.busy
-            }
+            Refusal::AllFull
+            | Refusal::OverShare
+            | Refusal::NoneReady
+            | Refusal::NoPlace
+            | Refusal::TooManyConnections(_) => &mut self.busy,
             Refusal::Stopping => &mut self.stopping,
         };
         *counter += 1;

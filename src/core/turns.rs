@@ -11,11 +11,13 @@ pub struct Turns<T> {
     /// A queue may be empty: it goes when its turn comes.
     queues: HashMap<Network, VecDeque<T>>,
     order: VecDeque<Network>,
+    /// Networks whose turn was put off.
+    aside: Vec<Network>,
 }
 
 impl<T> Default for Turns<T> {
     fn default() -> Self {
-        Self { queues: HashMap::new(), order: VecDeque::new() }
+        Self { queues: HashMap::new(), order: VecDeque::new(), aside: Vec::new() }
     }
 }
 
@@ -55,6 +57,20 @@ impl<T> Turns<T> {
         self.queues.get_mut(self.order.front()?)?.pop_front()
     }
 
+    /// Puts off the turn of the network whose turn it is, until [`Turns::bring_back`].
+    pub fn put_off(&mut self) {
+        if self.peek().is_some() {
+            self.aside.extend(self.order.pop_front());
+        }
+    }
+
+    /// Those whose turn was put off come first again.
+    pub fn bring_back(&mut self) {
+        while let Some(network) = self.aside.pop() {
+            self.order.push_front(network);
+        }
+    }
+
     /// Drops the oldest items of a network as long as they are to go.
     pub fn drop_while(&mut self, network: Network, goes: impl Fn(&T) -> bool) {
         if let Some(queue) = self.queues.get_mut(&network) {
@@ -66,6 +82,7 @@ impl<T> Turns<T> {
 
     /// Takes everything.
     pub fn drain(&mut self) -> Vec<T> {
+        self.bring_back();
         std::iter::from_fn(|| self.pop()).collect()
     }
 }
@@ -91,6 +108,22 @@ mod tests {
         assert_eq!(turns.peek(), Some(&"a1"));
         assert_eq!(turns.drain(), ["a1", "b1", "c1", "a2", "b2", "a3"]);
         assert_eq!(turns.peek(), None);
+    }
+
+    #[test]
+    fn who_cannot_be_served_now_does_not_hold_up_the_others() {
+        let mut turns = Turns::default();
+        for (of, item) in [(1, "a1"), (2, "b1"), (3, "c1"), (1, "a2"), (3, "c2")] {
+            turns.push(network(of), item);
+        }
+        turns.put_off();
+        turns.put_off();
+        assert_eq!((turns.pop(), turns.pop(), turns.pop()), (Some("c1"), Some("c2"), None));
+        turns.put_off();
+        turns.push(network(2), "b2");
+        assert_eq!(turns.peek(), None, "its turn was put off");
+        turns.bring_back();
+        assert_eq!(turns.drain(), ["a1", "b1", "a2", "b2"]);
     }
 
     #[test]

@@ -202,6 +202,8 @@ pub enum Refusal<'a> {
     NoPlace,
     /// Every secondary has `max_jobs` open jobs.
     AllFull,
+    /// Its network has so many open jobs that what is left is for others.
+    OverShare,
     /// No secondary is ready.
     NoneReady,
     /// The server stops.
@@ -221,6 +223,9 @@ impl fmt::Display for Refusal<'_> {
             }
             Self::NoPlace => f.write_str("busy: no place for another connection from your address"),
             Self::AllFull => f.write_str("busy: every secondary has as many jobs as it may have"),
+            Self::OverShare => {
+                f.write_str("busy: your address has its share of open jobs; the rest is for others")
+            }
             Self::NoneReady => f.write_str("busy: no secondary is ready"),
             Self::Stopping => f.write_str("stopping"),
         }

@@ -160,7 +160,7 @@ impl Principal {
         let client = ClientId { place: u32::try_from(key).expect("a few"), serial };
         let placed = match self.core.give(job, Some(client)) {
             Ok(placed) => placed,
-            Err(NoSlot::NoneReady | NoSlot::AllFull) => return false,
+            Err(NoSlot::NoneReady | NoSlot::AllFull | NoSlot::OverShare) => return false,
         };
         sys.audit_given_to(placed.number, conn);
         let (number, port) = (placed.number, port(placed.slot, kind));

@@ -1,5 +1,8 @@
 //! Giving jobs, and entering their ends in the books.
 
+use std::net::IpAddr;
+
+use crate::core::crowd::Network;
 use crate::core::dispatch::NoSlot;
 use crate::core::following::News;
 use crate::core::job::{ClientId, End, Garbage, Incarnation, Job, JobNumber, Reason, State, Table, Word};
@@ -14,8 +17,19 @@ impl<B: Books> Slots<B> {
     /// # Errors
     /// Says why nobody can take it.
     pub fn give(&mut self, job: Job, client: Option<ClientId>) -> Result<Placed, NoSlot> {
+        self.may_give(job.client)?;
         let slot = self.dispatch.choose()?;
         self.give_at(slot, job, client)
+    }
+
+    /// Whether a job of that client could be given now.
+    ///
+    /// # Errors
+    /// Says why it could not.
+    pub fn may_give(&self, client: IpAddr) -> Result<(), NoSlot> {
+        self.dispatch.find()?;
+        let is_allowed = self.shares.allow(client.into(), self.dispatch.room());
+        if is_allowed { Ok(()) } else { Err(NoSlot::OverShare) }
     }
 
     /// Gives a job for a connection that came without one, where all are let in.
@@ -23,8 +37,12 @@ impl<B: Books> Slots<B> {
     /// # Errors
     /// Says why it cannot be taken there.
     pub fn give_uninvited(&mut self, slot: usize, job: Job) -> Result<Placed, NoSlot> {
-        if self.dispatch.load(slot).open >= self.settings.max_jobs {
+        let room = self.settings.max_jobs.saturating_sub(self.dispatch.load(slot).open);
+        if room == 0 {
             return Err(NoSlot::AllFull);
+        }
+        if !self.shares.allow(job.client.into(), room.into()) {
+            return Err(NoSlot::OverShare);
         }
         self.give_at(slot, job, None)
     }
@@ -36,8 +54,16 @@ impl<B: Books> Slots<B> {
             return Err(NoSlot::AllFull);
         };
         let number = self.books.give(index, entry, job);
-        slot.given[entry as usize] =
-            Given { number, client, tracked: job.jeton.is_some(), claimed: false, lost: false };
+        let network = Network::from(job.client);
+        slot.given[entry as usize] = Given {
+            number,
+            client,
+            network: Some(network),
+            tracked: job.jeton.is_some(),
+            claimed: false,
+            lost: false,
+        };
+        self.shares.add(network);
         slot.links.push_back(&mut slot.waiting, entry);
         if slot.expire_timer.is_none() {
             let at = job.given_at + self.settings.claim_within;
@@ -149,7 +175,9 @@ impl<B: Books> Slots<B> {
                 Ok(Word { state: State::Free, .. }) => slot.free.push(entry),
                 // No job has the number zero.
                 Ok(word) if word.number != 0 => {
-                    slot.given[entry as usize].number = word.number;
+                    let network = self.books.table(index).job(entry).map(|job| Network::from(job.client));
+                    network.into_iter().for_each(|network| self.shares.add(network));
+                    slot.given[entry as usize] = Given { number: word.number, network, ..Given::default() };
                     match word.state {
                         State::Waiting => waiting.push((word.number, entry)),
                         State::Claimed if !slot.predecessors.contains(&word.holder) => dead.push(word.holder),
@@ -256,6 +284,7 @@ impl<B: Books> Slots<B> {
         if self.books.settle(index, entry, word) {
             slot.given[entry as usize] = Given::default();
             slot.free.push(entry);
+            given.network.into_iter().for_each(|network| self.shares.remove(network));
             self.change_open(index, |open| open.saturating_sub(1));
         }
         // Of a plain job a client hears no more once it was claimed.

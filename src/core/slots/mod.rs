@@ -15,12 +15,14 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::core::crowd::Network;
 use crate::core::dispatch::Dispatch;
 use crate::core::following::News;
 use crate::core::job::{ClientId, Incarnation, Job, JobNumber, Table, Word};
 use crate::core::list::{Ends, Links};
 use crate::core::moment::Moment;
 use crate::core::restart::Restart;
+use crate::core::shares::Shares;
 use crate::core::timers::{TimerId, Timers};
 use crate::wire::tube::Command;
 
@@ -200,6 +202,8 @@ struct Given {
     number: JobNumber,
     /// Who asked for it; nobody is told of what a dead principal gave.
     client: Option<ClientId>,
+    /// Whose share it counts in, if that is known.
+    network: Option<Network>,
     /// Its client follows it.
     tracked: bool,
     /// Its client knows that it was claimed.
@@ -248,6 +252,7 @@ pub struct Slots<B> {
     settings: Settings,
     slots: Vec<Slot>,
     dispatch: Dispatch,
+    shares: Shares,
     timers: Timers<Timer>,
     phase: Phase,
     stop_timer: Option<TimerId>,
@@ -277,6 +282,7 @@ impl<B: Books> Slots<B> {
             dispatch: Dispatch::new(slots, settings.max_jobs),
             books,
             settings,
+            shares: Shares::default(),
             timers: Timers::default(),
             phase: Phase::Serving,
             stop_timer: None,

@@ -208,7 +208,7 @@ impl Principal {
         {
             // Nobody overtakes those who wait: who is served is settled at the end of the turn.
             let others_wait = self.waiting.turns.peek().is_some() && !self.core.refuses_requests();
-            if others_wait || !self.answer(reactor, key, request) {
+            if others_wait || self.answer(reactor, key, request).is_err() {
                 self.wait(reactor, key, request);
             }
         }
@@ -216,32 +216,33 @@ impl Principal {
         self.arm(key);
     }
 
-    /// Gives the job or refuses it; false where the request may wait for a secondary.
-    fn answer(&mut self, reactor: &mut Handle<Key>, key: usize, request: Request) -> bool {
+    /// Gives the job or refuses it.
+    ///
+    /// # Errors
+    /// Says why the request has to wait.
+    fn answer(&mut self, reactor: &mut Handle<Key>, key: usize, request: Request) -> Result<(), NoSlot> {
         let now = reactor.now();
         let Client { address, serial, ref mut conversation, .. } = self.clients[key];
         if self.core.refuses_requests() {
             conversation.refuse(now, Refusal::Stopping);
-            return true;
+            return Ok(());
         }
+        self.core.may_give(address)?;
         let Request { kind, form } = request;
         let jeton = match form {
-            Form::Tracked if self.core.dispatch().find().is_err() => return false,
             Form::Tracked => match random::bytes() {
                 Ok(bytes) => Some(Jeton::from_bytes(bytes)),
                 Err(error) => {
                     log::error!("no random bytes for a jeton: {error}");
                     conversation.refuse(now, Refusal::NoneReady);
-                    return true;
+                    return Ok(());
                 }
             },
             Form::Port | Form::Address => None,
         };
         let job = Job { kind, client: address, given_at: now, jeton };
         let client = u32::try_from(key).ok().map(|place| ClientId { place, serial });
-        let Ok(placed) = self.core.give(job, client) else {
-            return false;
-        };
+        let placed = self.core.give(job, client)?;
         let (number, port) = (placed.number, self.sheet.ports[placed.slot][kind]);
         match (form, jeton) {
             (Form::Address, _) => {
@@ -251,7 +252,7 @@ impl Principal {
             (_, Some(jeton)) => conversation.answer_tracked(now, number, port, jeton),
             (_, None) => conversation.answer_port(now, number, port),
         }
-        true
+        Ok(())
     }
 
     /// Where this client reaches secondaries: as is announced, else where it has reached us.
@@ -298,17 +299,20 @@ impl Principal {
     pub(super) fn serve_waiting(&mut self, reactor: &mut Handle<Key>) {
         while let Some(&(key, until)) = self.waiting.turns.peek() {
             if let Some(request) = self.waits(key, until) {
-                self.clients[key].waits = None;
-                if !self.answer(reactor, key, request) {
-                    self.clients[key].waits = Some((request, until));
-                    return;
+                match self.answer(reactor, key, request) {
+                    Ok(()) => {
+                        self.clients[key].waits = None;
+                        self.resume(reactor, key);
+                        self.waiting.turns.pop();
+                    }
+                    Err(NoSlot::OverShare) => self.waiting.turns.put_off(),
+                    Err(NoSlot::NoneReady | NoSlot::AllFull) => break,
                 }
-                self.resume(reactor, key);
-                self.waiting.turns.pop();
             } else {
                 self.waiting.turns.discard();
             }
         }
+        self.waiting.turns.bring_back();
     }
 
     /// Refuses those who have waited for `queue_within`.
@@ -326,9 +330,10 @@ impl Principal {
             self.waiting.deadlines.pop_front();
             self.waiting.turns.drop_while(network, |&(_, its_until)| its_until <= until);
             if self.waits(key, until).is_some() {
-                let why = match self.core.dispatch().find() {
+                let why = match self.core.may_give(self.clients[key].address) {
                     Err(NoSlot::NoneReady) => Refusal::NoneReady,
-                    Ok(_) | Err(NoSlot::AllFull) => Refusal::AllFull,
+                    Err(NoSlot::OverShare) => Refusal::OverShare,
+                    Ok(()) | Err(NoSlot::AllFull) => Refusal::AllFull,
                 };
                 self.refuse_waiting(reactor, key, why);
             }
