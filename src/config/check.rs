@@ -7,24 +7,27 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::listen::{covers, is_mapped};
-use crate::config::{Address, Config, ConfigError, DataPorts, Handler, Watchdog, printable};
+use crate::config::{Address, Config, ConfigError, DataPorts, Size, Watchdog, printable};
+use crate::os::account;
 use crate::os::rundir;
-use crate::page::principal::{MAX_SLOTS, MAX_TYPES};
-use crate::wire::client::{Host, is_type_name};
+use crate::page::principal::MAX_SLOTS;
+use crate::wire::client::Host;
 
 const MAX_JOBS: u32 = 1 << 16;
 /// `sun_path` holds 108 bytes, the closing zero included (unix(7)); `/control` takes 8.
 const MAX_RUNTIME_DIR_BYTES: usize = 99;
 const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// Less than a secondary needs for itself.
+const LEAST_MEMORY: Size = Size(16 << 20);
 const MAX_ADDRESSES: usize = 64;
-const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(super) const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Config {
     /// Checks what no single value tells.
     ///
     /// # Errors
     /// The first [`ConfigError::Value`] that is found.
-    pub(super) fn check(&self, source_name: &str) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, source_name: &str, registered: &[&str]) -> Result<(), ConfigError> {
         let checks = [
             self.check_listen(),
             self.check_announce(),
@@ -32,7 +35,9 @@ impl Config {
             self.check_runtime_dir(),
             self.check_counts(),
             self.check_times(),
-            self.check_requests(),
+            self.check_recycling(),
+            self.check_accounts(),
+            self.check_requests(registered),
         ];
         match checks.into_iter().find_map(Result::err) {
             None => Ok(()),
@@ -184,54 +189,71 @@ impl Config {
         Ok(())
     }
 
-    fn check_requests(&self) -> Result<(), Wrong> {
-        between("the number of [[request]]", self.request.len(), 1, MAX_TYPES)?;
-        for (index, request) in self.request.iter().enumerate() {
-            let name = &request.name;
-            if !is_type_name(name) {
-                let wanted = "must be 1 to 64 of A-Z a-z 0-9 _ . - and no word of the protocol";
-                return wrong("request.name", quoted(name), wanted);
+    fn check_recycling(&self) -> Result<(), Wrong> {
+        match self.max_memory {
+            Some(size) if size < LEAST_MEMORY => {
+                wrong("max_memory", quoted(&size), format!("must be at least {LEAST_MEMORY}"))
             }
-            if self.request[..index].iter().any(|other| other.name == *name) {
-                return wrong("request.name", quoted(name), "is there twice: names must differ");
-            }
-            match (request.handler, request.delay) {
-                (Handler::Delay | Handler::Block, None) => {
-                    let wanted =
-                        format!("missing in request \"{name}\": its handler needs one, such as \"20ms\"");
-                    return wrong("request.delay", "(none)", wanted);
-                }
-                (Handler::Delay | Handler::Block, Some(delay)) if delay > LONGEST_TIME => {
-                    let wanted = format!("in request \"{name}\": must be at most 365 days");
-                    return wrong("request.delay", format!("{delay:?}"), wanted);
-                }
-                (Handler::Echo, Some(delay)) => {
-                    let wanted = format!("is of no use in request \"{name}\": echo does not wait");
-                    return wrong("request.delay", format!("{delay:?}"), wanted);
-                }
-                (Handler::Delay | Handler::Block, Some(_)) | (Handler::Echo, None) => {}
-            }
+            Some(_) | None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Users and groups exist, and this process may become them.
+    fn check_accounts(&self) -> Result<(), Wrong> {
+        let user = known("user", self.user.as_deref(), account::user)?;
+        let group = known("group", self.group.as_deref(), account::group)?;
+        let (own_user, own_group) = (rustix::process::geteuid(), rustix::process::getegid());
+        if own_user.is_root() {
+            return Ok(());
+        }
+        if let Some((name, account)) = user
+            && account.uid != own_user.as_raw()
+        {
+            return wrong("user", quoted(&name), "only root can become another user");
+        }
+        match group {
+            Some((name, gid)) if gid != own_group.as_raw() => {
+                wrong("group", quoted(&name), "only root can take another group")
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Looks a user or group up, where one is named.
+pub(super) fn known<'a, T>(
+    key: &str,
+    name: Option<&'a str>,
+    find: impl FnOnce(&str) -> std::io::Result<T>,
+) -> Result<Option<(&'a str, T)>, Wrong> {
+    let Some(name) = name else {
+        return Ok(None);
+    };
+    match find(name) {
+        Ok(found) => Ok(Some((name, found))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            wrong(key, quoted(&name), "is not known to this system")
+        }
+        Err(error) => wrong(key, quoted(&name), format!("cannot be looked up: {error}")),
     }
 }
 
 /// A value that cannot be.
-struct Wrong {
+pub(super) struct Wrong {
     key: String,
     value: String,
     wanted: String,
 }
 
-fn wrong(key: &str, value: impl fmt::Display, wanted: impl Into<String>) -> Result<(), Wrong> {
+pub(super) fn wrong<T>(key: &str, value: impl fmt::Display, wanted: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong { key: key.to_owned(), value: printable(&value.to_string()), wanted: wanted.into() })
 }
 
-fn quoted(value: &dyn fmt::Display) -> String {
+pub(super) fn quoted(value: &dyn fmt::Display) -> String {
     format!("\"{value}\"")
 }
 
-fn between(key: &str, value: usize, least: usize, most: usize) -> Result<(), Wrong> {
+pub(super) fn between(key: &str, value: usize, least: usize, most: usize) -> Result<(), Wrong> {
     if (least..=most).contains(&value) {
         return Ok(());
     }

@@ -3,7 +3,10 @@
 //! Every error names the key, the value, and what would be right.
 
 mod check;
+mod check_requests;
 mod listen;
+mod request;
+mod size;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,6 +20,8 @@ use thiserror::Error;
 use crate::core::supervision::Settings;
 
 pub use listen::{Address, Listen};
+pub use request::{Handler, Landlock, Mode, Request};
+pub use size::Size;
 
 /// Read where no `--config` is given, if it is there.
 pub const DEFAULT_FILE: &str = "osps.toml";
@@ -94,6 +99,17 @@ pub struct Config {
     /// How long a client may be silent while nothing is owed to it.
     #[serde(with = "humantime_serde")]
     pub client_idle: Duration,
+    /// A secondary that has served about so many jobs is replaced; 0: never.
+    pub max_jobs_served: u64,
+    /// A secondary that has about so much memory of its own (resident, in bytes) is replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_memory: Option<Size>,
+    /// As whom all processes run, once the watchdog has bound what is to be bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// With which group; where only `user` is given, that user's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Supervision times.
     pub watchdog: Watchdog,
     /// The request types.
@@ -119,31 +135,6 @@ pub struct Watchdog {
     /// How long a draining server may finish.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
-}
-
-/// `[[request]]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Request {
-    /// What clients ask for.
-    pub name: String,
-    /// Who serves it.
-    pub handler: Handler,
-    /// For `delay` and `block`: how long each message takes.
-    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
-    pub delay: Option<Duration>,
-}
-
-/// The built-in handlers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Handler {
-    /// Waits on a timer after each message, then answers one line.
-    Delay,
-    /// Sends back what it gets.
-    Echo,
-    /// Like `delay`, but blocks its process.
-    Block,
 }
 
 /// Who may claim a waiting job.
@@ -202,9 +193,8 @@ impl<'de> Deserialize<'de> for DataPorts {
 impl Default for Config {
     fn default() -> Self {
         let request = |name: &str, handler, delay: Option<u64>| Request {
-            name: name.to_owned(),
-            handler,
             delay: delay.map(Duration::from_millis),
+            ..Request::new(name, handler)
         };
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 2222)).into(),
@@ -219,6 +209,10 @@ impl Default for Config {
             max_jobs: 1024,
             queue_within: Duration::from_secs(1),
             client_idle: Duration::from_secs(60),
+            max_jobs_served: 0,
+            max_memory: None,
+            user: None,
+            group: None,
             watchdog: Watchdog::default(),
             request: vec![
                 request("requetetype1", Handler::Delay, Some(20)),
@@ -274,7 +268,7 @@ impl Config {
             config.runtime_dir = runtime_dir.to_owned();
         }
         let name = file.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
-        config.check(&name)?;
+        config.check(&name, &[])?;
         Ok(config)
     }
 
@@ -313,11 +307,17 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
     let key = found.split('=').next().unwrap_or_default().trim();
     let wanted = match key {
         "claim_within" | "queue_within" | "client_idle" | "period" | "suspect_after" | "kill_after"
-        | "start_within" | "grace" | "delay" => "; a time is written \"250ms\", \"10s\"",
+        | "start_within" | "grace" | "delay" | "time_limit" | "cpu_time" => {
+            "; a time is written \"250ms\", \"10s\""
+        }
         "secondaries" => "; a whole number from 1 to 1024 is wanted",
         "max_clients_per_address" => "; a whole number is wanted, 0 for no limit",
         "max_clients" | "max_jobs" => "; a whole number above 0 is wanted",
         "data_ports" => "; a range such as \"2223-2999\" is wanted",
+        "max_memory" | "max_message" | "address_space" | "file_size" => {
+            "; a size is written \"64MiB\" or 4096"
+        }
+        "command" => "; a list is wanted, the program first, such as [\"sort\", \"-n\"]",
         "runtime_dir" => "; a path such as \"/run/osps\" is wanted",
         _ => "",
     };
@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn the_defaults_are_right_and_survive_being_printed() {
         let config = Config::default();
-        assert!(config.check("defaults").is_ok());
+        assert!(config.check("defaults", &[]).is_ok());
         assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
         assert_eq!(parse("").unwrap(), config);
     }
@@ -423,7 +423,7 @@ mod tests {
             ("[watchdog]\nsuspect_after = \"3s\"", &["suspect_after", "3s", "kill_after"]),
             ("[watchdog]\nperiode = \"3s\"", &["periode", "period"]),
             ("[[request]]\nname = \"a b\"\nhandler = \"echo\"", &["request.name", "a b"]),
-            ("[[request]]\nname = \"a\"\nhandler = \"exec\"", &["exec", "delay"]),
+            ("[[request]]\nname = \"a\"\nhandler = \"exek\"", &["request.handler", "exek", "exec", "delay"]),
             ("[[request]]\nname = \"a\"\nhandler = \"delay\"", &["request.delay", "\"a\"", "20ms"]),
             ("admission = \"all\"", &["admission", "all", "address", "open"]),
             ("listen = ", &["line 1"]),

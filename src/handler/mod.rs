@@ -62,6 +62,7 @@ impl Handlers {
             config::Handler::Echo => BuiltIn::Echo(echo::Echo),
             config::Handler::Delay => BuiltIn::Delay(delay::Delay::new(delay, self.slot)),
             config::Handler::Block => BuiltIn::Block(block::Block::new(delay, self.slot)),
+            config::Handler::Exec | config::Handler::Registered(_) => unreachable!("not served by a session"),
         }
     }
 }

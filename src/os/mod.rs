@@ -3,13 +3,16 @@
 //! `unsafe` stands in [`segment`] (mapped atomics) and [`process`] (child set-up,
 //! inherited descriptors, signal dispositions) and nowhere else.
 
+pub mod account;
 pub mod clock;
 pub mod fifo;
+pub mod landlock;
 pub mod listener;
 pub mod log;
 pub mod pidfd;
 pub mod proc;
 pub mod process;
+pub mod program;
 pub mod random;
 pub mod reactor;
 pub mod rundir;

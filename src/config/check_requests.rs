@@ -1,0 +1,357 @@
+//! Whether request types can be served as they are configured.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::check::{LONGEST_TIME, Wrong, between, known, quoted, wrong};
+use crate::config::{Config, Handler, Landlock, Request, Size};
+use crate::os::{account, landlock, program};
+use crate::page::principal::MAX_TYPES;
+use crate::wire::client::is_type_name;
+
+/// Commands of one type that one secondary may run at once.
+const MAX_PARALLEL: usize = 4096;
+const LONGEST_MESSAGE: Size = Size(1 << 30);
+
+impl Config {
+    /// Checks each request type; handlers of these names are registered.
+    pub(super) fn check_requests(&self, registered: &[&str]) -> Result<(), Wrong> {
+        between("the number of [[request]]", self.request.len(), 1, MAX_TYPES)?;
+        for (index, request) in self.request.iter().enumerate() {
+            let name = &request.name;
+            if !is_type_name(name) {
+                let wanted = "must be 1 to 64 of A-Z a-z 0-9 _ . - and no word of the protocol";
+                return wrong("request.name", quoted(name), wanted);
+            }
+            if self.request[..index].iter().any(|other| other.name == *name) {
+                return wrong("request.name", quoted(name), "is there twice: names must differ");
+            }
+            check_handler(request, registered)?;
+            check_delay(request)?;
+            check_time(request, "request.time_limit", request.time_limit, Duration::from_millis(1))?;
+            if request.handler == Handler::Exec {
+                check_command(request)?;
+                check_mode(request)?;
+                check_limits(request)?;
+                check_user(request, self.user.as_deref())?;
+                check_paths(request)?;
+            } else if let Some(key) = request.command_keys().next() {
+                let wanted =
+                    format!("is of no use in request \"{name}\": only handler = \"exec\" runs a command");
+                return wrong(&format!("request.{key}"), "(given)", wanted);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_handler(request: &Request, registered: &[&str]) -> Result<(), Wrong> {
+    match &request.handler {
+        Handler::Registered(name) if !registered.contains(&name.as_str()) => {
+            let mut known: Vec<&str> = Handler::BUILT_IN.iter().map(Handler::name).collect();
+            known.extend(registered);
+            let wanted = format!(
+                "in request \"{}\": there is no such handler; known: {}",
+                request.name,
+                known.join(", ")
+            );
+            wrong("request.handler", quoted(name), wanted)
+        }
+        Handler::Registered(_) | Handler::Delay | Handler::Echo | Handler::Block | Handler::Exec => Ok(()),
+    }
+}
+
+fn check_delay(request: &Request) -> Result<(), Wrong> {
+    let (name, handler) = (&request.name, &request.handler);
+    let waits = matches!(handler, Handler::Delay | Handler::Block);
+    match request.delay {
+        None if waits => {
+            let wanted = format!("missing in request \"{name}\": its handler needs one, such as \"20ms\"");
+            wrong("request.delay", "(none)", wanted)
+        }
+        Some(delay) if waits && delay > LONGEST_TIME => wrong(
+            "request.delay",
+            format!("{delay:?}"),
+            format!("in request \"{name}\": must be at most 365 days"),
+        ),
+        Some(delay) if !waits => {
+            let wanted = format!("is of no use in request \"{name}\": {} does not wait", handler.name());
+            wrong("request.delay", format!("{delay:?}"), wanted)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_time(request: &Request, key: &str, time: Option<Duration>, least: Duration) -> Result<(), Wrong> {
+    match time {
+        Some(time) if !(least..=LONGEST_TIME).contains(&time) => {
+            let wanted = format!("in request \"{}\": must be from {least:?} to 365 days", request.name);
+            wrong(key, format!("{time:?}"), wanted)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The program can be executed, and what is handed to it can be handed over.
+fn check_command(request: &Request) -> Result<(), Wrong> {
+    let name = &request.name;
+    let Some(program) = request.command.first() else {
+        let wanted = format!("missing in request \"{name}\": exec needs one, such as [\"sha256sum\"]");
+        return wrong("request.command", "[]", wanted);
+    };
+    if request.command.iter().any(|word| word.contains('\0')) {
+        return wrong("request.command", format!("{:?}", request.command), "must not contain a zero byte");
+    }
+    for (key, value) in &request.environment {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            let wanted =
+                format!("in request \"{name}\": a variable has a name without \"=\", and no zero byte");
+            return wrong("request.environment", format!("{key:?} = {value:?}"), wanted);
+        }
+    }
+    if let Some(directory) = &request.directory
+        && !directory.is_dir()
+    {
+        let wanted = format!("in request \"{name}\": is no directory that can be seen from here");
+        return wrong("request.directory", format!("{directory:?}"), wanted);
+    }
+    match request.program() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let why = if program.contains('/') { "" } else { " in PATH" };
+            let wanted = format!("in request \"{name}\": cannot be executed: {error}{why}");
+            wrong("request.command", format!("{program:?}"), wanted)
+        }
+    }
+}
+
+fn check_mode(request: &Request) -> Result<(), Wrong> {
+    if let Some(parallel) = request.max_parallel {
+        between("request.max_parallel", parallel as usize, 1, MAX_PARALLEL)?;
+    }
+    match request.max_message {
+        Some(size) if !request.is_persistent() => {
+            let wanted = format!(
+                "is of no use in request \"{}\": only mode = \"persistent\" has messages",
+                request.name
+            );
+            wrong("request.max_message", quoted(&size), wanted)
+        }
+        Some(size) if size.0 == 0 || size > LONGEST_MESSAGE => {
+            wrong("request.max_message", quoted(&size), format!("must be from 1 to {LONGEST_MESSAGE}"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_limits(request: &Request) -> Result<(), Wrong> {
+    let name = &request.name;
+    check_time(request, "request.cpu_time", request.cpu_time, Duration::from_secs(1))?;
+    if let Some(time) = request.cpu_time
+        && time.subsec_nanos() != 0
+    {
+        let wanted = format!("in request \"{name}\": the kernel counts whole seconds");
+        return wrong("request.cpu_time", format!("{time:?}"), wanted);
+    }
+    for (key, value, least) in [
+        ("request.address_space", request.address_space.map(|size| size.0), 1 << 20),
+        ("request.open_files", request.open_files, 3),
+        ("request.file_size", request.file_size.map(|size| size.0), 0),
+        ("request.processes", request.processes, 1),
+    ] {
+        if let Some(value) = value
+            && value < least
+        {
+            return wrong(key, value, format!("in request \"{name}\": must be at least {least}"));
+        }
+    }
+    Ok(())
+}
+
+/// Only a tree of root's can give a type a user of its own.
+fn check_user(request: &Request, user_of_all: Option<&str>) -> Result<(), Wrong> {
+    let name = &request.name;
+    let user = known("request.user", request.user.as_deref(), account::user)?;
+    match (user, request.processes) {
+        (None, Some(processes)) => {
+            let wanted = format!(
+                "in request \"{name}\": counts all processes of a user, so the command needs a user of its own \
+                 (key \"user\", as root)"
+            );
+            wrong("request.processes", processes, wanted)
+        }
+        (Some((user, _)), _) if user_of_all.is_some() => {
+            let wanted =
+                format!("in request \"{name}\": the whole tree gives up root for the top-level user");
+            wrong("request.user", quoted(&user), wanted)
+        }
+        (Some((user, account)), _)
+            if !rustix::process::geteuid().is_root()
+                && account.uid != rustix::process::geteuid().as_raw() =>
+        {
+            let wanted = format!("in request \"{name}\": only root can become another user");
+            wrong("request.user", quoted(&user), wanted)
+        }
+        (Some((user, account)), Some(_)) if account.uid == 0 => {
+            let wanted = format!("in request \"{name}\": the number of root's processes has no limit");
+            wrong("request.user", quoted(&user), wanted)
+        }
+        (Some(_) | None, _) => Ok(()),
+    }
+}
+
+/// Where the command may read and write exists, and the kernel can hold it to that.
+fn check_paths(request: &Request) -> Result<(), Wrong> {
+    let name = &request.name;
+    if !request.is_confined() {
+        return match request.landlock {
+            Some(_) => {
+                let wanted = format!("is of no use in request \"{name}\" without read or write");
+                wrong("request.landlock", "(given)", wanted)
+            }
+            None => Ok(()),
+        };
+    }
+    let lists = [("request.read", &request.read), ("request.write", &request.write)];
+    for (key, paths) in lists {
+        for path in paths.iter().flatten() {
+            if !path.is_absolute() || !path.exists() {
+                let wanted = format!("in request \"{name}\": must be an absolute path that exists");
+                return wrong(key, format!("{path:?}"), wanted);
+            }
+        }
+    }
+    if let Ok(program) = request.program()
+        && !request.may_execute(&program)
+    {
+        let wanted = format!(
+            "in request \"{name}\": {} is below none of these, nor could it be executed",
+            program.display()
+        );
+        return wrong("request.read", format!("{:?}", request.read.as_deref().unwrap_or_default()), wanted);
+    }
+    if request.landlock != Some(Landlock::Optional) && !landlock::is_supported() {
+        let wanted = format!(
+            "in request \"{name}\": this kernel has no Landlock; landlock = \"optional\" serves without it"
+        );
+        return wrong("request.landlock", "\"required\"", wanted);
+    }
+    Ok(())
+}
+
+impl Request {
+    /// The program of its command.
+    ///
+    /// # Errors
+    /// See [`program::find`].
+    pub fn program(&self) -> std::io::Result<PathBuf> {
+        let name = self.command.first().map_or("", String::as_str);
+        let path =
+            self.environment.get("PATH").map(std::ffi::OsString::from).or_else(|| std::env::var_os("PATH"));
+        let here = std::env::current_dir()?;
+        let directory = self.directory.as_ref().map_or(here.clone(), |directory| here.join(directory));
+        program::find(name, path.as_deref(), &directory)
+    }
+
+    /// Whether it may not read and write everywhere.
+    #[must_use]
+    pub fn is_confined(&self) -> bool {
+        self.read.is_some() || self.write.is_some()
+    }
+
+    fn may_execute(&self, program: &Path) -> bool {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let program = real(program);
+        self.read.iter().flatten().any(|path| program.starts_with(real(path)))
+    }
+
+    /// The keys that it has of those which only a command needs.
+    fn command_keys(&self) -> impl Iterator<Item = &'static str> {
+        let keys = [
+            ("command", !self.command.is_empty()),
+            ("mode", self.mode.is_some()),
+            ("max_parallel", self.max_parallel.is_some()),
+            ("max_message", self.max_message.is_some()),
+            ("directory", self.directory.is_some()),
+            ("environment", !self.environment.is_empty()),
+            ("user", self.user.is_some()),
+            ("cpu_time", self.cpu_time.is_some()),
+            ("address_space", self.address_space.is_some()),
+            ("open_files", self.open_files.is_some()),
+            ("file_size", self.file_size.is_some()),
+            ("processes", self.processes.is_some()),
+            ("no_new_privs", self.no_new_privs),
+            ("read", self.read.is_some()),
+            ("write", self.write.is_some()),
+            ("landlock", self.landlock.is_some()),
+        ];
+        keys.into_iter().filter_map(|(key, is_there)| is_there.then_some(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is wrong with a request of that text.
+    fn check(request: &str) -> Result<(), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("osps.toml");
+        std::fs::write(&path, format!("[[request]]\nname = \"work\"\n{request}\n")).unwrap();
+        Config::load(Some(&path), None).map(drop).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_command_with_all_that_it_can_have_survives_being_printed() {
+        let text = "[[request]]\nname = \"sum\"\nhandler = \"exec\"\ncommand = [\"sort\", \"-n\"]\n\
+                    time_limit = \"10s\"\nmode = \"persistent\"\nmax_parallel = 2\nmax_message = \"1MiB\"\n\
+                    directory = \"/tmp\"\nenvironment = { LC_ALL = \"C\" }\ncpu_time = \"5s\"\n\
+                    address_space = \"256MiB\"\nopen_files = 64\nfile_size = 4096\nno_new_privs = true\n\
+                    read = [\"/usr\", \"/bin\"]\nwrite = [\"/tmp\"]\nlandlock = \"optional\"\n";
+        let config: Config = toml::from_str(text).unwrap();
+        config.check("text", &[]).map_err(|error| error.to_string()).unwrap();
+        assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_request_is_named() {
+        let exec = |rest: &str| format!("handler = \"exec\"\ncommand = [\"sort\"]\n{rest}");
+        for (request, wanted) in [
+            ("handler = \"exec\"".to_owned(), &["request.command", "work", "sha256sum"][..]),
+            (
+                "handler = \"exec\"\ncommand = [\"no such\"]".to_owned(),
+                &["request.command", "no such", "PATH"],
+            ),
+            (
+                "handler = \"exec\"\ncommand = [\"/etc/passwd\"]".to_owned(),
+                &["/etc/passwd", "cannot be executed"],
+            ),
+            ("handler = \"exec\"\ncommand = \"sort\"".to_owned(), &["command", "list", "sort"]),
+            ("handler = \"echo\"\ncommand = [\"sort\"]".to_owned(), &["request.command", "exec"]),
+            ("handler = \"echo\"\ntime_limit = \"0s\"".to_owned(), &["request.time_limit", "1ms"]),
+            ("handler = \"mine\"".to_owned(), &["request.handler", "mine", "echo"]),
+            (exec("delay = \"1s\""), &["request.delay", "exec does not wait"]),
+            (exec("mode = \"forever\""), &["mode", "forever", "persistent"]),
+            (exec("max_parallel = 0"), &["request.max_parallel", "from 1 to"]),
+            (exec("max_message = \"1KiB\""), &["request.max_message", "persistent"]),
+            (exec("mode = \"persistent\"\nmax_message = 0"), &["request.max_message", "from 1 to"]),
+            (exec("max_message = \"1KB\""), &["max_message", "1KB", "64MiB"]),
+            (exec("directory = \"/no/such\""), &["request.directory", "/no/such"]),
+            (exec("environment = { \"A=B\" = \"c\" }"), &["request.environment", "A=B"]),
+            (exec("user = \"no such user\""), &["request.user", "no such user", "not known"]),
+            (exec("cpu_time = \"1500ms\""), &["request.cpu_time", "whole seconds"]),
+            (exec("address_space = \"1KiB\""), &["request.address_space", "at least"]),
+            (exec("processes = 5"), &["request.processes", "user"]),
+            (exec("landlock = \"optional\""), &["request.landlock", "read"]),
+            (exec("read = [\"usr\"]"), &["request.read", "usr", "absolute"]),
+            (exec("write = [\"/no/such\"]"), &["request.write", "/no/such"]),
+            (exec("read = [\"/etc\"]"), &["request.read", "/etc", "sort"]),
+        ] {
+            let error = check(&request).unwrap_err();
+            for part in wanted {
+                assert!(error.contains(part), "{request}: {error:?} does not name {part:?}");
+            }
+        }
+        check(&exec("")).unwrap();
+    }
+}
