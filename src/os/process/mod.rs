@@ -1,0 +1,200 @@
+//! Starting servers and commands, and what a process sets up for itself.
+//!
+//! A server is this same program, executed again with a role argument: `fork(2)`
+//! alone would share the parent's epoll instance and signal pipe, so that parent and
+//! child would steal each other's wake-ups.
+#![allow(unsafe_code)]
+
+mod birth;
+mod command;
+
+use std::ffi::{CStr, CString, OsString, c_char};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::ptr;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::process::{
+    Resource, Rlimit, getpid, getppid, getrlimit, set_child_subreaper, set_parent_process_death_signal,
+    setrlimit,
+};
+
+pub use birth::spawn;
+pub use command::{Command, Identity, NotStarted, Plan};
+
+/// Signals that a terminal sends to every process at once: the watchdog alone decides.
+const TERMINAL_SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+/// Signals that must not arrive before their handlers stand.
+const HELD_SIGNALS: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM];
+/// Signals that nobody here uses: of timers, I/O and power. SIGUSR1 and SIGUSR2 are among them until
+/// somebody installs a handler.
+const STRANGE_SIGNALS: [Signal; 8] = [
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+    Signal::SIGSTKFLT,
+];
+/// Dispositions that a child takes over. Nobody can change the first two; Rust's runtime
+/// ignores SIGPIPE in every program; whether a terminal may stop a background job was
+/// decided by whoever started the watchdog.
+const KEPT_SIGNALS: [Signal; 6] =
+    [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGPIPE, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// Strings as `execve(2)` wants them.
+#[derive(Debug)]
+struct Strings {
+    pointers: Vec<*const c_char>,
+    /// What the pointers point to: on the heap, where it stays when this is moved.
+    _strings: Vec<CString>,
+}
+
+impl Strings {
+    fn new<T: Into<OsString>>(strings: impl Iterator<Item = T>) -> io::Result<Self> {
+        let strings = strings
+            .map(|string| CString::new(string.into().into_vec()).map_err(io::Error::from))
+            .collect::<io::Result<Vec<_>>>()?;
+        let pointers = strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect();
+        Ok(Self { pointers, _strings: strings })
+    }
+
+    /// These, then others: valid as long as both.
+    fn followed_by(&self, others: &Self) -> Vec<*const c_char> {
+        let own = self.pointers.len() - 1;
+        self.pointers[..own].iter().chain(&others.pointers).copied().collect()
+    }
+}
+
+/// Ignores the terminal's signals and undoes what a parent of ours may have ignored: a
+/// SIGCHLD that is ignored reaps children behind our back. Only ignored signals survive
+/// `execve(2)`; handlers become defaults there.
+fn reset_dispositions() -> Result<(), Errno> {
+    for signal in Signal::iterator().filter(|signal| !KEPT_SIGNALS.contains(signal)) {
+        let ignored = TERMINAL_SIGNALS.contains(&signal);
+        disposition(signal, if ignored { SigHandler::SigIgn } else { SigHandler::SigDfl })?;
+    }
+    Ok(())
+}
+
+/// Ignores what would end a process by default although nobody has a reason to send it. To be called
+/// before handlers are installed.
+///
+/// # Errors
+/// What `sigaction(2)` says.
+pub fn ignore_strangers() -> io::Result<()> {
+    for signal in STRANGE_SIGNALS {
+        disposition(signal, SigHandler::SigIgn)?;
+    }
+    for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+        // SAFETY: the disposition is "ignore": no code of ours runs in a handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    Ok(())
+}
+
+/// Ignores a signal for the rest of this process's life.
+///
+/// # Errors
+/// What `sigaction(2)` says.
+pub fn ignore(signal: i32) -> io::Result<()> {
+    Ok(disposition(Signal::try_from(signal)?, SigHandler::SigIgn)?)
+}
+
+fn disposition(signal: Signal, handler: SigHandler) -> Result<(), Errno> {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the disposition is "ignore" or "default": no code of ours runs in a handler.
+    unsafe { sigaction(signal, &action) }?;
+    Ok(())
+}
+
+/// Lets all signals in. Called when the handlers stand, which also undoes whatever
+/// mask this process was started with.
+///
+/// # Errors
+/// What `pthread_sigmask(3)` says.
+pub fn release_signals() -> io::Result<()> {
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
+/// From now on this process is sent SIGTERM when its parent dies: its handlers stand. Where the
+/// parent has died before, nothing would come any more: the caller looks at [`parent_pid`].
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn die_gently_with_parent() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?)
+}
+
+/// Takes a descriptor that this process was started with, and keeps it from children.
+///
+/// # Errors
+/// What `fcntl(2)` says: `EBADF` where nothing is open under that number.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    if number <= 2 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: a role takes each number of its launch sheet once, before it opens anything
+    // of its own, so nobody else in this process owns it; whether it is open is checked
+    // right here, and given up without closing where it is not.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    match fcntl_getfd(&fd) {
+        Ok(flags) => {
+            fcntl_setfd(&fd, flags | FdFlags::CLOEXEC)?;
+            Ok(fd)
+        }
+        Err(error) => {
+            let _ = std::os::fd::IntoRawFd::into_raw_fd(fd);
+            Err(error.into())
+        }
+    }
+}
+
+/// Sets the name that `ps -o comm` and `top` show; the kernel keeps 15 bytes.
+pub fn set_name(name: &CStr) {
+    // A missing name is no reason not to serve.
+    let _ = rustix::thread::set_name(name);
+}
+
+/// Makes orphaned grandchildren children of this process (PR_SET_CHILD_SUBREAPER).
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(set_child_subreaper(Some(getpid()))?)
+}
+
+/// The pid of the parent now.
+#[must_use]
+pub fn parent_pid() -> u32 {
+    getppid().map_or(0, |pid| u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0))
+}
+
+/// An anonymous file that holds `contents`, to hand to a child.
+///
+/// # Errors
+/// What `memfd_create(2)` or `write(2)` say.
+pub fn file_of(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
+    use std::io::Seek;
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+    file.write_all(contents)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// Raises the soft limit of open descriptors to the hard one; returns the limit.
+#[must_use]
+pub fn raise_descriptor_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
+    now.current.unwrap_or(u64::MAX)
+}
