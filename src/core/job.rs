@@ -85,13 +85,26 @@ pub enum Reason {
     ConnectionLost,
     /// The client took nothing of what was sent to it, for too long.
     ConnectionTimedOut,
+    /// It took longer than its type allows.
+    TimeLimit,
+    /// Its command could not be started.
+    CannotStart,
+    /// Its command ended with this code.
+    Exit(u8),
+    /// This signal ended its command.
+    Signal(u8),
+    /// Its command used up its CPU time.
+    CpuLimit,
+    /// Its command wrote a file larger than it may.
+    FileSizeLimit,
+    /// Its handler said so.
+    HandlerError,
+    /// The client's message was longer than its type allows.
+    MessageTooLong,
 }
 
 impl Reason {
-    const ALL: [Self; 4] =
-        [Self::SecondaryLost, Self::Stopping, Self::ConnectionLost, Self::ConnectionTimedOut];
-
-    /// As it stands in memory; never zero.
+    /// As it stands in memory: the kind in the low byte, never zero; what belongs to it in the next.
     #[must_use]
     pub fn pack(self) -> u32 {
         match self {
@@ -99,13 +112,37 @@ impl Reason {
             Self::Stopping => 2,
             Self::ConnectionLost => 3,
             Self::ConnectionTimedOut => 4,
+            Self::TimeLimit => 5,
+            Self::CannotStart => 6,
+            Self::Exit(code) => u32::from(code) << 8 | 7,
+            Self::Signal(signal) => u32::from(signal) << 8 | 8,
+            Self::CpuLimit => 9,
+            Self::FileSizeLimit => 10,
+            Self::HandlerError => 11,
+            Self::MessageTooLong => 12,
         }
     }
 
     /// Reads a reason from memory; `None` where none was written, or garbage.
     #[must_use]
     pub fn unpack(bits: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.pack() == bits)
+        let [kind, argument, ..] = bits.to_le_bytes();
+        let reason = match kind {
+            1 => Self::SecondaryLost,
+            2 => Self::Stopping,
+            3 => Self::ConnectionLost,
+            4 => Self::ConnectionTimedOut,
+            5 => Self::TimeLimit,
+            6 => Self::CannotStart,
+            7 => Self::Exit(argument),
+            8 => Self::Signal(argument),
+            9 => Self::CpuLimit,
+            10 => Self::FileSizeLimit,
+            11 => Self::HandlerError,
+            12 => Self::MessageTooLong,
+            _ => return None,
+        };
+        (reason.pack() == bits).then_some(reason)
     }
 }
 
@@ -116,6 +153,14 @@ impl fmt::Display for Reason {
             Self::Stopping => "stopping",
             Self::ConnectionLost => "connection lost",
             Self::ConnectionTimedOut => "connection timed out",
+            Self::TimeLimit => "time limit",
+            Self::CannotStart => "cannot start",
+            Self::Exit(code) => return write!(f, "exit {code}"),
+            Self::Signal(signal) => return write!(f, "signal {signal}"),
+            Self::CpuLimit => "cpu limit",
+            Self::FileSizeLimit => "file size limit",
+            Self::HandlerError => "handler error",
+            Self::MessageTooLong => "message too long",
         })
     }
 }
@@ -149,6 +194,12 @@ pub trait Table {
 
     /// What was noted last of why the job at that index failed.
     fn reason(&self, index: u32) -> Option<Reason>;
+
+    /// Notes which process group serves a job. For the secondary that has claimed it only.
+    fn note_group(&self, index: u32, group: u32);
+
+    /// The process group that serves the job at that index; zero where none does.
+    fn group(&self, index: u32) -> u32;
 
     /// The number of the job that was published last; zero before the first.
     fn last_published(&self) -> JobNumber;
@@ -298,11 +349,13 @@ mod tests {
 
     #[test]
     fn a_reason_that_is_written_is_read() {
-        for reason in Reason::ALL {
+        let found: Vec<Reason> = (0..1 << 16).filter_map(Reason::unpack).collect();
+        assert_eq!(found.len(), 10 + 2 * 256);
+        for reason in found {
             assert_eq!(Reason::unpack(reason.pack()), Some(reason));
         }
-        assert_eq!(Reason::unpack(0), None);
-        assert_eq!(Reason::unpack(u32::MAX), None);
+        assert_eq!((Reason::unpack(0), Reason::unpack(u32::MAX)), (None, None));
+        assert_eq!(Reason::Exit(3).to_string(), "exit 3");
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! | word | writer | meaning |
 //! |---|---|---|
 //! | 0 | both, by compare-and-swap | the state word ([`crate::core::job`]) |
-//! | 1 | principal | request type (low half); high half: the process group that serves it (secondary; room for `exec`) |
+//! | 1 | principal | request type (low half); high half: the process group that serves it, where a command does (secondary) |
 //! | 2, 3 | principal | the client's address, as 16 bytes of IPv6 (IPv4 mapped) |
 //! | 4 | principal | when it was given (monotonic ns) |
 //! | 5, 6 | principal | the jeton of a tracked job, else zero |
@@ -173,6 +173,18 @@ impl Table for JobTable {
         Reason::unpack(u32::try_from(self.page.get(at + 7) >> 32).ok()?)
     }
 
+    fn note_group(&self, index: u32, group: u32) {
+        if let Some(at) = self.entry(index) {
+            let kind = self.page.get(at + 1) & u64::from(u32::MAX);
+            self.page.set(at + 1, u64::from(group) << 32 | kind);
+        }
+    }
+
+    fn group(&self, index: u32) -> u32 {
+        let found = self.entry(index).map(|at| self.page.get(at + 1) >> 32);
+        found.and_then(|group| u32::try_from(group).ok()).unwrap_or(0)
+    }
+
     fn last_published(&self) -> JobNumber {
         self.page.get(LAST_PUBLISHED)
     }
@@ -211,6 +223,8 @@ mod tests {
         assert_eq!(principal.reason(2), None);
         secondary.note_reason(2, Reason::Stopping);
         assert_eq!(principal.reason(2), Some(Reason::Stopping));
+        secondary.note_group(2, u32::MAX);
+        assert_eq!((principal.group(2), principal.job(2)), (u32::MAX, Some(job)));
         principal.publish(2, 18, Job { jeton: None, ..job });
         assert_eq!(secondary.job(2), Some(Job { jeton: None, ..job }));
         assert_eq!((secondary.last_published(), secondary.tracked_jobs()), (18, 1));

@@ -144,6 +144,14 @@ impl Table for SimTable {
         self.inner.reason(index).filter(|_| self.sabotage != Sabotage::ForgetReasons)
     }
 
+    fn note_group(&self, index: u32, group: u32) {
+        self.inner.note_group(index, group);
+    }
+
+    fn group(&self, index: u32) -> u32 {
+        self.inner.group(index)
+    }
+
     fn last_published(&self) -> JobNumber {
         match self.sabotage {
             Sabotage::NeverLook => 0,

@@ -21,6 +21,7 @@ struct PlainTable {
     words: [Cell<Option<u64>>; CAPACITY],
     jobs: [Cell<Option<Job>>; CAPACITY],
     reasons: [Cell<Option<Reason>>; CAPACITY],
+    groups: [Cell<u32>; CAPACITY],
 }
 
 impl Table for PlainTable {
@@ -57,6 +58,14 @@ impl Table for PlainTable {
 
     fn reason(&self, index: u32) -> Option<Reason> {
         self.reasons[index as usize].get()
+    }
+
+    fn note_group(&self, index: u32, group: u32) {
+        self.groups[index as usize].set(group);
+    }
+
+    fn group(&self, index: u32) -> u32 {
+        self.groups[index as usize].get()
     }
 
     fn last_published(&self) -> JobNumber {

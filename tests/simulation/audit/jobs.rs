@@ -96,7 +96,8 @@ impl Machine {
             State::Failed if by_holder => match story.blamed {
                 Some(Reason::ConnectionLost) => input == Some(Input::Reset),
                 Some(Reason::Stopping) => cut,
-                Some(Reason::SecondaryLost | Reason::ConnectionTimedOut) | None => false,
+                // No other reason can come about here.
+                Some(_) | None => false,
             },
             // Who was sent SIGKILL does nothing more, whenever the kernel lets it end.
             State::Failed => {
