@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod arrival;
+pub mod command;
 pub mod conversation;
 pub mod crowd;
 pub mod dispatch;

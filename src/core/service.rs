@@ -272,6 +272,11 @@ impl<T: Table> Service<T> {
         claimed
     }
 
+    /// A process group serves a job from now on.
+    pub fn note_group(&self, job: JobRef, group: u32) {
+        self.table.note_group(job.index, group);
+    }
+
     /// The exchange of a job is over: ends the job, and tells the principal.
     pub fn handle_end(&mut self, job: JobRef, end: End) {
         self.open = self.open.saturating_sub(1);

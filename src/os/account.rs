@@ -1,8 +1,11 @@
 //! Users and groups by name, as the system knows them (`getpwnam(3)`, `getgrnam(3)`).
 
+use std::ffi::CString;
 use std::io;
 
-use nix::unistd::{Group, User};
+use nix::unistd::{Group, User, getgrouplist};
+
+use crate::os::process::Identity;
 
 /// A user, with the group that it has by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +28,17 @@ pub fn user(name: &str) -> io::Result<Account> {
     };
     let found = found.ok_or(io::ErrorKind::NotFound)?;
     Ok(Account { uid: found.uid.as_raw(), gid: found.gid.as_raw() })
+}
+
+/// A user with all its groups, as `initgroups(3)` finds them.
+///
+/// # Errors
+/// As [`user`].
+pub fn identity(name: &str) -> io::Result<Identity> {
+    let Account { uid, gid } = user(name)?;
+    let entry = User::from_uid(uid.into())?.ok_or(io::ErrorKind::NotFound)?;
+    let groups = getgrouplist(&CString::new(entry.name)?, gid.into())?;
+    Ok(Identity { uid, gid, groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect() })
 }
 
 /// The number of a group by its name, or by its number where that has an entry.

@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod clock;
+pub mod descendants;
 pub mod fifo;
 pub mod landlock;
 pub mod listener;

@@ -12,6 +12,8 @@ use crate::core::supervision::RunState;
 pub struct Stat {
     /// Field 3, as a letter.
     pub letter: char,
+    /// Field 4: the pid of its parent.
+    pub parent: u32,
     /// Field 5: the process group; 0 where it is one of outside this PID namespace.
     pub group: i32,
     /// Field 22: when it started, in clock ticks after boot. With the pid it names a
@@ -35,9 +37,10 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let letter = fields.next()?.chars().next()?;
-    let group = fields.nth(5 - 4)?.parse().ok()?;
+    let parent = fields.next()?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
     let start_time = fields.nth(22 - 6)?.parse().ok()?;
-    Some(Stat { letter, group, start_time })
+    Some(Stat { letter, parent, group, start_time })
 }
 
 impl Stat {
@@ -51,6 +54,19 @@ impl Stat {
             _ => RunState::Waiting,
         }
     }
+}
+
+/// CPU time that all threads of a process have used (fields 14 and 15), also of one that has
+/// ended and is not reaped.
+///
+/// # Errors
+/// As [`stat`].
+pub fn cpu_time(pid: u32) -> io::Result<Duration> {
+    let text = read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace().skip(14 - 3).take(2));
+    let ticks: Option<u64> = fields.and_then(|fields| fields.map(|field| field.parse::<u64>().ok()).sum());
+    let ticks = ticks.ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
 }
 
 /// Whether a process is about to end, or has ended: SIGKILL is on its way to it, or it is being
@@ -135,7 +151,7 @@ mod tests {
     fn a_name_with_parentheses_and_spaces_confuses_nobody() {
         let fields: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
         let text = format!("17 (a) R (b) S {}\n", fields.join(" "));
-        assert_eq!(parse_stat(&text), Some(Stat { letter: 'S', group: 5, start_time: 22 }));
+        assert_eq!(parse_stat(&text), Some(Stat { letter: 'S', parent: 4, group: 5, start_time: 22 }));
         assert_eq!(parse_stat("17 (a"), None);
     }
 

@@ -1,18 +1,18 @@
-//! Splits what comes out of a FIFO into lines, within bounds.
+//! Splits what comes out of a FIFO or pipe into lines, within bounds.
 
 /// The longest line that any FIFO of OSPS carries, its newline not counted. Every
 /// write stays far below `PIPE_BUF` (4096), so that it is atomic (pipe(7)).
 pub const MAX_LINE_BYTES: usize = 128;
 
-/// Keeps the beginning of a line until its end arrives.
+/// Keeps the beginning of a line until its end arrives; lines are at most `MAX` bytes long.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub struct Lines<const MAX: usize = MAX_LINE_BYTES> {
     partial: Vec<u8>,
     /// The line under way is too long: it is thrown away up to its newline.
     overlong: bool,
 }
 
-impl Lines {
+impl<const MAX: usize> Lines<MAX> {
     /// Hands each complete line to `line`, without its newline. Empty lines are passed over:
     /// every write begins with a newline, so that what a stranger left half-written spoils
     /// no line of ours. An over-long line is handed on cut off, so that its receiver finds it
@@ -20,7 +20,7 @@ impl Lines {
     pub fn feed(&mut self, mut bytes: &[u8], mut line: impl FnMut(&[u8])) {
         while let Some(at) = bytes.iter().position(|&byte| byte == b'\n') {
             let (head, rest) = (&bytes[..at], &bytes[at + 1..]);
-            if self.partial.is_empty() && head.len() <= MAX_LINE_BYTES && !self.overlong {
+            if self.partial.is_empty() && head.len() <= MAX && !self.overlong {
                 if !head.is_empty() {
                     line(head);
                 }
@@ -36,9 +36,18 @@ impl Lines {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        let room = MAX_LINE_BYTES + 1 - self.partial.len();
+        let room = MAX + 1 - self.partial.len();
         self.partial.extend_from_slice(&bytes[..bytes.len().min(room)]);
-        self.overlong |= self.partial.len() > MAX_LINE_BYTES;
+        self.overlong |= self.partial.len() > MAX;
+    }
+
+    /// Nothing more will come: hands on what has no end yet.
+    pub fn finish(&mut self, line: impl FnOnce(&[u8])) {
+        if !self.partial.is_empty() {
+            line(&self.partial);
+            self.partial.clear();
+        }
+        self.overlong = false;
     }
 }
 
@@ -48,7 +57,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn split(chunks: &[&[u8]]) -> Vec<Vec<u8>> {
-        let (mut lines, mut out) = (Lines::default(), Vec::new());
+        let (mut lines, mut out) = (<Lines>::default(), Vec::new());
         for chunk in chunks {
             lines.feed(chunk, |line| out.push(line.to_vec()));
         }

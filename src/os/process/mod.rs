@@ -190,6 +190,12 @@ pub fn file_of(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// The soft limit of open descriptors.
+#[must_use]
+pub fn descriptor_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Raises the soft limit of open descriptors to the hard one; returns the limit.
 #[must_use]
 pub fn raise_descriptor_limit() -> u64 {

@@ -68,7 +68,7 @@ impl Secondary {
         match self.service.welcome(kind, client, now) {
             Welcome::Admitted(job) => {
                 self.make_up_for(kind, client);
-                self.begin(reactor, kind, stream, job);
+                self.begin(reactor, kind, stream, client, job);
             }
             Welcome::Undecided => {
                 let waits = Waits::Bytes(arrival::Arrival::new(now));
@@ -79,8 +79,19 @@ impl Secondary {
         }
     }
 
-    fn begin(&mut self, reactor: &mut Handle<Key>, kind: TypeIndex, stream: TcpStream, job: JobRef) {
+    fn begin(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        kind: TypeIndex,
+        stream: TcpStream,
+        client: IpAddr,
+        job: JobRef,
+    ) {
         self.page.count_admitted();
+        if self.runs.types[kind].is_some() {
+            self.open_run(reactor, kind, stream, client, job);
+            return;
+        }
         let session = self.handlers.open(kind);
         self.open_exchange(reactor, Exchange::new(stream, job, session, reactor.now()));
     }
@@ -234,9 +245,9 @@ impl Secondary {
     }
 
     fn seat(&mut self, reactor: &mut Handle<Key>, key: usize, job: JobRef) {
-        let kind = self.arrivals[key].kind;
+        let Arrival { kind, client, .. } = self.arrivals[key];
         let stream = self.leave(reactor, key);
-        self.begin(reactor, kind, stream, job);
+        self.begin(reactor, kind, stream, client, job);
     }
 
     /// Closes a connection that nobody waits for.

@@ -1,13 +1,15 @@
 //! The secondary: accepts on its own ports, runs the handlers, tells the principal.
 
 mod arrival;
+mod commands;
 mod exchange;
+mod runs;
 
 use std::process::ExitCode;
 
 use mio::Interest;
 use mio::net::TcpListener;
-use signal_hook::consts::{SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGCHLD, SIGTERM, SIGUSR1};
 use slab::Slab;
 
 use crate::config::{Admission, Config};
@@ -33,7 +35,9 @@ use crate::wire::order::Order;
 use crate::wire::tube::Command;
 
 use arrival::Arrival;
+use commands::CommandType;
 use exchange::Exchange;
+use runs::Runs;
 
 /// Bytes read from one client in one turn.
 const READ_BYTES: usize = 64 * 1024;
@@ -47,6 +51,10 @@ enum Key {
     Exchange(usize),
     /// A data connection that is undecided yet, by its place in another slab.
     Arrival(usize),
+    /// A data connection whose job waits for a command, by its place among them.
+    Run(usize),
+    /// The standard error of a command, by the same place.
+    Errors(usize),
     /// `dwtube<n>`, to read.
     Tube,
     /// `wdtube<n>`, writable again.
@@ -62,6 +70,8 @@ enum Timer {
     Exchange(usize),
     /// A connection that is undecided has been silent, or has waited, for long enough.
     Arrival(usize),
+    /// Something is due with a command.
+    Run(usize),
     /// Accept again: descriptors had run out.
     Accept,
 }
@@ -86,6 +96,8 @@ struct Secondary {
     /// Connections whose job is not known yet.
     arrivals: Slab<Arrival>,
     undecided: Undecided,
+    /// Jobs that commands serve.
+    runs: Runs,
     /// Jobs were announced in this turn.
     announced: bool,
     timers: Timers<Timer>,
@@ -107,7 +119,9 @@ pub fn run() -> Result<ExitCode, Failure> {
     crate::os::log::init(&name.to_string());
     process::set_name(c"osps-secondary");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
-    let mut reactor = Reactor::new(&[SIGUSR1, SIGTERM])
+    // What a command leaves behind comes to us, and ends with its job.
+    process::become_subreaper().map_err(|error| Failure::internal("adopt orphans", &error))?;
+    let mut reactor = Reactor::new(&[SIGUSR1, SIGTERM, SIGCHLD])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     let mut secondary = Secondary::start(launched, reactor.handle())?;
     #[cfg(debug_assertions)]
@@ -127,6 +141,9 @@ impl Secondary {
         let tube = fifo::Reader::from(inheritance.take_file()?);
         let to_principal = fifo::Writer::from(inheritance.take_file()?);
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
+        let (watchdog, since) = liveness.watchdog_page().watchdog();
+        let tree = format!("{watchdog}.{since}");
+        let types_of_commands = CommandType::of(&sheet.config, &tree, sheet.open_files)?;
         let mut secondary = Self {
             handlers: Handlers::new(&sheet.config, sheet.slot),
             service: Service::new(table, sheet.incarnation, settings(&sheet.config)),
@@ -138,6 +155,7 @@ impl Secondary {
             exchanges: Slab::new(),
             arrivals: Slab::new(),
             undecided: Undecided::default(),
+            runs: Runs::new(types_of_commands, tree),
             announced: false,
             timers: Timers::default(),
             tube,
@@ -265,6 +283,7 @@ impl Secondary {
                 for key in open {
                     self.close_exchange(reactor, key, End::Failed(Reason::Stopping));
                 }
+                self.cut_runs(reactor);
             }
             Action::End => reactor.stop(),
         }
@@ -290,6 +309,7 @@ impl Role for Secondary {
                     self.service.handle_drain(reactor.now());
                 }
             }
+            SIGCHLD => self.reap(reactor),
             SIGTERM => self.service.handle_term(reactor.now(), self.surroundings()),
             _ => {}
         }
@@ -303,6 +323,11 @@ impl Role for Secondary {
                 self.on_arrival(reactor, key, ready);
                 Progress::Drained
             }
+            Key::Run(key) => {
+                self.on_run(reactor, key);
+                Progress::Drained
+            }
+            Key::Errors(key) => self.read_errors(key),
             Key::Tube => self.read_tube(),
             Key::TubeRoom => Progress::Drained,
             Key::Orders => {
@@ -333,6 +358,7 @@ impl Role for Secondary {
             match timer {
                 Timer::Exchange(key) => self.on_exchange_timer(reactor, key),
                 Timer::Arrival(key) => self.on_arrival_timer(reactor, key),
+                Timer::Run(key) => self.on_run_timer(reactor, key),
                 Timer::Accept => {
                     self.scarcity.paused();
                     for listener in &self.listeners {

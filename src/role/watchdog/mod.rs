@@ -57,6 +57,15 @@ enum Key {
 /// How long a killed orphan may take to end before the watchdog ends without it.
 const ORPHANS_END_WITHIN: Duration = Duration::from_secs(1);
 
+/// What descriptors allow.
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    /// Connections beyond `max_clients` that a principal may accept.
+    parking: usize,
+    /// The soft limit that commands start with.
+    open_files: u64,
+}
+
 struct Watchdog {
     config: Config,
     rundir: Rundir,
@@ -76,8 +85,7 @@ struct Watchdog {
     /// The pages, to hand to principals.
     heirlooms: Heirlooms,
     bound: Bound,
-    /// Connections beyond `max_clients` that a principal may accept.
-    parking_places: usize,
+    places: Places,
     tree: Tree,
     processes: Vec<Process>,
     /// Secondaries that have ended and that their principal is to reap, the last first.

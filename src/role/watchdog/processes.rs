@@ -276,7 +276,8 @@ impl Watchdog {
             watchdog: std::process::id(),
             parent: std::process::id(),
             ports: self.bound.ports().to_vec(),
-            parking_places: self.parking_places,
+            parking_places: self.places.parking,
+            open_files: self.places.open_files,
         };
         let heirlooms = &self.heirlooms;
         let mut inheritance = vec![

@@ -24,7 +24,7 @@ use crate::page::{Access, PageError};
 use crate::role::watchdog::bind::Bound;
 use crate::role::watchdog::directory::{listen_for_tools, rundir_failure, write_pid};
 use crate::role::watchdog::heirlooms::Heirlooms;
-use crate::role::watchdog::{Key, Watchdog};
+use crate::role::watchdog::{Key, Places, Watchdog};
 
 /// How long survivors of a crashed run get to die of SIGKILL.
 const SURVIVORS_END_WITHIN: Duration = Duration::from_secs(5);
@@ -41,11 +41,11 @@ impl Watchdog {
     pub(super) fn start(mut config: Config, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
         let rundir = Rundir::prepare(&config.runtime_dir).map_err(rundir_failure)?;
         let lock = take_lock(&rundir)?;
-        let parking_places = fit_descriptor_limit(&mut config)?;
+        let open_files = process::descriptor_limit();
+        let places = Places { parking: fit_descriptor_limit(&mut config)?, open_files };
         let after_crash = clean_up(&rundir)?;
         let bound = Bound::bind(&config, after_crash);
-        let set_up =
-            bound.and_then(|bound| Self::set_up((config, parking_places), &rundir, lock, bound, reactor));
+        let set_up = bound.and_then(|bound| Self::set_up((config, places), &rundir, lock, bound, reactor));
         set_up.inspect_err(|_| {
             // What was created so far is of no use to anybody.
             let _ = rundir.clean();
@@ -53,7 +53,7 @@ impl Watchdog {
     }
 
     fn set_up(
-        (config, parking_places): (Config, usize),
+        (config, places): (Config, Places),
         rundir: &Rundir,
         lock: Lock,
         bound: Bound,
@@ -85,7 +85,7 @@ impl Watchdog {
             principal_page,
             heirlooms,
             bound,
-            parking_places,
+            places,
             tree,
             processes: Vec::new(),
             departed: VecDeque::new(),

@@ -1,0 +1,137 @@
+//! Finding and ending processes that descend from a command, wherever they have gone: out of its
+//! process group, out of its session, away from their parents.
+//!
+//! What tells a descendant is its parent, as long as that lives, then its process group, then the
+//! marks in its environment (`OSPS_RUN`, `OSPS_JOB`) that it was started with. Where the kernel does
+//! not tell who is whose child (`CONFIG_PROC_CHILDREN`), only process groups are found.
+
+use std::fs::{read_dir, read_to_string};
+use std::io;
+
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+use rustix::process::{Signal, kill_process_group};
+
+use crate::os::pidfd::{Exit, Pidfd};
+use crate::os::proc;
+
+/// More than any command has; a fork bomb that is faster is met again at the next look.
+const MAX_FOUND: usize = 1 << 16;
+
+/// The children of this process, those included that have ended and are not reaped.
+#[must_use]
+pub fn own_children() -> Vec<u32> {
+    pids(&read_to_string("/proc/thread-self/children").unwrap_or_default())
+}
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    // A child is listed with the thread that has made it.
+    for thread in read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let children = read_to_string(thread.path().join("children"));
+        found.extend(pids(&children.unwrap_or_default()));
+    }
+    found
+}
+
+fn pids(text: &str) -> Vec<u32> {
+    text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// All below a process, each with the parent under which it was found.
+#[must_use]
+pub fn below(pid: u32) -> Vec<(u32, u32)> {
+    let (mut found, mut next): (Vec<(u32, u32)>, usize) = (Vec::new(), 0);
+    let mut parent = Some(pid);
+    while let Some(of) = parent {
+        let room = MAX_FOUND.saturating_sub(found.len());
+        found.extend(children_of(of).into_iter().take(room).map(|child| (child, of)));
+        parent = found.get(next).map(|(pid, _)| *pid);
+        next += 1;
+    }
+    found
+}
+
+/// Sends a signal to a process that was found under one of these parents, unless its pid is
+/// somebody else's by now. Returns whether it was there.
+pub fn signal(pid: u32, parents: &[u32], signal: Signal) -> bool {
+    let Ok(pidfd) = Pidfd::of_child(pid) else {
+        return false;
+    };
+    // After the pidfd was opened: who still has that parent is who was meant.
+    let is_meant = proc::stat(pid).is_ok_and(|stat| parents.contains(&stat.parent));
+    if is_meant && let Err(error) = pidfd.signal(signal) {
+        log::debug!("cannot send {signal:?} to {pid}: {error}");
+    }
+    is_meant
+}
+
+/// Sends a signal to the process group of a child that was not reaped yet: so long its number is
+/// nobody else's.
+pub fn signal_group(leader: u32, signal: Signal) {
+    let group = i32::try_from(leader).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(group) = group
+        && let Err(error) = kill_process_group(group, signal)
+    {
+        log::debug!("cannot send {signal:?} to process group {leader}: {error}");
+    }
+}
+
+/// The job for which a process was started, by the marks in its environment.
+#[must_use]
+pub fn job_of(pid: u32, run: &str) -> Option<u64> {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value = |name: &str| {
+        let found =
+            environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(name.as_bytes()));
+        found.and_then(|value| std::str::from_utf8(value).ok())
+    };
+    (value("OSPS_RUN=") == Some(run)).then(|| value("OSPS_JOB=")?.parse().ok())?
+}
+
+/// A child that has ended, and how; it is not reaped.
+///
+/// # Errors
+/// `waitid(2)`, where there is no child at all.
+pub fn ended_child() -> io::Result<Option<(u32, Exit)>> {
+    let options = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    let pid = |pid: Pid| u32::try_from(pid.as_raw()).unwrap_or(0);
+    Ok(match waitid(Id::All, options)? {
+        WaitStatus::Exited(child, code) => Some((pid(child), Exit::Code(code))),
+        WaitStatus::Signaled(child, signal, _) => Some((pid(child), Exit::Signal(signal as i32))),
+        _ => None,
+    })
+}
+
+/// Reaps a child that has ended.
+pub fn reap(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn who_has_a_session_of_its_own_is_found_below_and_by_its_marks() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "setsid sleep 600 & echo $!; wait"])
+            .envs([("OSPS_RUN", "7.8"), ("OSPS_JOB", "9")])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let found = below(shell.id());
+        let (sleeper, parent) = found[0];
+        assert_eq!((line.trim().parse(), parent), (Ok(sleeper), shell.id()));
+        assert_eq!((job_of(sleeper, "7.8"), job_of(sleeper, "7.9")), (Some(9), None));
+        assert!(!signal(sleeper, &[1], Signal::KILL), "it is no child of that one");
+        assert!(signal(sleeper, &[shell.id()], Signal::KILL));
+        assert!(shell.wait().unwrap().code().is_some());
+    }
+}

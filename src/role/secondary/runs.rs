@@ -1,0 +1,434 @@
+//! Jobs of commands, from their claim to their end: each waits for its turn, then its connection
+//! becomes the standard input and output of a program.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use mio::Interest;
+use mio::net::TcpStream;
+use mio::unix::SourceFd;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Signal;
+use slab::Slab;
+
+use crate::core::command::{Action, Command};
+use crate::core::crowd::Network;
+use crate::core::job::{End, Reason};
+use crate::core::timers::LazyTimer;
+use crate::os::descendants;
+use crate::os::pidfd::Exit;
+use crate::os::proc;
+use crate::os::reactor::{Handle, Progress, SourceId};
+use crate::role::secondary::commands::{CommandType, variables};
+use crate::role::secondary::{Key, Secondary, Timer};
+use crate::wire::client::TypeIndex;
+use crate::wire::lines::Lines;
+use crate::wire::tube::JobRef;
+
+/// Of standard error as much is read in one turn.
+const ERRORS_PER_TURN: usize = 16 * 1024;
+/// Longer lines of standard error are cut.
+const LONGEST_LINE: usize = 1024;
+/// Children that are reaped in one turn.
+const REAPED_PER_TURN: usize = 1024;
+
+/// The commands of a secondary and what they do.
+pub struct Runs {
+    /// By request type; `None` where no command serves it for each job anew.
+    pub types: Vec<Option<CommandType>>,
+    all: Slab<Run>,
+    /// Runs by the pid of their leader, until that is reaped.
+    leaders: HashMap<u32, usize>,
+    /// Marks what belongs to this tree.
+    tree: String,
+    /// Commands started so far.
+    started: u64,
+    /// Children whose job cannot be told, and how many commands had been started when they
+    /// were met: they belong to one of those.
+    strangers: HashMap<u32, u64>,
+}
+
+impl Runs {
+    /// The commands of these types, in the tree of that name.
+    pub fn new(types: Vec<Option<CommandType>>, tree: String) -> Self {
+        Self { types, all: Slab::new(), leaders: HashMap::new(), tree, started: 0, strangers: HashMap::new() }
+    }
+}
+
+/// A job of a command.
+struct Run {
+    job: JobRef,
+    kind: TypeIndex,
+    client: IpAddr,
+    stage: Stage,
+}
+
+enum Stage {
+    /// As many commands of its type run as may.
+    Waiting { stream: TcpStream, id: Option<SourceId> },
+    /// Its command runs, or is being cleared away.
+    Running {
+        command: Command,
+        leader: u32,
+        /// It was the n-th command that this secondary started.
+        number: u64,
+        errors: Errors,
+        timer: LazyTimer,
+    },
+}
+
+/// Standard error of a command.
+struct Errors {
+    pipe: File,
+    id: Option<SourceId>,
+    lines: Lines<LONGEST_LINE>,
+}
+
+impl Secondary {
+    /// A job was claimed whose type a command serves.
+    pub(super) fn open_run(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        kind: TypeIndex,
+        stream: TcpStream,
+        client: IpAddr,
+        job: JobRef,
+    ) {
+        let key = self.runs.all.insert(Run { job, kind, client, stage: Stage::Waiting { stream, id: None } });
+        let may_start = self.command_type(kind).is_some_and(|of| of.running < of.max_parallel);
+        if may_start {
+            self.start_run(reactor, key);
+        } else {
+            self.queue_run(reactor, key);
+        }
+    }
+
+    fn command_type(&mut self, kind: TypeIndex) -> Option<&mut CommandType> {
+        self.runs.types.get_mut(kind)?.as_mut()
+    }
+
+    fn queue_run(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let Run { kind, client, stage, .. } = &mut self.runs.all[key];
+        let (kind, network) = (*kind, Network::from(*client));
+        if let Stage::Waiting { stream, id } = stage {
+            match reactor.register(stream, Key::Run(key), Interest::READABLE) {
+                Ok(registered) => *id = Some(registered),
+                Err(error) => log::warn!("cannot watch a data connection: {error}"),
+            }
+        }
+        if let Some(of) = self.command_type(kind) {
+            of.waiting.push(network, key);
+        }
+    }
+
+    /// Something happened to a connection that waits: only a break is of interest now.
+    pub(super) fn on_run(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let is_broken = self.runs.all.get(key).is_some_and(|run| match &run.stage {
+            Stage::Waiting { stream, .. } => stream.take_error().is_ok_and(|error| error.is_some()),
+            Stage::Running { .. } => false,
+        });
+        if is_broken {
+            self.end_run(reactor, key, End::Failed(Reason::ConnectionLost));
+        }
+    }
+
+    fn start_run(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let now = reactor.now();
+        let Run { job, kind, stage: Stage::Waiting { stream, id }, .. } = &mut self.runs.all[key] else {
+            return;
+        };
+        let (job, kind) = (*job, *kind);
+        if let Some(id) = id.take() {
+            reactor.deregister(stream, id);
+        }
+        let Some(of) = self.runs.types[kind].as_mut() else {
+            return;
+        };
+        match spawn(of, stream, job) {
+            Ok((leader, pipe)) => {
+                self.service.note_group(job, leader);
+                of.running += 1;
+                self.runs.started += 1;
+                self.runs.leaders.insert(leader, key);
+                self.runs.all[key].stage = Stage::Running {
+                    command: Command::new(now, of.time_limit),
+                    leader,
+                    number: self.runs.started,
+                    errors: Errors { pipe: File::from(pipe), id: None, lines: Lines::default() },
+                    timer: LazyTimer::default(),
+                };
+                self.watch_errors(reactor, key);
+                self.arm_run(key);
+            }
+            Err(error) => {
+                let reason = if error.kind() == io::ErrorKind::NotConnected {
+                    Reason::ConnectionLost
+                } else {
+                    Reason::CannotStart
+                };
+                if reason == Reason::CannotStart && of.trouble.is_news(now) {
+                    log::error!("job {} ({}): its command does not start: {error}", job.number, of.name);
+                }
+                self.remove_run(reactor, key, End::Failed(reason));
+            }
+        }
+    }
+
+    fn watch_errors(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        if let Stage::Running { errors, .. } = &mut self.runs.all[key].stage {
+            let fd = errors.pipe.as_raw_fd();
+            match reactor.register(&mut SourceFd(&fd), Key::Errors(key), Interest::READABLE) {
+                Ok(id) => errors.id = Some(id),
+                Err(error) => log::warn!("cannot watch the standard error of a command: {error}"),
+            }
+        }
+    }
+
+    /// A command has written to its standard error.
+    pub(super) fn read_errors(&mut self, key: usize) -> Progress {
+        let Some(Run { job, kind, stage: Stage::Running { errors, .. }, .. }) = self.runs.all.get_mut(key)
+        else {
+            return Progress::Drained;
+        };
+        let name = self.runs.types[*kind].as_ref().map_or("", |of| of.name.as_str());
+        let say = |line: &[u8]| log::info!("job {} ({name}): {}", job.number, line.escape_ascii());
+        let mut buffer = [0; 4096];
+        for _ in 0..ERRORS_PER_TURN / buffer.len() {
+            match errors.pipe.read(&mut buffer) {
+                Ok(0) => {
+                    errors.lines.finish(say);
+                    return Progress::Drained;
+                }
+                Ok(length) => errors.lines.feed(&buffer[..length], say),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Progress::Drained,
+            }
+        }
+        Progress::Again
+    }
+
+    /// SIGCHLD: some children have ended, leaders of commands or those that came to us as orphans.
+    pub(super) fn reap(&mut self, reactor: &mut Handle<Key>) {
+        let mut strays = false;
+        for _ in 0..REAPED_PER_TURN {
+            let Ok(Some((pid, exit))) = descendants::ended_child() else {
+                break;
+            };
+            if let Some(&key) = self.runs.leaders.get(&pid) {
+                self.leader_ended(reactor, key, pid, exit);
+                self.runs.leaders.remove(&pid);
+            } else {
+                strays = true;
+            }
+            descendants::reap(pid);
+        }
+        if strays {
+            // Perhaps somebody waits for just those.
+            let waits = |(key, run): (usize, &Run)| {
+                let is_led = matches!(&run.stage, Stage::Running { command, .. } if !command.is_led());
+                is_led.then_some(key)
+            };
+            let clearing: Vec<usize> = self.runs.all.iter().filter_map(waits).collect();
+            for key in clearing {
+                self.sweep_again(reactor, key);
+            }
+        }
+    }
+
+    fn leader_ended(&mut self, reactor: &mut Handle<Key>, key: usize, leader: u32, exit: Exit) {
+        let run = &mut self.runs.all[key];
+        let Some(of) = &self.runs.types[run.kind] else {
+            return;
+        };
+        let end = of.end(exit, || proc::cpu_time(leader).unwrap_or_default());
+        if let Stage::Running { command, .. } = &mut run.stage {
+            command.handle_exit(reactor.now(), end);
+        }
+        self.carry_out_run(reactor, key);
+    }
+
+    fn sweep_again(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let left = self.sweep(key, Signal::KILL);
+        if let Some(Run { stage: Stage::Running { command, .. }, .. }) = self.runs.all.get_mut(key) {
+            command.handle_swept(reactor.now(), left);
+        }
+        self.carry_out_run(reactor, key);
+    }
+
+    pub(super) fn on_run_timer(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        if let Some(Run { stage: Stage::Running { command, timer, .. }, .. }) = self.runs.all.get_mut(key) {
+            timer.fired();
+            command.handle_timeout(reactor.now());
+            self.carry_out_run(reactor, key);
+        }
+    }
+
+    fn carry_out_run(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        while let Some(Run { stage: Stage::Running { command, .. }, .. }) = self.runs.all.get_mut(key)
+            && let Some(action) = command.poll_action()
+        {
+            match action {
+                Action::Terminate => {
+                    self.sweep(key, Signal::TERM);
+                }
+                Action::Sweep => {
+                    let left = self.sweep(key, Signal::KILL);
+                    if let Stage::Running { command, .. } = &mut self.runs.all[key].stage {
+                        command.handle_swept(reactor.now(), left);
+                    }
+                }
+                Action::End(end) => {
+                    self.end_run(reactor, key, end);
+                    return;
+                }
+            }
+        }
+        self.arm_run(key);
+    }
+
+    fn arm_run(&mut self, key: usize) {
+        if let Some(Run { stage: Stage::Running { command, timer, .. }, .. }) = self.runs.all.get_mut(key)
+            && let Some(at) = command.poll_timeout()
+        {
+            timer.arm(&mut self.timers, at, Timer::Run(key));
+        }
+    }
+
+    /// Ends a job, and lets the next one of its type begin.
+    fn end_run(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) {
+        let kind = self.runs.all[key].kind;
+        self.remove_run(reactor, key, end);
+        self.start_waiting(reactor, kind);
+    }
+
+    fn remove_run(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) {
+        if let Stage::Running { .. } = self.runs.all[key].stage {
+            // What it said last, as far as that goes.
+            let _ = self.read_errors(key);
+        }
+        let Run { job, kind, stage, .. } = self.runs.all.remove(key);
+        match stage {
+            Stage::Waiting { mut stream, id } => {
+                if let Some(id) = id {
+                    reactor.deregister(&mut stream, id);
+                }
+            }
+            Stage::Running { errors, mut timer, leader, .. } => {
+                timer.cancel(&mut self.timers);
+                self.runs.leaders.remove(&leader);
+                if let Some(id) = errors.id {
+                    reactor.deregister(&mut SourceFd(&errors.pipe.as_raw_fd()), id);
+                }
+                if let Some(of) = self.command_type(kind) {
+                    of.running -= 1;
+                }
+            }
+        }
+        self.service.handle_end(job, end);
+    }
+
+    /// Starts jobs that wait, as far as their number allows. Those that have gone are passed over.
+    fn start_waiting(&mut self, reactor: &mut Handle<Key>, kind: TypeIndex) {
+        while let Some(of) = self.command_type(kind)
+            && of.running < of.max_parallel
+            && let Some(key) = of.waiting.pop()
+        {
+            let waits = self
+                .runs
+                .all
+                .get(key)
+                .is_some_and(|run| run.kind == kind && matches!(run.stage, Stage::Waiting { .. }));
+            if waits {
+                self.start_run(reactor, key);
+            }
+        }
+    }
+
+    /// All commands are killed, and their jobs fail: this process is to end.
+    pub(super) fn cut_runs(&mut self, reactor: &mut Handle<Key>) {
+        for of in self.runs.types.iter_mut().flatten() {
+            of.waiting.drain();
+        }
+        let open: Vec<usize> = self.runs.all.iter().map(|(key, _)| key).collect();
+        for key in &open {
+            self.sweep(*key, Signal::KILL);
+        }
+        for key in open {
+            self.remove_run(reactor, key, End::Failed(Reason::Stopping));
+        }
+    }
+
+    /// Sends a signal to all who belong to a job's command. Returns whether any of them was there
+    /// beside its leader and its process group.
+    fn sweep(&mut self, key: usize, signal: Signal) -> bool {
+        let Runs { all, leaders, tree, started, strangers, .. } = &mut self.runs;
+        let Some(Run { job, stage: Stage::Running { leader, command, .. }, .. }) = all.get(key) else {
+            return false;
+        };
+        let (own, job, leader) = (std::process::id(), job.number, *leader);
+        let mut found = false;
+        if leaders.contains_key(&leader) {
+            // Before the group: who has lost its parent is harder to find.
+            let below = if command.is_led() { descendants::below(leader) } else { Vec::new() };
+            for (pid, parent) in below {
+                let in_group = proc::stat(pid).is_ok_and(|stat| i64::from(stat.group) == i64::from(leader));
+                if !in_group {
+                    found |= descendants::signal(pid, &[parent, own], signal);
+                }
+            }
+            descendants::signal_group(leader, signal);
+        }
+        let children = descendants::own_children();
+        strangers.retain(|pid, _| children.contains(pid));
+        for pid in children.into_iter().filter(|pid| !leaders.contains_key(pid)) {
+            let Some(stat) = proc::stat(pid).ok().filter(|stat| !matches!(stat.letter, 'Z' | 'X')) else {
+                continue;
+            };
+            let group = u32::try_from(stat.group).unwrap_or(0);
+            let belongs = match descendants::job_of(pid, tree) {
+                _ if group == leader => true,
+                _ if leaders.contains_key(&group) => false,
+                Some(of) if of == job => true,
+                Some(of) => !all.iter().any(|(_, run)| run.job.number == of),
+                None => {
+                    let met = *strangers.entry(pid).or_insert(*started);
+                    let oldest =
+                        all.iter().filter(|(other, _)| *other != key).filter_map(|(_, run)| run.number());
+                    oldest.min().is_none_or(|oldest| oldest > met)
+                }
+            };
+            if belongs {
+                for (below, parent) in descendants::below(pid) {
+                    descendants::signal(below, &[parent, own], signal);
+                }
+                found |= descendants::signal(pid, &[own], signal);
+            }
+        }
+        found
+    }
+}
+
+impl Run {
+    fn number(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Running { number, .. } => Some(number),
+            Stage::Waiting { .. } => None,
+        }
+    }
+}
+
+/// Starts a command on a connection, which is closed here. Returns its leader, and where its
+/// standard error can be read.
+fn spawn(of: &mut CommandType, stream: &TcpStream, job: JobRef) -> io::Result<(u32, OwnedFd)> {
+    let (errors, their_errors) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&errors, true)?;
+    // The flag belongs to the connection, not to our descriptor of it (fcntl(2)).
+    rustix::io::ioctl_fionbio(stream, false)?;
+    let variables = variables(&of.name, job.number, stream.local_addr()?, stream.peer_addr()?);
+    let streams = [stream.as_fd(), stream.as_fd(), their_errors.as_fd()];
+    let leader = of.command.start(streams, &variables).map_err(io::Error::other)?;
+    Ok((leader, errors))
+}
