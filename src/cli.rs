@@ -95,6 +95,8 @@ pub fn osps() -> ExitCode {
 fn run(osps: Osps) -> Result<ExitCode, Failure> {
     let Common { config, runtime_dir } = osps.common;
     let load = || Config::load(config.as_deref(), runtime_dir.as_deref()).map_err(config_failure);
+    let load_for_tools =
+        || Config::load_for_tools(config.as_deref(), runtime_dir.as_deref()).map_err(config_failure);
     match osps.command {
         None => role::watchdog::run(load()?),
         Some(Command::Check) => {
@@ -102,7 +104,7 @@ fn run(osps: Osps) -> Result<ExitCode, Failure> {
             print(&toml)
         }
         Some(Command::Status { json }) => {
-            let status = status::read(&rundir(&load()?))?;
+            let status = status::read(&rundir(&load_for_tools()?))?;
             if json {
                 let json = status.to_json().map_err(|error| Failure::internal("write JSON", &error))?;
                 print(&format!("{json}\n"))
@@ -110,7 +112,7 @@ fn run(osps: Osps) -> Result<ExitCode, Failure> {
                 print(&status.to_text())
             }
         }
-        Some(Command::Stop) => stop(&rundir(&load()?)),
+        Some(Command::Stop) => stop(&rundir(&load_for_tools()?)),
         Some(Command::Pingpong { count }) => role::pingpong::run(count),
     }
 }

@@ -166,8 +166,8 @@ fn spooled(mut stdin: File) -> io::Result<File> {
 }
 
 fn configured_address(common: &Common) -> Result<Endpoint, Failure> {
-    let config =
-        Config::load(common.config.as_deref(), common.runtime_dir.as_deref()).map_err(config_failure)?;
+    let config = Config::load_for_tools(common.config.as_deref(), common.runtime_dir.as_deref())
+        .map_err(config_failure)?;
     let address = config.listen.tcp().next();
     let address = address.ok_or_else(|| Failure::new(Code::Config, "listen: no address"))?;
     Ok(Endpoint::Tcp(listener::reachable(address).to_string()))

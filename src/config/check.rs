@@ -23,11 +23,17 @@ const MAX_ADDRESSES: usize = 64;
 pub(super) const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Config {
-    /// Checks what no single value tells.
+    /// Checks what no single value tells; `with_machine`: also users, programs and paths, which a
+    /// server needs to start.
     ///
     /// # Errors
     /// The first [`ConfigError::Value`] that is found.
-    pub(super) fn check(&self, source_name: &str, registered: &[&str]) -> Result<(), ConfigError> {
+    pub(super) fn check(
+        &self,
+        source_name: &str,
+        registered: &[&str],
+        with_machine: bool,
+    ) -> Result<(), ConfigError> {
         let checks = [
             self.check_listen(),
             self.check_announce(),
@@ -36,10 +42,11 @@ impl Config {
             self.check_counts(),
             self.check_times(),
             self.check_recycling(),
-            self.check_accounts(),
             self.check_requests(registered),
         ];
-        match checks.into_iter().find_map(Result::err) {
+        let wrong = checks.into_iter().find_map(Result::err);
+        let on_machine = || self.look_for_accounts().and_then(|()| self.look_for_commands());
+        match wrong.or_else(|| with_machine.then(on_machine)?.err()) {
             None => Ok(()),
             Some(Wrong { key, value, wanted }) => {
                 Err(ConfigError::Value { source_name: source_name.to_owned(), key, value, wanted })
@@ -199,7 +206,7 @@ impl Config {
     }
 
     /// Users and groups exist, and this process may become them.
-    fn check_accounts(&self) -> Result<(), Wrong> {
+    fn look_for_accounts(&self) -> Result<(), Wrong> {
         let user = known("user", self.user.as_deref(), account::user)?;
         let group = known("group", self.group.as_deref(), account::group)?;
         let (own_user, own_group) = (rustix::process::geteuid(), rustix::process::getegid());

@@ -34,12 +34,22 @@ impl Config {
                 check_mode(request)?;
                 check_limits(request)?;
                 check_user(request, self.user.as_deref())?;
-                check_paths(request)?;
+                check_landlock(request)?;
             } else if let Some(key) = request.command_keys().next() {
                 let wanted =
                     format!("is of no use in request \"{name}\": only handler = \"exec\" runs a command");
                 return wrong(&format!("request.{key}"), "(given)", wanted);
             }
+        }
+        Ok(())
+    }
+
+    /// Checks what commands need on this machine.
+    pub(super) fn look_for_commands(&self) -> Result<(), Wrong> {
+        for request in self.request.iter().filter(|request| request.handler == Handler::Exec) {
+            look_for_program(request)?;
+            look_for_user(request)?;
+            look_for_paths(request)?;
         }
         Ok(())
     }
@@ -92,13 +102,13 @@ fn check_time(request: &Request, key: &str, time: Option<Duration>, least: Durat
     }
 }
 
-/// The program can be executed, and what is handed to it can be handed over.
+/// There is a command, and what is handed to it can be handed over.
 fn check_command(request: &Request) -> Result<(), Wrong> {
     let name = &request.name;
-    let Some(program) = request.command.first() else {
+    if request.command.is_empty() {
         let wanted = format!("missing in request \"{name}\": exec needs one, such as [\"sha256sum\"]");
         return wrong("request.command", "[]", wanted);
-    };
+    }
     if request.command.iter().any(|word| word.contains('\0')) {
         return wrong("request.command", format!("{:?}", request.command), "must not contain a zero byte");
     }
@@ -109,6 +119,12 @@ fn check_command(request: &Request) -> Result<(), Wrong> {
             return wrong("request.environment", format!("{key:?} = {value:?}"), wanted);
         }
     }
+    Ok(())
+}
+
+/// The program can be executed, where it is to be.
+fn look_for_program(request: &Request) -> Result<(), Wrong> {
+    let (name, program) = (&request.name, request.command.first().map_or("", String::as_str));
     if let Some(directory) = &request.directory
         && !directory.is_dir()
     {
@@ -168,11 +184,10 @@ fn check_limits(request: &Request) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// Only a tree of root's can give a type a user of its own.
+/// Only a tree that keeps root can give a type a user of its own.
 fn check_user(request: &Request, user_of_all: Option<&str>) -> Result<(), Wrong> {
     let name = &request.name;
-    let user = known("request.user", request.user.as_deref(), account::user)?;
-    match (user, request.processes) {
+    match (&request.user, request.processes) {
         (None, Some(processes)) => {
             let wanted = format!(
                 "in request \"{name}\": counts all processes of a user, so the command needs a user of its own \
@@ -180,37 +195,44 @@ fn check_user(request: &Request, user_of_all: Option<&str>) -> Result<(), Wrong>
             );
             wrong("request.processes", processes, wanted)
         }
-        (Some((user, _)), _) if user_of_all.is_some() => {
+        (Some(user), _) if user_of_all.is_some() => {
             let wanted =
                 format!("in request \"{name}\": the whole tree gives up root for the top-level user");
-            wrong("request.user", quoted(&user), wanted)
-        }
-        (Some((user, account)), _)
-            if !rustix::process::geteuid().is_root()
-                && account.uid != rustix::process::geteuid().as_raw() =>
-        {
-            let wanted = format!("in request \"{name}\": only root can become another user");
-            wrong("request.user", quoted(&user), wanted)
-        }
-        (Some((user, account)), Some(_)) if account.uid == 0 => {
-            let wanted = format!("in request \"{name}\": the number of root's processes has no limit");
-            wrong("request.user", quoted(&user), wanted)
+            wrong("request.user", quoted(user), wanted)
         }
         (Some(_) | None, _) => Ok(()),
     }
 }
 
+fn look_for_user(request: &Request) -> Result<(), Wrong> {
+    let name = &request.name;
+    let own = rustix::process::geteuid();
+    match known("request.user", request.user.as_deref(), account::user)? {
+        Some((user, account)) if !own.is_root() && account.uid != own.as_raw() => {
+            let wanted = format!("in request \"{name}\": only root can become another user");
+            wrong("request.user", quoted(&user), wanted)
+        }
+        Some((user, account)) if account.uid == 0 && request.processes.is_some() => {
+            let wanted = format!("in request \"{name}\": the number of root's processes has no limit");
+            wrong("request.user", quoted(&user), wanted)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_landlock(request: &Request) -> Result<(), Wrong> {
+    if request.landlock.is_some() && !request.is_confined() {
+        let wanted = format!("is of no use in request \"{}\" without read or write", request.name);
+        return wrong("request.landlock", "(given)", wanted);
+    }
+    Ok(())
+}
+
 /// Where the command may read and write exists, and the kernel can hold it to that.
-fn check_paths(request: &Request) -> Result<(), Wrong> {
+fn look_for_paths(request: &Request) -> Result<(), Wrong> {
     let name = &request.name;
     if !request.is_confined() {
-        return match request.landlock {
-            Some(_) => {
-                let wanted = format!("is of no use in request \"{name}\" without read or write");
-                wrong("request.landlock", "(given)", wanted)
-            }
-            None => Ok(()),
-        };
+        return Ok(());
     }
     let lists = [("request.read", &request.read), ("request.write", &request.write)];
     for (key, paths) in lists {
@@ -309,7 +331,7 @@ mod tests {
                     address_space = \"256MiB\"\nopen_files = 64\nfile_size = 4096\nno_new_privs = true\n\
                     read = [\"/usr\", \"/bin\"]\nwrite = [\"/tmp\"]\nlandlock = \"optional\"\n";
         let config: Config = toml::from_str(text).unwrap();
-        config.check("text", &[]).map_err(|error| error.to_string()).unwrap();
+        config.check("text", &[], true).map_err(|error| error.to_string()).unwrap();
         assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
     }
 

@@ -253,11 +253,27 @@ fn default_runtime_dir() -> PathBuf {
 
 impl Config {
     /// Loads `file`, or `./osps.toml` if it is there, or the defaults; then sets
-    /// `runtime_dir` where given, and checks the whole.
+    /// `runtime_dir` where given, and checks the whole: all that a server needs is there.
     ///
     /// # Errors
     /// [`ConfigError`].
     pub fn load(file: Option<&Path>, runtime_dir: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::read(file, runtime_dir, true)
+    }
+
+    /// As [`Config::load`], for tools: whether users, programs and paths are there does not matter.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load_for_tools(file: Option<&Path>, runtime_dir: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::read(file, runtime_dir, false)
+    }
+
+    fn read(
+        file: Option<&Path>,
+        runtime_dir: Option<&Path>,
+        with_machine: bool,
+    ) -> Result<Self, ConfigError> {
         let default = Path::new(DEFAULT_FILE);
         let file = file.or_else(|| default.exists().then_some(default));
         let mut config = match file {
@@ -268,7 +284,7 @@ impl Config {
             config.runtime_dir = runtime_dir.to_owned();
         }
         let name = file.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
-        config.check(&name, &[])?;
+        config.check(&name, &[], with_machine)?;
         Ok(config)
     }
 
@@ -350,7 +366,7 @@ mod tests {
     #[test]
     fn the_defaults_are_right_and_survive_being_printed() {
         let config = Config::default();
-        assert!(config.check("defaults", &[]).is_ok());
+        assert!(config.check("defaults", &[], true).is_ok());
         assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
         assert_eq!(parse("").unwrap(), config);
     }

@@ -89,6 +89,16 @@ pub fn job_of(pid: u32, run: &str) -> Option<u64> {
     (value("OSPS_RUN=") == Some(run)).then(|| value("OSPS_JOB=")?.parse().ok())?
 }
 
+/// All processes that bear the mark of a tree, each with its start time.
+///
+/// # Errors
+/// What `readdir(3)` says of `/proc`.
+pub fn of_tree(run: &str) -> io::Result<Vec<(u32, u64)>> {
+    let all = read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let marked = all.filter(|&pid| job_of(pid, run).is_some());
+    Ok(marked.filter_map(|pid| Some((pid, proc::stat(pid).ok()?.start_time))).collect())
+}
+
 /// A child that has ended, and how; it is not reaped.
 ///
 /// # Errors

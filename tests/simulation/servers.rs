@@ -135,6 +135,8 @@ impl Principal {
                 Action::Mended { slot, entry } => {
                     sys.complain(Rule::BooksExact, format!("entry {entry} of slot {slot} had to be mended"));
                 }
+                // Nobody runs commands here.
+                Action::EndFamily { .. } => {}
                 Action::RefuseWaiting => self.refuse_all_waiting(sys),
                 Action::StopAccepting => self.stop_accepting(sys),
                 Action::Kill { slot, incarnation } => self.kill_overdue(sys, slot, incarnation),

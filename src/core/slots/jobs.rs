@@ -159,6 +159,10 @@ impl<B: Books> Slots<B> {
             {
                 slot.given[entry as usize].lost = true;
                 failed += 1;
+                let group = table.group(entry);
+                if group != 0 {
+                    self.actions.push_back(Action::EndFamily { number: word.number, group });
+                }
             }
         }
         failed

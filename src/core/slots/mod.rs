@@ -131,6 +131,13 @@ pub enum Action {
         /// The entry.
         entry: u32,
     },
+    /// A process group served a job whose secondary has died: end it, with all that came of it.
+    EndFamily {
+        /// The job.
+        number: JobNumber,
+        /// The process group.
+        group: u32,
+    },
     /// Something has become of a job that this client was given.
     Report {
         /// To whom: it may have gone.

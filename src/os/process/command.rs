@@ -101,6 +101,15 @@ impl Command {
         })
     }
 
+    /// Starts another program from now on.
+    ///
+    /// # Errors
+    /// Where its path has a zero byte.
+    pub fn set_program(&mut self, program: PathBuf) -> io::Result<()> {
+        self.program = CString::new(program.into_os_string().into_vec())?;
+        Ok(())
+    }
+
     /// Starts it with these as standard input, output and error, which stay open here, and with
     /// `more` in its environment. It leads a process group of its own, has default
     /// dispositions and no signal blocked, and is killed when this process dies. Returns its pid,

@@ -6,6 +6,7 @@
 
 mod clients;
 mod crowd;
+mod families;
 mod obituaries;
 mod servers;
 mod slot;
@@ -43,6 +44,7 @@ use crate::wire::order::Order;
 
 use clients::{Client, Waiting};
 use crowd::Door;
+use families::Family;
 use servers::Uninvited;
 use slot::Slot;
 
@@ -66,6 +68,8 @@ enum Key {
 /// What a timer is for.
 #[derive(Clone, Copy, Debug)]
 enum Timer {
+    /// Look for what is left of commands.
+    Families,
     /// A control connection: silence, or a bare request is complete.
     Client(usize),
     /// The request that has waited longest for a secondary has waited long enough.
@@ -115,6 +119,8 @@ struct Principal {
     unreaped: Vec<(Pidfd, Obituary)>,
     /// A stop has lasted too long: whoever is left was killed for that.
     kills_all: bool,
+    /// Commands whose secondary has died, until they have ended, too.
+    families: Vec<Family>,
     timers: Timers<Timer>,
 }
 
@@ -192,6 +198,7 @@ impl Principal {
             dirty: Vec::new(),
             slots,
             reconcile_next: 0,
+            families: Vec::new(),
             unreaped: Vec::new(),
             kills_all: false,
             timers: Timers::default(),
@@ -343,6 +350,7 @@ impl Role for Principal {
             match timer {
                 Timer::Client(key) => self.on_client_timer(reactor, key),
                 Timer::Waiting => self.refuse_the_tired(reactor),
+                Timer::Families => self.sweep_families(reactor),
                 Timer::Evict => self.door.evict_timer_armed = false,
                 Timer::Accept => {
                     self.scarcity.paused();

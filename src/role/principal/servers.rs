@@ -143,6 +143,7 @@ impl Principal {
                         "secondary {number}: somebody wrote into entry {entry} of the job table: mended"
                     );
                 }
+                Action::EndFamily { number, group } => self.end_family(reactor, number, group),
                 Action::Report { client, number, news } => self.report(reactor, client, number, news),
                 Action::RefuseWaiting => {
                     for key in self.waiting.drain() {

@@ -39,6 +39,7 @@ pub struct CommandType {
     pub trouble: Recurrence,
     cpu_time: Option<Duration>,
     limits_file_size: bool,
+    request: Request,
 }
 
 impl CommandType {
@@ -51,7 +52,8 @@ impl CommandType {
             Failure::internal(&format!("prepare the command of \"{}\"", request.name), error)
         };
         let plan = Plan {
-            program: request.program().map_err(|error| failed(&error))?,
+            // It was there when the system started. Where it has gone meanwhile, jobs fail until it is back.
+            program: request.program().unwrap_or_else(|_| request.command[0].clone().into()),
             arguments: request.command.clone(),
             environment: environment(request, run),
             directory: request.directory.clone(),
@@ -70,7 +72,17 @@ impl CommandType {
             trouble: Recurrence::default(),
             cpu_time: request.cpu_time,
             limits_file_size: request.file_size.is_some(),
+            request: request.clone(),
         })
+    }
+
+    /// It did not start: perhaps its program stands elsewhere by now.
+    pub fn look_for_program(&mut self) {
+        if let Ok(program) = self.request.program()
+            && let Err(error) = self.command.set_program(program)
+        {
+            log::error!("{}: {error}", self.name);
+        }
     }
 
     /// The commands of all types in a configuration, where they are started for each job.
@@ -94,12 +106,13 @@ impl CommandType {
             Exit::Signal(signal) => signal,
             Exit::Unknown => 0,
         };
-        // Beyond the soft limit SIGXCPU comes, a second later SIGKILL (setrlimit(2)).
-        let of_time = [libc::SIGXCPU, libc::SIGKILL].contains(&signal);
-        let used_up = |limit: Duration| cpu_time() + Duration::from_millis(50) >= limit;
+        // Beyond the soft limit SIGXCPU comes, a second later SIGKILL (setrlimit(2)), which others may
+        // send, too. The kernel counts for the limit by ticks, and tells more exactly.
+        let used_up = |limit: Duration| cpu_time() >= limit * 3 / 4;
         End::Failed(match signal {
             libc::SIGXFSZ if self.limits_file_size => Reason::FileSizeLimit,
-            _ if of_time && self.cpu_time.is_some_and(used_up) => Reason::CpuLimit,
+            libc::SIGXCPU if self.cpu_time.is_some() => Reason::CpuLimit,
+            libc::SIGKILL if self.cpu_time.is_some_and(used_up) => Reason::CpuLimit,
             signal => Reason::Signal(signal.to_le_bytes()[0]),
         })
     }

@@ -169,6 +169,7 @@ impl Secondary {
                 } else {
                     Reason::CannotStart
                 };
+                of.look_for_program();
                 if reason == Reason::CannotStart && of.trouble.is_news(now) {
                     log::error!("job {} ({}): its command does not start: {error}", job.number, of.name);
                 }

@@ -15,7 +15,7 @@ use crate::os::log::{Lines, Recurrence};
 use crate::os::pidfd::Pidfd;
 use crate::os::reactor::Handle;
 use crate::os::rundir::{Lock, Rundir, RundirError};
-use crate::os::{clock, proc, process};
+use crate::os::{clock, descendants, proc, process};
 use crate::page::jobs::JobTable;
 use crate::page::principal::PrincipalPage;
 use crate::page::secondary::SecondaryPage;
@@ -142,6 +142,9 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
         if let Ok(page) = WatchdogPage::attach(path, Access::ReadOnly) {
             refuse_if_alive(rundir, page.watchdog())?;
             processes.extend(page.watched().map(|watched| (watched.pid, watched.start_time)));
+            // What its commands have left behind may be anybody's child by now.
+            let (pid, start_time) = page.watchdog();
+            processes.extend(descendants::of_tree(&format!("{pid}.{start_time}")).map_err(failure)?);
         }
         if let Ok(page) = PrincipalPage::attach(path, Access::ReadOnly) {
             let record = page.record();

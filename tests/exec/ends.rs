@@ -1,0 +1,162 @@
+//! How jobs of commands end, and that their processes do.
+
+use std::net::Shutdown;
+
+use nix::sys::signal::Signal;
+
+use crate::common::{System, eventually};
+use crate::{Control, processes, rest, start, tree, until_processes};
+
+#[test]
+fn a_job_ends_as_its_command_does() {
+    let system = start(
+        "secondaries = 1",
+        &[
+            ("good", "echo well", ""),
+            ("bad", "echo so far; exit 3", ""),
+            ("high", "exit 255", ""),
+            ("killed", "kill -9 $$", ""),
+            ("aborted", "kill -ABRT $$", ""),
+            ("pipe", "trap - PIPE; kill -PIPE $$", ""),
+        ],
+    );
+    let mut control = Control::new(&system);
+    for (kind, said, end) in [
+        ("good", "well\n", "fintraitement"),
+        ("bad", "so far\n", "errtraitement exit 3"),
+        ("high", "", "errtraitement exit 255"),
+        ("killed", "", "errtraitement signal 9"),
+        ("aborted", "", "errtraitement signal 6"),
+        ("pipe", "", "errtraitement signal 13"),
+    ] {
+        assert_eq!(control.run(kind), (said.to_owned(), end.to_owned()), "{kind}");
+    }
+    let status = system.books_are_exact();
+    assert_eq!((&status["ledger"]["done"], &status["ledger"]["failed"]), (&1.into(), &5.into()));
+}
+
+#[test]
+fn who_takes_too_long_is_gone_with_its_whole_family() {
+    let limit = "time_limit = \"300ms\"";
+    let commands = [
+        ("sleeps", "exec sleep 1000", limit),
+        ("spins", "while :; do :; done", limit),
+        ("deaf", "trap '' TERM; while :; do sleep 1000; done", limit),
+        ("leaves", "setsid sleep 1000 & exec sleep 1001", limit),
+        (
+            "scatters",
+            "trap '' TERM; (setsid sh -c 'trap \"\" TERM; sleep 1000 & sleep 1001' &); sleep 1002",
+            limit,
+        ),
+        ("vanishes", "(env -i setsid sleep 1000 &); sleep 1001", limit),
+    ];
+    let system = start("secondaries = 2", &commands);
+    let tree = tree(&system);
+    let mut control = Control::new(&system);
+    for (kind, _, _) in commands {
+        let (mut data, jeton) = control.begin(kind);
+        assert_eq!(control.end(&jeton), "errtraitement time limit", "{kind}");
+        assert_eq!(rest(&mut data), "");
+        assert_eq!(processes(&tree), [0_u32; 0], "{kind}");
+        assert_eq!(strays(&system), [0_u32; 0], "{kind}");
+    }
+    system.books_are_exact();
+    assert_eq!(system.zombies(), [0_u32; 0]);
+}
+
+/// Children of secondaries, marked or not.
+fn strays(system: &System) -> Vec<u32> {
+    let servers = system.pids();
+    let below = servers[1..].iter().flat_map(|&pid| osps::os::descendants::below(pid));
+    below.map(|(pid, _)| pid).filter(|pid| !servers.contains(pid)).collect()
+}
+
+#[test]
+fn what_a_command_leaves_behind_ends_with_its_job() {
+    let script = "setsid sleep 1000 >/dev/null 2>&1 & (sleep 1001 &) ; echo done";
+    let system = start("secondaries = 1", &[("daemon", script, ""), ("cat", "exec cat", "")]);
+    let tree = tree(&system);
+    let mut control = Control::new(&system);
+    let (mut other, other_jeton) = control.begin("cat");
+    let (said, end) = control.run("daemon");
+    assert_eq!((said.as_str(), end.as_str()), ("done\n", "fintraitement"));
+    assert_eq!(processes(&tree).len(), 1, "only the other job's");
+    other.shutdown(Shutdown::Write).unwrap();
+    assert_eq!((rest(&mut other), control.end(&other_jeton)), (String::new(), "fintraitement".to_owned()));
+}
+
+#[test]
+fn a_fork_bomb_is_put_out() {
+    // Bounded by itself as well: each generation starts two, for ten generations.
+    let script =
+        "bomb() { if [ $1 -gt 0 ]; then bomb $(($1 - 1)) & bomb $(($1 - 1)) & fi; sleep 1000; }; bomb 6";
+    let system = start("secondaries = 1", &[("bomb", script, "time_limit = \"500ms\"")]);
+    let tree = tree(&system);
+    let mut control = Control::new(&system);
+    let (_data, jeton) = control.begin("bomb");
+    assert_eq!(control.end(&jeton), "errtraitement time limit");
+    until_processes(&tree, 0);
+    assert_eq!(system.status()["servers"][1]["restarts"], 0);
+    system.books_are_exact();
+}
+
+#[test]
+fn clients_that_do_not_read_and_commands_that_do_not_read_disturb_nobody() {
+    let system = start(
+        "secondaries = 1",
+        &[
+            ("floods", "exec cat /dev/zero", "time_limit = \"1s\""),
+            ("ignores", "exec sleep 1000", "time_limit = \"1s\""),
+            ("closes", "exec >&-; cat >/dev/null; exit 4", ""),
+            ("cat", "exec cat", ""),
+        ],
+    );
+    let mut control = Control::new(&system);
+    let (flood, flood_jeton) = control.begin("floods");
+    let (mut ignored, ignored_jeton) = control.begin("ignores");
+    ignored.set_nonblocking(true).unwrap();
+    while std::io::Write::write(&mut ignored, &[0; 4096]).is_ok() {}
+    let (mut closed, closed_jeton) = control.begin("closes");
+    // Its standard input is the same connection: that is not closed before it ends.
+    closed.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rest(&mut closed), "");
+    let mut other = Control::new(&system);
+    assert_eq!(other.run("cat").1, "fintraitement");
+    let mut ends = [(); 3].map(|()| control.line());
+    ends.sort();
+    let mut expected = [(flood_jeton, "time limit"), (ignored_jeton, "time limit"), (closed_jeton, "exit 4")]
+        .map(|(jeton, reason)| format!("errtraitement {jeton} {reason}"));
+    expected.sort();
+    assert_eq!(ends, expected);
+    drop(flood);
+    system.books_are_exact();
+}
+
+#[test]
+fn a_graceful_stop_lets_a_command_finish_and_a_stop_at_once_does_not() {
+    let script = "cat; echo finished";
+    let mut system = start("secondaries = 1", &[("work", script, "")]);
+    let tree_name = tree(&system);
+    let mut control = Control::new(&system);
+    let (mut data, jeton) = control.begin("work");
+    let watchdog = u32::try_from(system.status()["pid"].as_u64().unwrap()).unwrap();
+    system.signal(watchdog, Signal::SIGTERM);
+    eventually("it stops", || system.log().contains("stopping gracefully").then_some(()));
+    data.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rest(&mut data), "finished\n");
+    assert_eq!(control.end(&jeton), "fintraitement");
+    assert!(system.ended().success());
+    until_processes(&tree_name, 0);
+
+    system.start_again();
+    let tree_name = tree(&system);
+    let mut control = Control::new(&system);
+    let (_data, jeton) = control.begin("work");
+    let watchdog = u32::try_from(system.status()["pid"].as_u64().unwrap()).unwrap();
+    system.signal(watchdog, Signal::SIGTERM);
+    eventually("it stops", || (system.log().matches("stopping gracefully").count() == 2).then_some(()));
+    system.signal(watchdog, Signal::SIGTERM);
+    assert_eq!(control.end(&jeton), "errtraitement stopping");
+    assert!(system.ended().success());
+    until_processes(&tree_name, 0);
+}

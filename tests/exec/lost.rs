@@ -1,0 +1,54 @@
+//! Commands whose servers die.
+
+use nix::sys::signal::Signal;
+
+use crate::common::eventually;
+use crate::{Control, start, tree, until_processes};
+
+/// One in the leader's group, one in a session of its own, and the leader.
+const FAMILY: &str = "sleep 1000 & setsid sleep 1001 & exec sleep 1003";
+
+#[test]
+fn a_secondary_that_dies_leaves_no_command() {
+    let system = start("secondaries = 1", &[("family", FAMILY, "")]);
+    let tree = tree(&system);
+    let mut control = Control::new(&system);
+    let (_data, jeton) = control.begin("family");
+    until_processes(&tree, 3);
+    system.signal(system.pid(1), Signal::SIGKILL);
+    assert_eq!(control.end(&jeton), "errtraitement secondary lost");
+    until_processes(&tree, 0);
+    system.books_are_exact();
+    eventually("nobody's child is left", || system.zombies().is_empty().then_some(()));
+}
+
+#[test]
+fn principal_and_secondary_that_die_together_leave_no_command() {
+    let system = start("secondaries = 2", &[("family", FAMILY, "")]);
+    let tree = tree(&system);
+    let mut control = Control::new(&system);
+    let (_first, _) = control.begin("family");
+    let (_second, _) = control.begin("family");
+    until_processes(&tree, 6);
+    let pids = system.pids();
+    for pid in &pids[1..] {
+        system.signal(*pid, Signal::SIGKILL);
+    }
+    until_processes(&tree, 0);
+    let status = system.books_are_exact();
+    assert_eq!(status["ledger"]["failed"], 2);
+}
+
+#[test]
+fn the_next_start_ends_what_a_crash_has_left() {
+    let mut system = start("secondaries = 1", &[("family", FAMILY, "")]);
+    let tree = tree(&system);
+    let mut control = Control::new(&system);
+    let (_data, _) = control.begin("family");
+    until_processes(&tree, 3);
+    for pid in system.pids() {
+        system.signal(pid, Signal::SIGKILL);
+    }
+    system.start_again();
+    until_processes(&tree, 0);
+}
