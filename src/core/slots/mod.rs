@@ -289,7 +289,7 @@ impl<B: Books> Slots<B> {
             dispatch: Dispatch::new(slots, settings.max_jobs),
             books,
             settings,
-            shares: Shares::default(),
+            shares: Shares::new(u64::from(settings.max_jobs) * slots as u64),
             timers: Timers::default(),
             phase: Phase::Serving,
             stop_timer: None,
