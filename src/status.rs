@@ -155,6 +155,8 @@ struct Server {
     open: u64,
     done: u64,
     failed: u64,
+    /// Restarts because a secondary had served for long enough.
+    recycled: u64,
     /// Why a slot is down for good; absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
@@ -217,7 +219,7 @@ impl Pages<'_> {
         servers.extend(
             self.watchdog
                 .watched()
-                .filter(|watched| watched.verdict == Verdict::Draining)
+                .filter(|watched| matches!(watched.verdict, Verdict::Draining | Verdict::Recycling))
                 .map(|watched| self.predecessor_server(&watched, &tables)),
         );
         Status {
@@ -283,7 +285,7 @@ impl Pages<'_> {
             Some(Verdict::Starting) => ServerState::Starting,
             Some(Verdict::Healthy) => ServerState::Ready,
             Some(Verdict::Suspect) => ServerState::Suspect,
-            Some(Verdict::Draining) => ServerState::Draining,
+            Some(Verdict::Draining | Verdict::Recycling) => ServerState::Draining,
         };
         let record = self.principal.record();
         Server {
@@ -300,6 +302,7 @@ impl Pages<'_> {
             open: ledger.open,
             done: ledger.done,
             failed: ledger.failed,
+            recycled: 0,
             reason: None,
         }
     }
@@ -309,7 +312,8 @@ impl Pages<'_> {
         let name = Name::secondary(number, slot.incarnation);
         let watched = self.watchdog.find(name).and_then(|index| self.watchdog.load(index));
         let state = match (slot.occupied, watched.map(|watched| watched.verdict)) {
-            (Occupied::Down | Occupied::GivenUp, _) | (_, Some(Verdict::Draining)) => ServerState::Down,
+            (Occupied::Down | Occupied::GivenUp, _) => ServerState::Down,
+            (_, Some(Verdict::Draining | Verdict::Recycling)) => ServerState::Down,
             // The principal may hang and not know that it has died.
             (_, None) if !is_alive(slot.pid, slot.start_time) => ServerState::Down,
             (_, Some(Verdict::Suspect)) => ServerState::Suspect,
@@ -317,7 +321,8 @@ impl Pages<'_> {
             (Occupied::Ready, _) => ServerState::Ready,
         };
         let is_down = matches!(state, ServerState::Down);
-        let record = self.secondary_page(number).map(|page| page.record());
+        let page = self.secondary_page(number);
+        let record = page.as_ref().map(SecondaryPage::record);
         // What predecessors have claimed stands in their own rows.
         let held = table.map_or(0, |table| {
             count(table, |state, holder| state == State::Claimed && holder != slot.incarnation)
@@ -337,6 +342,7 @@ impl Pages<'_> {
             open: slot.open.saturating_sub(held),
             done: slot.done,
             failed: slot.failed,
+            recycled: page.map_or(0, |page| page.counts().recycled),
             reason: gave_up.then_some("it says that it cannot start: see the log"),
         }
     }
@@ -363,6 +369,7 @@ impl Pages<'_> {
             open: held,
             done: 0,
             failed: 0,
+            recycled: 0,
             reason: None,
         }
     }

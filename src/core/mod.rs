@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod list;
 pub mod moment;
 pub mod name;
+pub mod recycling;
 pub mod refused;
 pub mod restart;
 pub mod service;

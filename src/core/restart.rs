@@ -73,18 +73,32 @@ impl Restart {
 /// A small deterministic source of jitter (SplitMix64, Steele et al. 2014), so that
 /// a simulated run can be replayed from its seed.
 #[derive(Clone, Debug)]
-struct Jitter(u64);
+pub(super) struct Jitter(u64);
 
 impl Jitter {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// `wait`, plus or minus up to 20 %.
     fn spread(&mut self, wait: Duration) -> Duration {
+        Duration::from_nanos(nanos(wait) / 100 * self.percent())
+    }
+
+    /// `number`, plus or minus up to 20 %.
+    pub(super) fn spread_number(&mut self, number: u64) -> u64 {
+        let spread = (u128::from(number) * u128::from(self.percent()) + 50) / 100;
+        u64::try_from(spread).unwrap_or(u64::MAX)
+    }
+
+    /// 80 to 120.
+    fn percent(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         bits ^= bits >> 31;
-        let percent = 80 + bits % 41;
-        Duration::from_nanos(nanos(wait) / 100 * percent)
+        80 + bits % 41
     }
 }
 

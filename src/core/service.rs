@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::core::admission::Admission;
 use crate::core::job::{End, Incarnation, JobNumber, State, Table, Word};
 use crate::core::moment::Moment;
+use crate::core::recycling::{Recycling, Wear, Worn};
 use crate::core::slots::GROUP_SIGNAL_WITHIN;
 use crate::wire::client::TypeIndex;
 use crate::wire::jeton::Jeton;
@@ -20,12 +21,23 @@ use crate::wire::tube::{Command, JobRef};
 pub enum Action {
     /// Say it to the principal.
     Tell(Command),
-    /// Accept nothing more, and let the record and the watchdog know that this one drains.
+    /// Accept nothing more.
     StopAccepting,
+    /// Let the record and the watchdog know that this one leaves.
+    Declare(Departure),
     /// Cut off the exchanges under way: grace is over, or the order is to end at once.
     CutAll,
     /// End.
     End,
+}
+
+/// How a secondary leaves its place to a successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// It drains: what is under way may go on for `grace`.
+    Drains,
+    /// It has served for long enough: what is under way may go on as long as it takes.
+    Recycles(Worn),
 }
 
 /// Where a secondary stands.
@@ -38,6 +50,13 @@ enum Phase {
         /// When that is decided.
         decide_at: Moment,
     },
+    /// It is worn out and accepts nothing more, but still hears of jobs that it has asked for.
+    Closing {
+        /// Why it leaves.
+        worn: Worn,
+    },
+    /// It has told that it is worn out, and ends with its last exchange, whenever that is.
+    Recycling,
     /// It takes nothing new, and ends with its last exchange.
     Draining {
         /// When exchanges are cut off.
@@ -75,6 +94,17 @@ pub struct Settings {
     pub types: usize,
     /// Anybody is let in, whatever his address.
     pub open: bool,
+    /// When it is to be replaced by a new one.
+    pub recycling: Recycling,
+}
+
+/// Connections that have no job yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Undecided {
+    /// All of them.
+    pub all: usize,
+    /// Those for which the principal was asked for a job.
+    pub asked_for: usize,
 }
 
 /// The jobs and the life of a secondary.
@@ -95,6 +125,7 @@ pub struct Service<T> {
     /// Jobs that it has claimed and not ended.
     open: u32,
     phase: Phase,
+    wear: Wear,
     actions: VecDeque<Action>,
 }
 
@@ -114,6 +145,7 @@ impl<T: Table> Service<T> {
             counted_to: 0,
             open: 0,
             phase: Phase::Serving,
+            wear: Wear::new(settings.recycling),
             actions: VecDeque::new(),
         };
         service.look_through();
@@ -267,6 +299,7 @@ impl<T: Table> Service<T> {
         if claimed {
             self.table.note_claim(job.index, now);
             self.open += 1;
+            self.wear.count_job();
             self.actions.push_back(Action::Tell(Command::Debut(job)));
         }
         claimed
@@ -305,19 +338,24 @@ impl<T: Table> Service<T> {
     /// SIGTERM: the kernel sends it when the principal dies; others may send it to this
     /// process alone, or to the whole group.
     pub fn handle_term(&mut self, now: Moment, surroundings: Surroundings) {
-        if surroundings.is_orphan {
-            self.handle_drain(now);
-        } else if self.phase == Phase::Serving {
-            self.phase = Phase::Told { decide_at: now + GROUP_SIGNAL_WITHIN };
+        match self.phase {
+            Phase::Serving if !surroundings.is_orphan => {
+                self.phase = Phase::Told { decide_at: now + GROUP_SIGNAL_WITHIN };
+            }
+            // Who leaves anyway need not find out who is meant: from now on there is a limit.
+            Phase::Serving | Phase::Closing { .. } | Phase::Recycling => self.handle_drain(now),
+            Phase::Told { .. } if surroundings.is_orphan => self.handle_drain(now),
+            Phase::Told { .. } | Phase::Draining { .. } | Phase::Ended => {}
         }
     }
 
     /// It is to take nothing new, finish what it has, then end.
     pub fn handle_drain(&mut self, now: Moment) {
         match self.phase {
-            Phase::Serving | Phase::Told { .. } => {
+            Phase::Serving | Phase::Told { .. } | Phase::Closing { .. } | Phase::Recycling => {
                 self.phase = Phase::Draining { cut_at: now + self.settings.grace };
                 self.actions.push_back(Action::StopAccepting);
+                self.actions.push_back(Action::Declare(Departure::Drains));
                 self.actions.push_back(Action::Tell(Command::Draining));
             }
             Phase::Draining { .. } | Phase::Ended => {}
@@ -344,13 +382,46 @@ impl<T: Table> Service<T> {
                 }
             }
             Phase::Draining { cut_at } if cut_at <= now => self.handle_stop(),
-            Phase::Serving | Phase::Told { .. } | Phase::Draining { .. } | Phase::Ended => {}
+            Phase::Serving
+            | Phase::Told { .. }
+            | Phase::Closing { .. }
+            | Phase::Recycling
+            | Phase::Draining { .. }
+            | Phase::Ended => {}
         }
     }
 
+    /// The watchdog has probed this process, which has so much memory. `may_leave`: the watchdog
+    /// knows it, and has room for one more beside it.
+    pub fn handle_probe(&mut self, may_leave: bool, resident_bytes: u64) {
+        self.wear.handle_probe(may_leave, resident_bytes);
+    }
+
+    /// Whether it leaves with the end of this turn: the connections that wait are its
+    /// successor's.
+    #[must_use]
+    pub fn is_worn(&self) -> bool {
+        self.phase == Phase::Serving && self.wear.leaves().is_some()
+    }
+
     /// The end of a turn, with so many connections still undecided.
-    pub fn finish_turn(&mut self, undecided: usize) {
-        if matches!(self.phase, Phase::Draining { .. }) && self.open == 0 && undecided == 0 {
+    pub fn finish_turn(&mut self, undecided: Undecided) {
+        if self.phase == Phase::Serving
+            && let Some(worn) = self.wear.leaves()
+        {
+            self.phase = Phase::Closing { worn };
+            self.actions.push_back(Action::StopAccepting);
+        }
+        // Of the jobs that were asked for, the principal tells whoever serves the slot.
+        if let Phase::Closing { worn } = self.phase
+            && undecided.asked_for == 0
+        {
+            self.phase = Phase::Recycling;
+            self.actions.push_back(Action::Declare(Departure::Recycles(worn)));
+            self.actions.push_back(Action::Tell(Command::Recycling));
+        }
+        let is_leaving = matches!(self.phase, Phase::Recycling | Phase::Draining { .. });
+        if is_leaving && self.open == 0 && undecided.all == 0 {
             self.phase = Phase::Ended;
             self.actions.push_back(Action::End);
         }
@@ -367,7 +438,7 @@ impl<T: Table> Service<T> {
         match self.phase {
             Phase::Told { decide_at } => Some(decide_at),
             Phase::Draining { cut_at } => Some(cut_at),
-            Phase::Serving | Phase::Ended => None,
+            Phase::Serving | Phase::Closing { .. } | Phase::Recycling | Phase::Ended => None,
         }
     }
 }

@@ -174,7 +174,9 @@ impl Writer {
         Command::Resync.write_to(&mut self.pending);
         for command in dropped.split(|&byte| byte == b'\n').filter_map(|line| Command::parse(line).ok()) {
             match command {
-                Command::Ready | Command::Draining | Command::Stop => command.write_to(&mut self.pending),
+                Command::Ready | Command::Draining | Command::Recycling | Command::Stop => {
+                    command.write_to(&mut self.pending);
+                }
                 Command::Job(_)
                 | Command::Resync
                 | Command::Debut(_)

@@ -102,6 +102,17 @@ pub fn wchan(pid: u32) -> String {
     if name == "0" { String::new() } else { name }
 }
 
+/// The memory of this process that is resident, in bytes: the second field of `/proc/self/statm`,
+/// in pages (proc_pid_statm(5)).
+///
+/// # Errors
+/// What reading it says.
+pub fn resident_bytes() -> io::Result<u64> {
+    let statm = read_to_string("/proc/self/statm")?;
+    let pages: Option<u64> = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok());
+    Ok(pages.ok_or(io::ErrorKind::InvalidData)? * rustix::param::page_size() as u64)
+}
+
 /// The children of this process that run the same program as it does, in its process group: all
 /// its servers, and those who came to it as orphans. A stranger's are in another group. Nobody where the kernel does not tell
 /// (`CONFIG_PROC_CHILDREN`).

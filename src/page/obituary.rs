@@ -42,6 +42,8 @@ pub struct Obituary {
     pub killed: Option<Condition>,
     /// Its last answer to a probe.
     pub answered_at: Option<Moment>,
+    /// It left by itself, because it had served for long enough: no trouble, so no ring keeps it.
+    pub recycled: bool,
     /// Jobs that it had: claimed by a secondary, open in the books of a principal.
     pub jobs: u64,
 }
@@ -67,7 +69,9 @@ impl fmt::Display for Obituary {
             role_name(role),
             self.pid
         )?;
-        if let Some(exit) = self.exit {
+        if self.recycled {
+            write!(f, " cause=\"recycled\"")?;
+        } else if let Some(exit) = self.exit {
             write!(f, " cause=\"{exit}\"")?;
         }
         if let Some(Condition { reason, letter, wchan }) = &self.killed {
@@ -175,6 +179,7 @@ impl<'a> Ring<'a> {
             exit: unpack_exit(word(4)),
             killed: unpack_reason(reason).map(|reason| Condition { reason, letter, wchan }),
             answered_at: self.page.moment(at + 6),
+            recycled: false,
             jobs: word(7),
         })
     }
@@ -244,6 +249,7 @@ mod tests {
                 wchan: "do_signal_stop".to_owned(),
             }),
             answered_at: Some(Moment::from_nanos(3_000_000_000)),
+            recycled: false,
             jobs: 2,
         }
     }

@@ -8,7 +8,7 @@
 //! | 0 | incarnation |
 //! | 1 | pid |
 //! | 2 | start time, field 22 of `/proc/<pid>/stat` |
-//! | 3 | state: 0 none, 1 starting, 2 ready, 3 draining |
+//! | 3 | state: 0 none, 1 starting, 2 ready, 3 draining, 4 recycling |
 //! | 4 | when it became ready (monotonic ns) |
 //! | 5 | the probe number it answered last |
 //! | 6 | when (monotonic ns) |
@@ -36,6 +36,8 @@ pub enum Condition {
     Ready,
     /// It takes nothing new and will end.
     Draining,
+    /// So it does, but because it has served for long enough: it may take as long as it needs.
+    Recycling,
 }
 
 /// A server's record, loaded.
@@ -70,6 +72,7 @@ pub fn load(page: &Page) -> Record {
             1 => Condition::Starting,
             2 => Condition::Ready,
             3 => Condition::Draining,
+            4 => Condition::Recycling,
             _ => Condition::None,
         },
         ready_at: page.moment(RECORD_AT + 4),
@@ -100,6 +103,11 @@ pub fn declare_ready(page: &Page, now: Moment) {
 /// Declares that the server takes nothing new.
 pub fn declare_draining(page: &Page) {
     page.set(RECORD_AT + 3, 3);
+}
+
+/// Declares that the server takes nothing new, and may take as long as it needs.
+pub fn declare_recycling(page: &Page) {
+    page.set(RECORD_AT + 3, 4);
 }
 
 /// Copies a probe number back.

@@ -8,7 +8,8 @@
 //! | 17 | data connections admitted |
 //! | 18 | lines in the tube that were no commands |
 //! | 19 | jobs that this incarnation has claimed and not ended |
-//! | 20..24 | spare |
+//! | 20 | how often the server of this slot has left because it had served for long enough |
+//! | 21..24 | spare |
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ const REJECTED: usize = AFTER_RECORD;
 const ADMITTED: usize = AFTER_RECORD + 1;
 const MALFORMED: usize = AFTER_RECORD + 2;
 const OPEN: usize = AFTER_RECORD + 3;
+const RECYCLED: usize = AFTER_RECORD + 4;
 const WORDS: usize = AFTER_RECORD + 8;
 
 /// The page of one secondary.
@@ -41,6 +43,7 @@ impl SecondaryPage {
         page.set(REJECTED, before.rejected);
         page.set(ADMITTED, before.admitted);
         page.set(MALFORMED, before.malformed);
+        page.set(RECYCLED, before.recycled);
         Ok(Self { page })
     }
 
@@ -81,6 +84,7 @@ impl SecondaryPage {
             rejected: self.page.get(REJECTED),
             admitted: self.page.get(ADMITTED),
             malformed: self.page.get(MALFORMED),
+            recycled: self.page.get(RECYCLED),
         }
     }
 
@@ -103,6 +107,11 @@ impl SecondaryPage {
     /// Counts a data connection that was admitted.
     pub fn count_admitted(&self) {
         self.page.add(ADMITTED, 1);
+    }
+
+    /// Counts that this server leaves because it has served for long enough.
+    pub fn count_recycled(&self) {
+        self.page.add(RECYCLED, 1);
     }
 
     /// Counts lines that were no commands.
@@ -157,4 +166,6 @@ pub struct Counts {
     pub admitted: u64,
     /// Lines in the tube that were no commands.
     pub malformed: u64,
+    /// Servers that left because they had served for long enough.
+    pub recycled: u64,
 }

@@ -59,6 +59,8 @@ pub enum Verdict {
     Suspect,
     /// It was ordered to finish and end.
     Draining,
+    /// It ends by itself, in its own time: no order stands behind this.
+    Recycling,
 }
 
 /// What the watchdog writes of one process.
@@ -237,6 +239,7 @@ impl WatchdogPage {
             Verdict::Healthy => 1,
             Verdict::Suspect => 2,
             Verdict::Draining => 3,
+            Verdict::Recycling => 4,
         };
         self.page.set(self.record_at(index) + 5, word);
     }
@@ -266,6 +269,7 @@ impl WatchdogPage {
                 1 => Verdict::Healthy,
                 2 => Verdict::Suspect,
                 3 => Verdict::Draining,
+                4 => Verdict::Recycling,
                 _ => Verdict::Starting,
             },
             round_trip_ns: word(6),
@@ -275,6 +279,12 @@ impl WatchdogPage {
     /// All processes that are watched.
     pub fn watched(&self) -> impl Iterator<Item = Watched> + '_ {
         (0..self.records).filter_map(|index| self.load(RecordIndex(index)))
+    }
+
+    /// Whether less than half of the records are used: as many more can be supervised.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.watched().count() * 2 < self.records
     }
 
     /// The names and ports.

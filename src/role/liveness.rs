@@ -110,6 +110,13 @@ impl Liveness {
         watched.is_some_and(|watched| watched.name == self.name && watched.verdict == Verdict::Draining)
     }
 
+    /// Whether the watchdog would go on supervising this server while it takes its time to end, and
+    /// has room for its successor: it knows it, and all else is well.
+    #[must_use]
+    pub fn may_leave(&self) -> bool {
+        self.record.is_some() && self.watchdog_page.has_room() && !self.watchdog_page.is_stopping()
+    }
+
     /// The processes that do not answer.
     #[must_use]
     pub fn suspects(&self) -> Vec<Name> {

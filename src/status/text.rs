@@ -59,7 +59,11 @@ impl Status {
                 server.open,
                 server.done,
                 server.failed,
-                server.reason.map(|reason| format!("  {reason}")).unwrap_or_default()
+                match (server.reason, server.recycled) {
+                    (Some(reason), _) => format!("  {reason}"),
+                    (None, 0) => String::new(),
+                    (None, recycled) => format!("  {recycled} of the restarts: recycled"),
+                }
             );
         }
         self.requests_to_text(&mut text);

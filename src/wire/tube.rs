@@ -30,6 +30,8 @@ pub enum Command {
     Ready,
     /// Secondary: I finish what I have and end; another may take my place.
     Draining,
+    /// Secondary: I have served for long enough: as `draining`, but I may take as long as I need.
+    Recycling,
     /// Secondary: the exchange of this job has begun.
     Debut(JobRef),
     /// Secondary: it came to a good end.
@@ -66,6 +68,7 @@ impl Command {
             Self::Resync => writeln!(line, "resync"),
             Self::Ready => writeln!(line, "ready"),
             Self::Draining => writeln!(line, "draining"),
+            Self::Recycling => writeln!(line, "recycling"),
             Self::Uninvited { kind, client } => writeln!(line, "uninvited {kind} {client}"),
             Self::Ping(number) => writeln!(line, "ping {number}"),
             Self::Pong(number) => writeln!(line, "pong {number}"),
@@ -92,6 +95,7 @@ impl Command {
             b"resync" => Self::Resync,
             b"ready" => Self::Ready,
             b"draining" => Self::Draining,
+            b"recycling" => Self::Recycling,
             b"uninvited" => Self::Uninvited {
                 kind: u16::try_from(number(words.next())?).map_err(|_| Malformed)?,
                 client: address(words.next())?,
@@ -140,6 +144,7 @@ mod tests {
             Just(Command::Resync),
             Just(Command::Ready),
             Just(Command::Draining),
+            Just(Command::Recycling),
         ]
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use osps::core::arrival::{self, DECIDING_BYTES, Verdict};
 use osps::core::moment::Moment;
-use osps::core::service::Welcome;
+use osps::core::service::{Undecided, Welcome};
 use osps::wire::jeton::Jeton;
 use osps::wire::tube::JobRef;
 
@@ -68,8 +68,9 @@ enum Waits {
 pub struct Arrivals(BTreeMap<ConnId, Arrival>);
 
 impl Arrivals {
-    pub fn len(&self) -> usize {
-        self.0.len()
+    pub fn undecided(&self) -> Undecided {
+        let asked_for = self.0.values().filter(|arrival| matches!(arrival.waits, Waits::Job));
+        Undecided { all: self.0.len(), asked_for: asked_for.count() }
     }
 
     pub fn deadline(&self) -> Option<Moment> {
@@ -129,7 +130,7 @@ impl Secondary {
     }
 
     fn add_arrival(&mut self, sys: &mut Machine, conn: ConnId, arrival: Arrival) {
-        if self.arrivals.len() >= MAX_ARRIVALS
+        if self.arrivals.0.len() >= MAX_ARRIVALS
             && let Some((&oldest, _)) = self.arrivals.0.iter().min_by_key(|(_, arrival)| arrival.since)
         {
             self.dismiss(sys, oldest, Turned::Crowded);

@@ -179,7 +179,7 @@ impl Writer {
         if self.pending.len() > PENDING_LIMIT {
             sys.audit.coverage.count("a writer overflowed");
             let kept = |command: &Command| match command {
-                Command::Ready | Command::Draining | Command::Stop => true,
+                Command::Ready | Command::Draining | Command::Recycling | Command::Stop => true,
                 Command::Job(_)
                 | Command::Resync
                 | Command::Debut(_)

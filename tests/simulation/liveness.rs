@@ -64,6 +64,10 @@ impl Liveness {
         watched.is_some_and(|watched| watched.name == self.name && watched.verdict == Verdict::Draining)
     }
 
+    pub fn may_leave(&self) -> bool {
+        self.record.is_some() && self.page.has_room() && !self.page.is_stopping()
+    }
+
     pub fn suspects(&self) -> Vec<Name> {
         let watched = self.page.watched();
         watched.filter(|watched| watched.verdict == Verdict::Suspect).map(|watched| watched.name).collect()

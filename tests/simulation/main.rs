@@ -140,6 +140,8 @@ const MUST_HAPPEN: &[&str] = &[
     "no room for who came uninvited",
     "ordered to drain",
     "recovered",
+    "recycled",
+    "recycled, and took longer than grace",
     "replaced during a stop",
     "reported: debuttraitement",
     "reported: errtraitement connection lost",
@@ -240,7 +242,7 @@ fn a_seed_has_one_world() {
 #[test]
 fn who_is_wrong_is_found_out() {
     use Rule as R;
-    let wrongs: [(Sabotage, &[Rule]); 32] = [
+    let wrongs: [(Sabotage, &[Rule]); 34] = [
         (Sabotage::DropAnswers, &[R::AnswersProtect]),
         (Sabotage::ForgetExits, &[R::NobodyForgotten, R::NothingToTheDead]),
         (Sabotage::TrustTooEarly, &[R::ProbeOnlyTheReady]),
@@ -252,6 +254,8 @@ fn who_is_wrong_is_found_out() {
         (Sabotage::RushKills, &[R::OneKillAPeriod]),
         (Sabotage::SignalByPid, &[R::SignalOnlyWhoIsMeant]),
         (Sabotage::MeetByPid, &[R::SignalOnlyWhoIsMeant]),
+        (Sabotage::HurryTheWorn, &[R::HealthyLiveOn]),
+        (Sabotage::LimitTheWorn, &[R::KillsHaveCause]),
         (Sabotage::ForgetRedo, &[R::BooksExact]),
         (Sabotage::SettleTwice, &[R::BooksExact]),
         (Sabotage::KeepDeadClaims, &[R::BooksExact, R::Recovers]),

@@ -30,6 +30,8 @@ pub struct Plan {
     pub secondaries: u16,
     /// Entries in each job table.
     pub max_jobs: u32,
+    /// A secondary that has served about so many jobs is replaced; 0: never.
+    pub max_jobs_served: u64,
     pub settings: Settings,
     pub claim_within: Duration,
     pub queue_within: Duration,
@@ -93,6 +95,12 @@ impl Plan {
                 self.stranger_every = self.settings.period / 4;
                 self.fault_every = self.settings.kill_after * 100;
             }
+            Sabotage::HurryTheWorn | Sabotage::LimitTheWorn => {
+                self.max_jobs_served = 3;
+                self.watchdog_dies = None;
+                self.stops.clear();
+                self.fault_every = self.settings.kill_after * 100;
+            }
             _ => {}
         }
     }
@@ -116,6 +124,7 @@ impl Plan {
         Self {
             secondaries: dice.pick(&[1, 2, 2, 3, 3, 4, 5, 6]),
             max_jobs: dice.pick(&[2, 4, 8]),
+            max_jobs_served: dice.pick(&[0, 0, 0, 1, 3, 20]),
             claim_within,
             queue_within,
             stop_within,

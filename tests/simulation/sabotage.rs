@@ -27,6 +27,8 @@ pub enum Sabotage {
     SignalByPid,
     /// does not compare start times.
     MeetByPid,
+    /// takes who leaves for its age for one that drains.
+    HurryTheWorn,
 
     // A principal that ...
     /// does not finish its predecessor's last step.
@@ -57,6 +59,8 @@ pub enum Sabotage {
     ForgetReasons,
     /// does not hear that somebody came uninvited.
     ForgetUninvited,
+    /// kills who leaves for its age when its grace is over.
+    LimitTheWorn,
 
     // A secondary that ...
     /// claims without a swap.

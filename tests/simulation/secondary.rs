@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use osps::core::job::{End, Reason};
 use osps::core::moment::Moment;
-use osps::core::service::{Action, Service, Settings, Surroundings};
+use osps::core::recycling::Recycling;
+use osps::core::service::{Action, Departure, Service, Settings, Surroundings};
 use osps::page::secondary::SecondaryPage;
 use osps::page::{Access, record};
 use osps::wire::order::Order;
@@ -38,6 +39,8 @@ pub struct Secondary {
     announced: bool,
     tube: FifoId,
     to_principal: Writer,
+    /// When it told that it is worn out.
+    recycled_at: Option<Moment>,
     over: bool,
 }
 
@@ -56,7 +59,16 @@ impl Secondary {
         let (tube, to_principal) = (own.tube, Writer::new(own.to_principal));
         let now = sys.turn_began_at();
         let liveness = Liveness::begin(sys, me, name, sheet.orders, page.page());
-        let settings = Settings { grace: sys.plan.settings.grace, types: TYPES, open: sys.plan.open };
+        let settings = Settings {
+            grace: sys.plan.settings.grace,
+            types: TYPES,
+            open: sys.plan.open,
+            recycling: Recycling {
+                max_jobs: sys.plan.max_jobs_served,
+                max_bytes: 0,
+                seed: u64::from(name.slot) << 16 | u64::from(name.incarnation),
+            },
+        };
         let mut secondary = Self {
             me,
             now,
@@ -70,6 +82,7 @@ impl Secondary {
             announced: false,
             tube,
             to_principal,
+            recycled_at: None,
             over: false,
             sheet,
         };
@@ -92,6 +105,9 @@ impl Secondary {
 
     fn accept(&mut self, sys: &mut Machine, kind: usize) -> Progress {
         for _ in 0..ACCEPTS_PER_TURN {
+            if self.service.is_worn() {
+                return Progress::Drained;
+            }
             if !self.listens && sys.sabotage != Sabotage::KeepListeners {
                 return Progress::Drained;
             }
@@ -120,6 +136,10 @@ impl Secondary {
         let Some(job) = self.exchanges.remove(&conn) else {
             return;
         };
+        let outlasts = |since| self.now.since(since) > sys.plan.settings.grace;
+        if end == End::Done && self.recycled_at.is_some_and(outlasts) {
+            sys.audit.coverage.count("recycled, and took longer than grace");
+        }
         sys.system_call();
         sys.close(conn, if end == End::Done { Step::Closed(conn) } else { Step::Broken(conn) });
         self.service.handle_end(job, end);
@@ -177,7 +197,17 @@ impl Secondary {
                         sys.stop_listening(self.me, data_listener(self.slot, kind));
                     }
                 }
-                record::declare_draining(self.page.page());
+            }
+            Action::Declare(departure) => {
+                match departure {
+                    Departure::Drains => record::declare_draining(self.page.page()),
+                    Departure::Recycles(_) => {
+                        sys.audit.coverage.count("recycled");
+                        self.recycled_at = Some(self.now);
+                        self.page.count_recycled();
+                        record::declare_recycling(self.page.page());
+                    }
+                }
                 self.liveness.ring(sys);
             }
             Action::CutAll => {
@@ -203,6 +233,7 @@ impl Role for Secondary {
                 if self.liveness.is_to_drain() {
                     self.service.handle_drain(self.now);
                 }
+                self.service.handle_probe(self.liveness.may_leave(), 0);
             }
             Signal::Term => {
                 let surroundings = self.surroundings(sys);
@@ -255,7 +286,7 @@ impl Role for Secondary {
         if std::mem::take(&mut self.announced) {
             self.seat_uninvited(sys);
         }
-        self.service.finish_turn(self.arrivals.len());
+        self.service.finish_turn(self.arrivals.undecided());
         if self.page.open() != u64::from(self.service.open()) {
             self.page.set_open(self.service.open());
         }

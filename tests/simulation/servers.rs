@@ -247,6 +247,10 @@ impl Principal {
         match command {
             Command::Ready => self.core.handle_ready(self.now, slot, incarnation),
             Command::Draining => self.core.handle_draining(self.now, slot, incarnation),
+            Command::Recycling if sys.sabotage == Sabotage::LimitTheWorn => {
+                self.core.handle_draining(self.now, slot, incarnation);
+            }
+            Command::Recycling => self.core.handle_recycling(self.now, slot, incarnation),
             Command::Debut(job) => self.core.handle_debut(slot, job),
             Command::Fin(job) | Command::Err(job) => self.core.handle_end(slot, job),
             Command::Resync => self.core.look_through(slot),
@@ -279,6 +283,13 @@ impl Principal {
             if self.read_tube(sys, slot, incarnation) == Progress::Drained {
                 break;
             }
+        }
+        let current = self.slots[slot].current.as_ref();
+        let record = current.map(|server| server.page.record());
+        if record.is_some_and(|record| {
+            record.incarnation == incarnation && record.condition == Condition::Recycling
+        }) {
+            self.core.handle_recycling(self.now, slot, incarnation);
         }
         self.carry_out(sys);
         if let Some(server) = self.slots[slot].current.take_if(|server| server.incarnation == incarnation) {
@@ -352,6 +363,7 @@ impl Principal {
         match record.condition {
             Condition::Ready => self.core.handle_ready(self.now, slot, incarnation),
             Condition::Draining => self.core.handle_draining(self.now, slot, incarnation),
+            Condition::Recycling => self.core.handle_recycling(self.now, slot, incarnation),
             Condition::None | Condition::Starting => {}
         }
     }
@@ -366,6 +378,7 @@ impl Principal {
         let mut predecessors = self.slots[slot].predecessors.iter();
         if let Some(overdue) = predecessors.find(|predecessor| predecessor.incarnation == incarnation) {
             sys.audit.coverage.count("outstayed its grace");
+            sys.audit_overdue(overdue.pidfd);
             sys.kill(overdue.pidfd, "its grace is over");
         }
     }

@@ -88,7 +88,8 @@ impl Watchdog {
             process.record = self.page.watch(process.name, process.pid, process.start_time);
             let name = process.name;
             if self.tree.is_draining(name) {
-                self.set_verdict(index, Verdict::Draining);
+                let bounded = self.tree.has_limit(name);
+                self.set_verdict(index, if bounded { Verdict::Draining } else { Verdict::Recycling });
             } else if self.tree.is_ready(name) {
                 self.set_verdict(index, Verdict::Healthy);
             }
@@ -107,12 +108,22 @@ impl Watchdog {
     fn look_at_record(&mut self, sys: &mut Machine, index: usize, name: Name, record: Record) {
         let now = self.now;
         let was_ready = self.tree.is_ready(name);
-        if !was_ready && matches!(record.condition, Condition::Ready | Condition::Draining) {
+        let is_ready = !matches!(record.condition, Condition::None | Condition::Starting);
+        if !was_ready && is_ready {
             sys.audit.ready(now, name);
             self.tree.handle_ready(now, name);
             self.set_verdict(index, Verdict::Healthy);
         }
-        if record.condition == Condition::Draining && !self.tree.is_draining(name) {
+        if record.condition == Condition::Recycling && !self.tree.is_draining(name) {
+            sys.audit.recycles(now, name);
+            if sys.sabotage == Sabotage::HurryTheWorn {
+                self.tree.handle_draining(now, name);
+            } else {
+                self.tree.handle_recycling(now, name);
+            }
+            self.set_verdict(index, Verdict::Recycling);
+        }
+        if record.condition == Condition::Draining && !self.tree.has_limit(name) {
             sys.audit.drains(now, name);
             self.tree.handle_draining(now, name);
             self.set_verdict(index, Verdict::Draining);
@@ -149,6 +160,11 @@ impl Watchdog {
             .collect();
         for ended in ended {
             self.on_ended(sys, ended);
+        }
+        for index in 0..self.processes.len() {
+            if self.processes[index].name.slot == name.slot {
+                self.look_at(sys, index);
+            }
         }
         let pidfd = match sys.pidfd(slot.pid, slot.start_time) {
             Some(pidfd) if !sys.has_ended(pidfd) => pidfd,

@@ -39,7 +39,11 @@ impl<B: Books> Slots<B> {
         if !self.may_start(slot) {
             return;
         }
-        let incarnation = next_incarnation(self.books.last_incarnation(slot));
+        let mut incarnation = next_incarnation(self.books.last_incarnation(slot));
+        // Numbers come again, and a predecessor may take so long that its own does.
+        while self.slots[slot].predecessors.contains(&incarnation) {
+            incarnation = next_incarnation(incarnation);
+        }
         self.books.reserve(slot, incarnation);
         self.slots[slot].current =
             Some(Server { incarnation, ready_since: None, suspect: false, stop_sent: false });
@@ -68,12 +72,24 @@ impl<B: Books> Slots<B> {
 
     /// A secondary was sent SIGTERM: it finishes what it has, its successor takes the slot.
     pub fn handle_draining(&mut self, now: Moment, slot: usize, incarnation: Incarnation) {
-        if !self.is_current(slot, incarnation) {
-            return;
+        if self.is_current(slot, incarnation) {
+            self.expect_end(now, slot, incarnation);
+            self.retire(now, slot, incarnation);
         }
+    }
+
+    /// A secondary has served for long enough: its successor takes the slot at once, which is no
+    /// death to back off from. What it has under way may take as long as it needs; a stop sees to
+    /// it that it ends, and so does the watchdog when this principal dies.
+    pub fn handle_recycling(&mut self, now: Moment, slot: usize, incarnation: Incarnation) {
+        if self.is_current(slot, incarnation) {
+            self.retire(now, slot, incarnation);
+        }
+    }
+
+    fn retire(&mut self, now: Moment, slot: usize, incarnation: Incarnation) {
         self.slots[slot].current = None;
         self.slots[slot].predecessors.push(incarnation);
-        self.expect_end(now, slot, incarnation);
         self.actions.push_back(Action::Retire { slot, incarnation });
         self.books.set_occupied(slot, Occupied::Down);
         self.update_availability(now, slot);

@@ -233,6 +233,34 @@ fn a_predecessor_that_outstays_its_grace_is_killed_although_the_watchdog_may_not
 }
 
 #[test]
+fn who_recycles_is_replaced_at_once_and_may_take_as_long_as_it_needs() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    // However young it is, and however often: this is no death.
+    for incarnation in 1..=20 {
+        slots.handle_recycling(at(3), 0, incarnation);
+        slots.handle_recycling(at(3), 0, incarnation);
+        let successor = Action::Start { slot: 0, incarnation: incarnation + 1 };
+        assert_eq!(actions(&mut slots), [Action::Retire { slot: 0, incarnation }, successor]);
+        slots.handle_ready(at(3), 0, incarnation + 1);
+    }
+    assert_eq!(slots.handle_exited(at(9), 0, 7, false), Some(Loss { failed: 0, expected: true }));
+    slots.handle_timeout(at(3_600_000));
+    assert_eq!(actions(&mut slots), [], "nobody is killed");
+}
+
+#[test]
+fn a_number_that_comes_again_is_not_given_while_a_predecessor_has_it() {
+    let books = PlainBooks::default();
+    let mut slots = serving(&books);
+    slots.handle_recycling(at(3), 0, 1);
+    actions(&mut slots);
+    books.incarnations[0].set(Incarnation::MAX);
+    slots.handle_recycling(at(4), 0, 2);
+    assert_eq!(actions(&mut slots)[1], Action::Start { slot: 0, incarnation: 3 });
+}
+
+#[test]
 fn a_successor_finds_what_became_of_each_job() {
     let books = PlainBooks::default();
     let mut first = serving(&books);

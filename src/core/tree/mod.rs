@@ -4,6 +4,8 @@
 //! Pure: the shell reports what it sees through `handle_*`, then carries out what
 //! [`Tree::poll_action`] says, then sleeps until [`Tree::poll_timeout`].
 
+mod leaving;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -56,7 +58,7 @@ struct Seat {
     name: Name,
     state: State,
     ready_since: Option<Moment>,
-    /// When a draining process is killed; `None` for one that serves.
+    /// When a draining process is killed; `None` for one that serves, or leaves in its own time.
     drain_until: Option<Moment>,
     /// Found stopped when its round was void: the second time in a row is proof.
     found_stopped: bool,
@@ -109,8 +111,6 @@ pub struct Tree {
 
 /// How much longer than the principal's own patience the watchdog waits in a stop.
 const STOP_MARGIN: Duration = Duration::from_secs(1);
-/// How much longer than a draining server's own patience the watchdog waits for its end.
-const GRACE_MARGIN: Duration = Duration::from_secs(1);
 /// How long a stop "at once" leaves to the servers' own clean-up.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
@@ -170,26 +170,6 @@ impl Tree {
     pub fn handle_answer(&mut self, now: Moment, name: Name, number: u64) {
         self.void_if_late(now);
         self.input(now, name, Input::Answered(number));
-    }
-
-    /// A secondary drains by itself (it was sent SIGTERM): its slot is free for a successor.
-    pub fn handle_draining(&mut self, now: Moment, name: Name) {
-        self.void_if_late(now);
-        let index = usize::from(name.slot);
-        if name.role == Role::Secondary && self.seats[index].name == name {
-            self.retire(now, index);
-            self.seats[index] = Seat::empty(Name { incarnation: 0, ..name });
-        }
-        self.check_invariants();
-    }
-
-    /// There are more processes than can be supervised: the predecessor that has drained
-    /// longest must go.
-    pub fn handle_crowded(&mut self, now: Moment) {
-        let oldest = self.predecessors.iter().find(|seat| !matches!(seat.state, State::Killing { .. }));
-        if let Some(name) = oldest.map(|seat| seat.name) {
-            self.input(now, name, Input::Condemned(Reason::Crowded));
-        }
     }
 
     /// What `/proc` says, as asked by [`Act::Examine`].
@@ -267,6 +247,7 @@ impl Tree {
             let order = if at_once { Action::StopNow(principal) } else { Action::Stop(principal) };
             self.actions.push_back(order);
         }
+        self.limit_all(now);
         if at_once {
             for index in 0..self.predecessors.len() {
                 let name = self.predecessors[index].name;
@@ -335,12 +316,6 @@ impl Tree {
     #[must_use]
     pub fn is_ready(&self, name: Name) -> bool {
         self.processes().any(|seat| seat.name == name && seat.ready_since.is_some())
-    }
-
-    /// Whether a process was ordered to drain.
-    #[must_use]
-    pub fn is_draining(&self, name: Name) -> bool {
-        self.predecessors.iter().any(|seat| seat.name == name)
     }
 
     /// The processes that are not known to have ended.
@@ -428,36 +403,6 @@ impl Tree {
         Moment::from_nanos(if at > now.as_nanos() { at } else { at + period })
     }
 
-    /// Moves the process in a seat to the predecessors and has it drained. Silent or not
-    /// yet ready, it keeps its deadlines.
-    fn retire(&mut self, now: Moment, index: usize) {
-        let mut seat = self.seats[index];
-        let name = seat.name;
-        match seat.state {
-            State::Down => return,
-            State::Killing { .. } => {}
-            State::Starting { .. } | State::Healthy { .. } | State::Probed { .. } | State::Suspect { .. } => {
-                self.actions.push_back(Action::Drain(name));
-            }
-        }
-        // It cuts its exchanges off by itself when its grace is over: leave it the time to do so.
-        seat.drain_until = Some(now + self.settings.grace + GRACE_MARGIN);
-        self.seats[index] = Seat::empty(Name { incarnation: 0, ..name });
-        self.predecessors.push(seat);
-    }
-
-    fn orphan_secondaries(&mut self, now: Moment) {
-        for index in 1..self.seats.len() {
-            let Seat { name, state, .. } = self.seats[index];
-            // Who is only suspect keeps its exchanges until it is judged: a handler may block for less
-            // than `kill_after`. Who is not ready has none.
-            if matches!(state, State::Starting { .. }) {
-                self.input(now, name, Input::Condemned(Reason::Orphaned));
-            }
-            self.retire(now, index);
-        }
-    }
-
     fn schedule_start(&mut self, now: Moment, death: Death) {
         if self.phase != Phase::Running {
             return;
@@ -484,7 +429,10 @@ impl Tree {
     /// What must hold after each entry into the core.
     fn check_invariants(&self) {
         debug_assert!(self.predecessors.iter().all(|seat| seat.state != State::Down));
-        debug_assert!(self.predecessors.iter().all(|seat| seat.drain_until.is_some()));
+        debug_assert!(
+            self.phase == Phase::Running || self.predecessors.iter().all(|seat| seat.drain_until.is_some()),
+            "a predecessor takes its time while all stops"
+        );
         debug_assert!(self.seats.iter().all(|seat| seat.drain_until.is_none()));
         debug_assert!(
             self.start_at.is_none() || self.seats[0].state == State::Down,

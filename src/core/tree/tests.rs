@@ -91,6 +91,70 @@ fn a_predecessor_is_killed_when_its_grace_is_over() {
     assert_eq!(killed, Some((6010, Name::secondary(1, 1), Reason::GraceOver)));
 }
 
+/// Lets time pass for those who answer each probe; what else was done to them.
+fn live(tree: &mut Tree, millis: std::ops::Range<u64>) -> Vec<(u64, Action)> {
+    let mut done = Vec::new();
+    for millis in millis.step_by(10) {
+        tree.handle_timeout(at(millis));
+        for action in actions(tree) {
+            match action {
+                Action::To(name, Act::Probe(number)) => tree.handle_answer(at(millis), name, number),
+                other => done.push((millis, other)),
+            }
+        }
+    }
+    done
+}
+
+#[test]
+fn who_recycles_takes_its_time_until_something_else_asks_for_its_end() {
+    let name = Name::secondary(1, 1);
+    for what in 0..3 {
+        let mut tree = running(1);
+        tree.handle_recycling(at(10), name);
+        tree.handle_started(at(20), Name::secondary(1, 2));
+        tree.handle_ready(at(20), Name::secondary(1, 2));
+        assert_eq!(live(&mut tree, 20..60_000), [], "nobody disturbs it");
+        assert!(tree.is_draining(name) && !tree.has_limit(name));
+        match what {
+            0 => tree.handle_stop(at(60_000)),
+            1 => tree.handle_exited(at(60_000), Name::principal(1), false),
+            _ => tree.handle_draining(at(60_000), name),
+        }
+        assert!(tree.has_limit(name));
+        assert!(actions(&mut tree).contains(&Action::Drain(name)));
+        let killed = live(&mut tree, 60_000..70_000).into_iter().find(|(_, action)| match action {
+            Action::To(killed, Act::Kill(_)) => *killed == name,
+            _ => false,
+        });
+        assert_eq!(killed.map(|(millis, _)| millis), Some(66_000));
+    }
+}
+
+#[test]
+fn who_recycles_and_hangs_is_killed_like_anybody_else() {
+    let mut tree = running(1);
+    tree.handle_recycling(at(10), Name::secondary(1, 1));
+    let mut killed = false;
+    for millis in (10..5000).step_by(10) {
+        tree.handle_timeout(at(millis));
+        for action in actions(&mut tree) {
+            match action {
+                Action::To(name, Act::Probe(number)) if name.role == Role::Principal => {
+                    tree.handle_answer(at(millis), name, number);
+                }
+                Action::To(name, Act::Examine) => {
+                    let evidence = Evidence { run_state: RunState::Stopped, cpu_since_probe: None };
+                    tree.handle_evidence(at(millis), name, evidence);
+                }
+                Action::To(_, Act::Kill(reason)) => killed |= reason == Reason::Stopped,
+                _ => {}
+            }
+        }
+    }
+    assert!(killed);
+}
+
 #[test]
 fn one_unproven_kill_a_period() {
     let mut tree = running(3);

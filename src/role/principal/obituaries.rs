@@ -24,6 +24,8 @@ pub struct Deceased {
     pub exit: Option<Exit>,
     /// Its last answer to a probe.
     pub answered_at: Option<Moment>,
+    /// It had said that it leaves for its age.
+    pub recycled: bool,
 }
 
 /// When a secondary answered last, if the page is its own.
@@ -44,7 +46,7 @@ pub fn reap(pidfd: &Pidfd) -> Option<Exit> {
 impl Principal {
     /// Enters a death in the books and in the memory of the tree.
     pub(super) fn enter_death(&mut self, reactor: &mut Handle<Key>, slot: usize, deceased: Deceased) {
-        let Deceased { incarnation, pidfd, exit, answered_at } = deceased;
+        let Deceased { incarnation, pidfd, exit, answered_at, recycled } = deceased;
         let cannot_start = matches!(exit, Some(Exit::Code(code)) if Code::means_cannot_start(code));
         let Some(loss) = self.core.handle_exited(reactor.now(), slot, incarnation, cannot_start) else {
             return;
@@ -58,6 +60,7 @@ impl Principal {
             exit,
             killed,
             answered_at,
+            recycled: recycled && exit == Some(Exit::Code(0)),
             jobs: u64::from(loss.failed),
         };
         match exit {
@@ -81,6 +84,9 @@ impl Principal {
         obituary.exit = Some(exit);
         let level = if expected && exit == Exit::Code(0) { log::Level::Info } else { log::Level::Warn };
         log::log!(level, "{obituary}");
+        if obituary.recycled {
+            return;
+        }
         self.page().obituaries().push(&obituary);
     }
 

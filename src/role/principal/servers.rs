@@ -291,6 +291,7 @@ impl Principal {
         match command {
             Command::Ready => self.core.handle_ready(now, slot, incarnation),
             Command::Draining => self.core.handle_draining(now, slot, incarnation),
+            Command::Recycling => self.core.handle_recycling(now, slot, incarnation),
             Command::Debut(job) => self.core.handle_debut(slot, job),
             Command::Fin(job) | Command::Err(job) => self.core.handle_end(slot, job),
             Command::Resync => self.core.look_through(slot),
@@ -332,6 +333,10 @@ impl Principal {
                 break;
             }
         }
+        if self.slots[slot].has_recycled(incarnation) {
+            // The line may have been stolen: its end is no death to back off from.
+            self.core.handle_recycling(reactor.now(), slot, incarnation);
+        }
         self.carry_out(reactor);
         if let Some(server) = self.slots[slot].current.take_if(|server| server.incarnation == incarnation) {
             self.bury_server(reactor, slot, server);
@@ -349,11 +354,12 @@ impl Principal {
         tube.unwatch(reactor);
         writer.unwatch(reactor);
         let answered_at = answered_at(&page, incarnation);
-        self.enter_death(reactor, slot, Deceased { incarnation, pidfd, exit, answered_at });
+        self.enter_death(reactor, slot, Deceased { incarnation, pidfd, exit, answered_at, recycled: false });
         self.liveness.ring();
     }
 
     fn bury_predecessor(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation) {
+        let recycled = self.slots[slot].has_recycled(incarnation);
         let predecessors = &mut self.slots[slot].predecessors;
         let found = predecessors.iter().position(|predecessor| predecessor.incarnation == incarnation);
         let Some(found) = found else {
@@ -366,7 +372,7 @@ impl Principal {
             tube.unwatch(reactor);
         }
         let answered_at = page.and_then(|page| answered_at(&page, incarnation));
-        self.enter_death(reactor, slot, Deceased { incarnation, pidfd, exit, answered_at });
+        self.enter_death(reactor, slot, Deceased { incarnation, pidfd, exit, answered_at, recycled });
         if let Err(error) = self.rundir.remove_secondary(number(slot), Some(incarnation)) {
             log::warn!("secondary {}: cannot remove its files: {error}", number(slot));
         }
@@ -418,6 +424,7 @@ impl Principal {
         match record.condition {
             Condition::Ready => self.core.handle_ready(reactor.now(), slot, incarnation),
             Condition::Draining => self.core.handle_draining(reactor.now(), slot, incarnation),
+            Condition::Recycling => self.core.handle_recycling(reactor.now(), slot, incarnation),
             Condition::None | Condition::Starting => {}
         }
     }

@@ -7,6 +7,7 @@ use crate::core::job::Incarnation;
 use crate::os::fifo::{Reader, Writer};
 use crate::os::log::Recurrence;
 use crate::os::pidfd::Pidfd;
+use crate::page::record::Condition;
 use crate::page::secondary::{Counts, SecondaryPage};
 
 /// A slot, whoever is in it.
@@ -62,6 +63,18 @@ impl Slot {
             counts: Counts::default(),
             start_trouble: Recurrence::default(),
         }
+    }
+
+    /// Whether that incarnation has told in its page that it leaves for its age.
+    pub fn has_recycled(&self, incarnation: Incarnation) -> bool {
+        let current = self.current.iter().map(|server| (server.incarnation, &server.page));
+        let predecessors = self.predecessors.iter();
+        let predecessors =
+            predecessors.filter_map(|server| Some((server.incarnation, server.page.as_ref()?)));
+        current.chain(predecessors).filter(|(known, _)| *known == incarnation).any(|(_, page)| {
+            let record = page.record();
+            record.incarnation == incarnation && record.condition == Condition::Recycling
+        })
     }
 
     /// The tube in which that incarnation speaks, whether it serves or drains.

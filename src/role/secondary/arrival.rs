@@ -11,7 +11,7 @@ use crate::core::arrival::{self, DECIDING_BYTES, Verdict};
 use crate::core::crowd::Network;
 use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
-use crate::core::service::Welcome;
+use crate::core::service::{Undecided, Welcome};
 use crate::core::timers::LazyTimer;
 use crate::os::listener;
 use crate::os::reactor::{Handle, Ready, SourceId};
@@ -117,6 +117,16 @@ impl Secondary {
         {
             self.service.ask_for_job(kind, client);
         }
+    }
+
+    /// Connections that have no job yet.
+    pub(super) fn undecided(&self) -> Undecided {
+        let asked_for = |(_, arrival): &(usize, &Arrival)| matches!(arrival.waits, Waits::Job);
+        let asked_for = match self.config.admission {
+            Admission::Open => self.arrivals.iter().filter(asked_for).count(),
+            Admission::Address => 0,
+        };
+        Undecided { all: self.arrivals.len(), asked_for }
     }
 
     fn reject(&mut self, kind: TypeIndex, client: IpAddr) {

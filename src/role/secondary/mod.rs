@@ -16,15 +16,16 @@ use crate::config::{Admission, Config};
 use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
-use crate::core::service::{Action, Service, Settings, Surroundings};
+use crate::core::recycling::Recycling;
+use crate::core::service::{Action, Departure, Service, Settings, Surroundings};
 use crate::core::timers::Timers;
 use crate::core::undecided::Undecided;
 use crate::exit::{Code, Failure};
 use crate::handler::Handlers;
 use crate::os::fifo;
 use crate::os::listener::{self, ACCEPTS_PER_TURN, Accepted, Scarcity};
-use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
+use crate::os::{proc, process};
 use crate::page::jobs::JobTable;
 use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, record};
@@ -146,7 +147,7 @@ impl Secondary {
         let types_of_commands = CommandType::of(&sheet.config, &tree, sheet.open_files)?;
         let mut secondary = Self {
             handlers: Handlers::new(&sheet.config, sheet.slot),
-            service: Service::new(table, sheet.incarnation, settings(&sheet.config)),
+            service: Service::new(table, sheet.incarnation, settings(&sheet.config, reactor.now())),
             parent: sheet.parent,
             config: sheet.config,
             liveness,
@@ -184,6 +185,9 @@ impl Secondary {
 
     fn accept(&mut self, reactor: &mut Handle<Key>, index: usize) -> Progress {
         for _ in 0..ACCEPTS_PER_TURN {
+            if self.service.is_worn() {
+                return Progress::Drained;
+            }
             let Some(Listener { socket, kind, .. }) = self.listeners.get(index) else {
                 return Progress::Drained;
             };
@@ -220,6 +224,7 @@ impl Secondary {
             Ok(
                 Command::Ready
                 | Command::Draining
+                | Command::Recycling
                 | Command::Debut(_)
                 | Command::Fin(_)
                 | Command::Err(_)
@@ -263,6 +268,33 @@ impl Secondary {
         }
     }
 
+    /// At a probe: whether it may leave, and what it has of what may wear it out.
+    fn measure(&mut self) {
+        let resident = match self.config.max_memory {
+            Some(_) => proc::resident_bytes().unwrap_or_else(|error| {
+                log::debug!("cannot read /proc/self/statm: {error}");
+                0
+            }),
+            None => 0,
+        };
+        if self.config.max_memory.is_some() || self.config.max_jobs_served > 0 {
+            self.service.handle_probe(self.liveness.may_leave(), resident);
+        }
+    }
+
+    fn declare(&mut self, departure: Departure) {
+        match departure {
+            Departure::Drains => record::declare_draining(self.page.page()),
+            Departure::Recycles(worn) => {
+                let open = self.service.open();
+                log::info!("recycled: {worn}; {open} exchanges under way are finished first");
+                self.page.count_recycled();
+                record::declare_recycling(self.page.page());
+            }
+        }
+        self.liveness.ring();
+    }
+
     /// Does what the core says.
     fn carry_out(&mut self, reactor: &mut Handle<Key>, action: Action) {
         match action {
@@ -272,9 +304,8 @@ impl Secondary {
                 for Listener { mut socket, id, .. } in self.listeners.drain(..) {
                     reactor.deregister(&mut socket, id);
                 }
-                record::declare_draining(self.page.page());
-                self.liveness.ring();
             }
+            Action::Declare(departure) => self.declare(departure),
             Action::CutAll => {
                 let open: Vec<usize> = self.exchanges.iter().map(|(key, _)| key).collect();
                 if !open.is_empty() {
@@ -290,8 +321,13 @@ impl Secondary {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, now: Moment) -> Settings {
     Settings {
+        recycling: Recycling {
+            max_jobs: config.max_jobs_served,
+            max_bytes: config.max_memory.map_or(0, |size| size.0),
+            seed: now.as_nanos() ^ u64::from(std::process::id()) << 32,
+        },
         grace: config.watchdog.grace,
         types: config.request.len(),
         open: config.admission == Admission::Open,
@@ -308,6 +344,7 @@ impl Role for Secondary {
                 if self.liveness.is_to_drain() {
                     self.service.handle_drain(reactor.now());
                 }
+                self.measure();
             }
             SIGCHLD => self.reap(reactor),
             SIGTERM => self.service.handle_term(reactor.now(), self.surroundings()),
@@ -376,7 +413,7 @@ impl Role for Secondary {
         if std::mem::take(&mut self.announced) {
             self.seat_uninvited(reactor);
         }
-        self.service.finish_turn(self.arrivals.len());
+        self.service.finish_turn(self.undecided());
         if self.page.open() != u64::from(self.service.open()) {
             self.page.set_open(self.service.open());
         }

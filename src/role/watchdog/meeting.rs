@@ -45,6 +45,12 @@ impl Watchdog {
         for ended in ended {
             self.on_ended(reactor, ended);
         }
+        // Or it has left in its own time, which an order to drain would cut short.
+        for index in 0..self.processes.len() {
+            if self.processes[index].name().slot == name.slot {
+                self.look_at(index, reactor.now());
+            }
+        }
         let pidfd = match Pidfd::of_process(slot.pid, slot.start_time) {
             Ok(pidfd) if !pidfd.has_ended() => pidfd,
             // It has ended already, and its principal will tell of the next; or it has ended, too.
@@ -56,6 +62,7 @@ impl Watchdog {
                     exit: None,
                     killed: None,
                     answered_at: None,
+                    recycled: false,
                     jobs: 0,
                 });
                 return true;

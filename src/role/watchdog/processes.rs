@@ -72,6 +72,7 @@ impl Process {
             exit,
             killed: self.killed.clone(),
             answered_at: self.answered_at,
+            recycled: false,
             jobs: self.page.as_ref().map_or(0, SecondaryPage::open),
         }
     }
@@ -96,13 +97,14 @@ impl Watchdog {
         }
     }
 
-    fn look_at(&mut self, index: usize, now: Moment) {
+    pub(super) fn look_at(&mut self, index: usize, now: Moment) {
         let process = &mut self.processes[index];
         if process.record.is_none() {
             process.record = self.page.watch(process.name, process.pidfd.pid(), process.start_time);
             let name = process.name;
             if self.tree.is_draining(name) {
-                self.set_verdict(index, Verdict::Draining);
+                let bounded = self.tree.has_limit(name);
+                self.set_verdict(index, if bounded { Verdict::Draining } else { Verdict::Recycling });
             } else if self.tree.is_ready(name) {
                 self.set_verdict(index, Verdict::Healthy);
             }
@@ -123,12 +125,17 @@ impl Watchdog {
 
     fn look_at_record(&mut self, index: usize, name: Name, record: Record, now: Moment) {
         let was_ready = self.tree.is_ready(name);
-        if !was_ready && matches!(record.condition, Condition::Ready | Condition::Draining) {
+        let is_ready = !matches!(record.condition, Condition::None | Condition::Starting);
+        if !was_ready && is_ready {
             self.tree.handle_ready(now, name);
             self.set_verdict(index, Verdict::Healthy);
             self.announce_ready(index);
         }
-        if record.condition == Condition::Draining && !self.tree.is_draining(name) {
+        if record.condition == Condition::Recycling && !self.tree.is_draining(name) {
+            self.tree.handle_recycling(now, name);
+            self.set_verdict(index, Verdict::Recycling);
+        }
+        if record.condition == Condition::Draining && !self.tree.has_limit(name) {
             self.tree.handle_draining(now, name);
             self.set_verdict(index, Verdict::Draining);
         }

@@ -92,6 +92,8 @@ struct Dossier {
     started: Moment,
     ready: Option<Moment>,
     drains_since: Option<Moment>,
+    /// It leaves for its age, in its own time.
+    recycles: bool,
     suspect: bool,
     killed: bool,
     probe: u64,
@@ -198,6 +200,7 @@ impl Audit {
             started: now,
             ready: None,
             drains_since: None,
+            recycles: false,
             suspect: false,
             killed: false,
             probe: 0,
@@ -208,7 +211,7 @@ impl Audit {
         };
         self.dossiers.insert(name, dossier);
         for (other, dossier) in &mut self.dossiers {
-            if other.slot == name.slot && *other != name {
+            if other.slot == name.slot && *other != name && !dossier.recycles {
                 dossier.drains_since.get_or_insert(now);
             }
         }
@@ -225,6 +228,14 @@ impl Audit {
         });
     }
 
+    pub fn recycles(&mut self, now: Moment, name: Name) {
+        let stopping = !self.stops.is_empty();
+        self.dossiers.entry(name).and_modify(|dossier| {
+            dossier.recycles = true;
+            dossier.drains_since = dossier.drains_since.or(stopping.then_some(now));
+        });
+    }
+
     fn exited(&mut self, now: Moment, name: Name) {
         self.dossiers.remove(&name);
         if name.role == Role::Principal {
@@ -237,6 +248,9 @@ impl Audit {
     pub fn stop(&mut self, now: Moment) {
         self.coverage.count(if self.stops.is_empty() { "stop" } else { "stop at once" });
         self.stops.push(now);
+        for dossier in self.dossiers.values_mut().filter(|dossier| dossier.recycles) {
+            dossier.drains_since.get_or_insert(now);
+        }
     }
 
     /// The watchdog stops because its principal cannot start.

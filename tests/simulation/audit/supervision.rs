@@ -64,9 +64,28 @@ impl Machine {
 
     /// A secondary ends by its own decision.
     pub fn audit_ends_itself(&mut self, proc: Proc) {
-        let excused = self.processes[proc].excused || self.has_ended(WATCHDOG);
+        let excused = self.processes[proc].excused || self.has_ended(WATCHDOG) || self.is_worn(proc);
         let name = self.processes[proc].name();
         self.ensure(excused, Rule::HealthyLiveOn, || format!("{name:?} ({proc}) drains or ends, unasked"));
+    }
+
+    /// Whether a secondary has served as many jobs as it may, or nearly.
+    fn is_worn(&mut self, proc: Proc) -> bool {
+        self.audit_facts();
+        let most = self.plan.max_jobs_served;
+        let served = self.audit.stories.values().filter(|story| story.claimed_by == Some(proc)).count();
+        most > 0 && served as u64 >= most * 4 / 5
+    }
+
+    /// A principal kills a predecessor of its secondaries.
+    pub fn audit_overdue(&mut self, proc: Proc) {
+        let process = &self.processes[proc];
+        let told = process.excused || process.doomed || self.has_ended(proc);
+        let name = process.name();
+        let asked = told || self.has_ended(WATCHDOG) || !self.audit.stops.is_empty();
+        self.ensure(asked, Rule::KillsHaveCause, || {
+            format!("{name:?} ({proc}) has all the time in the world")
+        });
     }
 
     /// A secondary is told by its principal to end.
