@@ -11,6 +11,7 @@ pub mod landlock;
 pub mod listener;
 pub mod log;
 pub mod pidfd;
+pub mod privileges;
 pub mod proc;
 pub mod process;
 pub mod program;

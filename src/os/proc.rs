@@ -102,6 +102,19 @@ pub fn wchan(pid: u32) -> String {
     if name == "0" { String::new() } else { name }
 }
 
+/// As whom a process runs: its effective user (`/proc/<pid>/status`), which the owner of
+/// `/proc/<pid>` does not always tell (proc(5)).
+///
+/// # Errors
+/// `NotFound` where there is no such process; `InvalidData` where the file is not what its manual
+/// says.
+pub fn user(pid: u32) -> io::Result<u32> {
+    let status = read_to_string(format!("/proc/{pid}/status"))?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let user = users.and_then(|users| users.split_ascii_whitespace().nth(1)?.parse().ok());
+    user.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// The memory of this process that is resident, in bytes: the second field of `/proc/self/statm`,
 /// in pages (proc_pid_statm(5)).
 ///

@@ -1,8 +1,10 @@
 //! The runtime directory: who may be in it, what stands in it, under which names.
 
+mod owner;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -10,6 +12,8 @@ use nix::libc;
 use thiserror::Error;
 
 use crate::core::job::Incarnation;
+
+pub use owner::Owner;
 
 /// Why a runtime directory cannot be used.
 #[derive(Debug, Error)]
@@ -90,32 +94,21 @@ impl Rundir {
         Self { path: path.to_owned() }
     }
 
-    /// Creates the directory where needed (mode 0700) and makes sure that it is ours.
+    /// Creates the directory where needed (mode 0700) and makes sure that it is ours, or that of
+    /// the user to whom root hands it.
     ///
     /// # Errors
     /// [`RundirError::Create`] or [`RundirError::Permission`].
-    pub fn prepare(path: &Path) -> Result<Self, RundirError> {
+    pub fn prepare(path: &Path, user: Option<u32>) -> Result<Self, RundirError> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(path).map_err(|source| match source.kind() {
             io::ErrorKind::PermissionDenied => permission(path, &source),
             _ => RundirError::Create { path: path.to_owned(), source },
         })?;
-        // A path that others may have planted (as under /tmp) must be a directory of ours.
-        let found = fs::symlink_metadata(path).map_err(|error| permission(path, &error))?;
-        let user = rustix::process::geteuid().as_raw();
-        if found.is_symlink() && found.uid() != user {
-            return Err(permission(path, &"a symbolic link of another user"));
-        }
-        let target = fs::metadata(path).map_err(|error| permission(path, &error))?;
-        if target.uid() != user {
-            return Err(permission(path, &format!("it belongs to uid {}, not {user}", target.uid())));
-        }
-        let absolute = fs::canonicalize(path).map_err(|error| permission(path, &error))?;
-        if target.mode() & 0o077 != 0 {
-            close_to_others(&absolute)?;
-        }
-        Ok(Self { path: absolute })
+        owner::check(path, user)?;
+        let path = fs::canonicalize(path).map_err(|error| permission(path, &error))?;
+        Ok(Self { path })
     }
 
     /// Its path.
@@ -171,8 +164,14 @@ impl Rundir {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&path)
             .map_err(create)?;
+        let found = file.metadata().map_err(create)?;
+        if !found.is_file() || found.nlink() > 1 {
+            // Root may hand it to another user, who may have put it there.
+            return Err(permission(&self.path, &"its lock is not a file of its own"));
+        }
         match fcntl(&file, FcntlArg::F_SETLK(&whole_file(libc::F_WRLCK))) {
             Ok(_) => Ok(Lock { file }),
             Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
@@ -367,19 +366,6 @@ impl Rundir {
     }
 }
 
-/// Takes a directory that others may enter for ourselves, unless it is used for other things
-/// already: nobody wants `/tmp` or a home closed by a slip in the configuration.
-fn close_to_others(path: &Path) -> Result<(), RundirError> {
-    let failed = |error: io::Error| permission(path, &error);
-    let entries = fs::read_dir(path).map_err(failed)?;
-    let names: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
-    let is_ours = names.is_empty() || names.iter().any(|name| name == "lock");
-    if !is_ours {
-        return Err(permission(path, &"others may enter it and it holds other files: choose one of its own"));
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
-}
-
 /// Removes a file that may not be there.
 ///
 /// # Errors
@@ -429,11 +415,12 @@ fn permission(path: &Path, why: &dyn ToString) -> RundirError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn the_lock_excludes_a_second_watchdog_and_can_be_asked_about() {
         let dir = tempfile::tempdir().unwrap();
-        let rundir = Rundir::prepare(&dir.path().join("deep/run")).unwrap();
+        let rundir = Rundir::prepare(&dir.path().join("deep/run"), None).unwrap();
         assert!(!rundir.is_locked().unwrap());
         // A process never excludes itself: a lock of the open file stands for the other one.
         let other = File::create(dir.path().join("deep/run/lock")).unwrap();
@@ -456,18 +443,18 @@ mod tests {
         let mode = || fs::metadata(dir.path()).unwrap().mode() & 0o777;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(dir.path().join("thesis.tex"), "").unwrap();
-        let error = Rundir::prepare(dir.path()).unwrap_err();
+        let error = Rundir::prepare(dir.path(), None).unwrap_err();
         assert!(matches!(error, RundirError::Permission { .. }), "{error}");
         assert_eq!(mode(), 0o755);
         fs::remove_file(dir.path().join("thesis.tex")).unwrap();
-        Rundir::prepare(dir.path()).unwrap();
+        Rundir::prepare(dir.path(), None).unwrap();
         assert_eq!(mode(), 0o700);
     }
 
     #[test]
     fn cleaning_removes_what_a_run_makes_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let rundir = Rundir::prepare(dir.path()).unwrap();
+        let rundir = Rundir::prepare(dir.path(), None).unwrap();
         let ours = [
             "control",
             "watchdog.pid",

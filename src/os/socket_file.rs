@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -49,6 +49,17 @@ impl SocketFile {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Hands the file to another user, if it still is that of this socket.
+    ///
+    /// # Errors
+    /// What `lchown(2)` says.
+    pub fn give(&self, uid: u32, gid: u32) -> io::Result<()> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == self.file => lchown(&self.path, Some(uid), Some(gid)),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Removes the file, if it still is that of this socket: nobody can connect any more.

@@ -11,6 +11,7 @@ use crate::config::{Address, Config, DataPorts};
 use crate::exit::{Code, Failure};
 use crate::os::clock;
 use crate::os::listener::{self, bind_listener};
+use crate::os::rundir::Owner;
 use crate::os::socket_file::SocketFile;
 use crate::role::watchdog::start::pause;
 
@@ -79,6 +80,19 @@ impl Bound {
             })
         });
         addresses.map(|address| address.to_string()).collect()
+    }
+
+    /// Hands the files of the Unix sockets to the user that serves them.
+    pub fn give_socket_files(&self, owner: Owner) -> Result<(), Failure> {
+        for control in &self.control {
+            if let Control::Unix(file) = control {
+                file.give(owner.uid, owner.gid).map_err(|error| {
+                    let path = file.path().display();
+                    Failure::new(Code::NoPermission, format!("cannot hand {path} over: {error}"))
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the files of the Unix sockets: nobody serves them any more.

@@ -8,6 +8,7 @@ mod directory;
 mod heirlooms;
 mod meeting;
 mod obituaries;
+mod privileges;
 mod processes;
 mod start;
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -13,6 +14,7 @@ use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
 use crate::os::log::{Lines, Recurrence};
 use crate::os::pidfd::Pidfd;
+use crate::os::process::Identity;
 use crate::os::reactor::Handle;
 use crate::os::rundir::{Lock, Rundir, RundirError};
 use crate::os::{clock, descendants, proc, process};
@@ -24,6 +26,7 @@ use crate::page::{Access, PageError};
 use crate::role::watchdog::bind::Bound;
 use crate::role::watchdog::directory::{listen_for_tools, rundir_failure, write_pid};
 use crate::role::watchdog::heirlooms::Heirlooms;
+use crate::role::watchdog::privileges;
 use crate::role::watchdog::{Key, Places, Watchdog};
 
 /// How long survivors of a crashed run get to die of SIGKILL.
@@ -38,14 +41,34 @@ const FEWEST_CLIENTS: u64 = 16;
 
 impl Watchdog {
     /// Everything up to the first start of the principal, which the tree asks for.
-    pub(super) fn start(mut config: Config, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
-        let rundir = Rundir::prepare(&config.runtime_dir).map_err(rundir_failure)?;
+    pub(super) fn start(config: Config, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
+        let identity = privileges::wanted(&config)?;
+        let user = identity.as_ref().map(|identity| identity.uid);
+        let rundir = Rundir::prepare(&config.runtime_dir, user).map_err(rundir_failure)?;
         let lock = take_lock(&rundir)?;
+        let before = privileges::take_back(&rundir)?;
+        let set_up = Self::set_up_alone(config, identity, &rundir, lock, reactor);
+        set_up.inspect_err(|_| {
+            // Somebody may still be at work there, or start there again.
+            let _ = before.map(|owner| rundir.give(owner));
+        })
+    }
+
+    fn set_up_alone(
+        mut config: Config,
+        identity: Option<Identity>,
+        rundir: &Rundir,
+        lock: Lock,
+        reactor: &mut Handle<Key>,
+    ) -> Result<Self, Failure> {
         let open_files = process::descriptor_limit();
         let places = Places { parking: fit_descriptor_limit(&mut config)?, open_files };
-        let after_crash = clean_up(&rundir)?;
+        let after_crash = clean_up(rundir)?;
         let bound = Bound::bind(&config, after_crash);
-        let set_up = bound.and_then(|bound| Self::set_up((config, places), &rundir, lock, bound, reactor));
+        let set_up = bound.and_then(|bound| Self::set_up((config, places), rundir, lock, bound, reactor));
+        let set_up = set_up.and_then(|watchdog| {
+            identity.map_or(Ok(()), |identity| watchdog.give_up_root(&identity)).map(|()| watchdog)
+        });
         set_up.inspect_err(|_| {
             // What was created so far is of no use to anybody.
             let _ = rundir.clean();
@@ -136,25 +159,28 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
     let failure = |error: io::Error| {
         Failure::new(Code::CannotCreate, format!("cannot clean up {}: {error}", rundir.path().display()))
     };
-    let mut processes: Vec<(u32, u64)> = Vec::new();
+    // Those of each page, with the user to whom the page belongs.
+    let mut processes: Vec<(u32, u64, u32)> = Vec::new();
     let pages = rundir.pages().map_err(failure)?;
     for path in &pages {
+        let owner = path.symlink_metadata().map_err(failure)?.uid();
         if let Ok(page) = WatchdogPage::attach(path, Access::ReadOnly) {
             refuse_if_alive(rundir, page.watchdog())?;
-            processes.extend(page.watched().map(|watched| (watched.pid, watched.start_time)));
+            processes.extend(page.watched().map(|watched| (watched.pid, watched.start_time, owner)));
             // What its commands have left behind may be anybody's child by now.
             let (pid, start_time) = page.watchdog();
-            processes.extend(descendants::of_tree(&format!("{pid}.{start_time}")).map_err(failure)?);
+            let left = descendants::of_tree(&format!("{pid}.{start_time}")).map_err(failure)?;
+            processes.extend(left.into_iter().map(|(pid, start_time)| (pid, start_time, owner)));
         }
         if let Ok(page) = PrincipalPage::attach(path, Access::ReadOnly) {
             let record = page.record();
-            processes.push((record.pid, record.start_time));
+            processes.push((record.pid, record.start_time, owner));
             let slots = (1..=page.slots()).map(|slot| page.slot(slot));
-            processes.extend(slots.map(|slot| (slot.pid, slot.start_time)));
+            processes.extend(slots.map(|slot| (slot.pid, slot.start_time, owner)));
         }
         if let Ok(page) = SecondaryPage::attach(path, Access::ReadOnly) {
             let record = page.record();
-            processes.push((record.pid, record.start_time));
+            processes.push((record.pid, record.start_time, owner));
         }
     }
     // From here on nobody is misled about who lives.
@@ -163,9 +189,9 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
     processes.dedup();
     let me = std::process::id();
     let mut survivors = Vec::new();
-    for (pid, start_time) in processes.into_iter().filter(|&(pid, _)| pid != me) {
+    for (pid, start_time, owner) in processes.into_iter().filter(|&(pid, ..)| pid != me) {
         match Pidfd::of_process(pid, start_time) {
-            Ok(pidfd) if pidfd.has_ended() => {}
+            Ok(pidfd) if pidfd.has_ended() || !may_end(pid, owner) => {}
             Ok(pidfd) => survivors.push(pidfd),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failure(error)),
@@ -184,6 +210,11 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
     }
     rundir.clean().map_err(failure)?;
     Ok(!pages.is_empty())
+}
+
+/// What root does because a page says so is done to processes of the page's owner only.
+fn may_end(pid: u32, owner: u32) -> bool {
+    owner == 0 || proc::user(pid).is_ok_and(|user| user == owner)
 }
 
 /// A watchdog whose lock file was removed still is the watchdog.
