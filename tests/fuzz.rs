@@ -15,6 +15,7 @@ use common::{PATIENCE, REQUESTS, System, connect, recv, say};
 use osps::core::job::{End, Job, State, Table, Word};
 use osps::core::moment::Moment;
 use osps::core::name::Name;
+use osps::core::recycling::Recycling;
 use osps::core::service::{Service, Settings as ServiceSettings};
 use osps::core::slots::{Action, Settings, Slots};
 use osps::os::fifo;
@@ -31,7 +32,12 @@ use proptest::prelude::*;
 
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CAPACITY: usize = 4;
-const SERVICE: ServiceSettings = ServiceSettings { grace: Duration::ZERO, types: 16, open: false };
+const SERVICE: ServiceSettings = ServiceSettings {
+    grace: Duration::ZERO,
+    types: 16,
+    open: false,
+    recycling: Recycling { max_jobs: 0, max_bytes: 0, seed: 0 },
+};
 
 /// A word as somebody might write it who knows nothing, or just enough.
 fn any_word() -> impl Strategy<Value = u64> {

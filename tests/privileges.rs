@@ -170,7 +170,12 @@ fn root_and_the_user_start_it_in_turn() {
     assert!(system.tool(&["stop"]).output().unwrap().status.success(), "root stops it");
     assert!(own.wait().unwrap().success());
 
-    reconfigure(&system, "user = \"nobody\"\n", "");
+    reconfigure(&system, "user = \"nobody\"\n", "user = \"root\"\n");
+    let config = system.dir.path().join("osps.toml");
+    let refused = by_user(&system).1.arg("--config").arg(config).output().unwrap();
+    assert_eq!(refused.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("only root can become another user"));
+    reconfigure(&system, "user = \"root\"\n", "");
     system.start_again();
     assert_eq!(owner(&system.rundir()).0, 0, "root does not work in what is another's");
     assert_eq!(field(system.pid(1), "Uid"), vec!["0"; 4]);
@@ -180,6 +185,7 @@ fn root_and_the_user_start_it_in_turn() {
     let daemon = account::group("daemon").unwrap();
     all_are(&system, uid, daemon);
     assert_eq!(owner(&system.rundir()), (uid, daemon));
+    assert!(tool_of_user(&system, &["status"]).contains("secondary 2"), "although its group is another");
     assert!(system.stop().success());
     assert_eq!(system.files(), ["lock"]);
 }

@@ -34,6 +34,8 @@ const SURVIVORS_END_WITHIN: Duration = Duration::from_secs(5);
 /// Descriptors that a watchdog or principal needs for itself, and for each slot.
 const SPARE_DESCRIPTORS: u64 = 32;
 const DESCRIPTORS_PER_SLOT: u64 = 9;
+/// Those who leave for their age may be up to three more in each slot ([`WatchdogPage::has_room`]).
+const DESCRIPTORS_OF_RECYCLED: u64 = 9;
 /// One address has no more ports than that: its connections cannot hide who else comes.
 const MAX_PARKED: usize = 1 << 16;
 /// With room for fewer clients than this, a principal had better not start.
@@ -264,8 +266,10 @@ fn fit_descriptor_limit(config: &mut Config) -> Result<usize, Failure> {
     let of_slot = types * hosts;
     let listeners = config.listen.addresses().len() as u64 + slots * of_slot;
     // Each listener once more while a child is started; a predecessor beside each server.
-    let watchdog = 2 * listeners + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
-    let principal = listeners + of_slot + slots * DESCRIPTORS_PER_SLOT + SPARE_DESCRIPTORS;
+    let recycles = config.max_jobs_served > 0 || config.max_memory.is_some();
+    let each = DESCRIPTORS_PER_SLOT + if recycles { DESCRIPTORS_OF_RECYCLED } else { 0 };
+    let watchdog = 2 * listeners + slots * each + SPARE_DESCRIPTORS;
+    let principal = listeners + of_slot + slots * each + SPARE_DESCRIPTORS;
     let needed = watchdog.max(principal + FEWEST_CLIENTS);
     if limit < needed {
         let message = format!(
