@@ -94,7 +94,7 @@ impl Rundir {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             if entry.file_name().to_str().is_some_and(is_of_a_run) {
-                lchown(entry.path(), Some(owner.uid), Some(owner.gid))?;
+                unless_missing(lchown(entry.path(), Some(owner.uid), Some(owner.gid)))?;
             }
         }
         self.give(owner)

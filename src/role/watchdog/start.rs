@@ -165,7 +165,10 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
     let mut processes: Vec<(u32, u64, u32)> = Vec::new();
     let pages = rundir.pages().map_err(failure)?;
     for path in &pages {
-        let owner = path.symlink_metadata().map_err(failure)?.uid();
+        // Survivors of the crash may be at their own clean-up.
+        let Ok(owner) = path.symlink_metadata().map(|found| found.uid()) else {
+            continue;
+        };
         if let Ok(page) = WatchdogPage::attach(path, Access::ReadOnly) {
             refuse_if_alive(rundir, page.watchdog())?;
             processes.extend(page.watched().map(|watched| (watched.pid, watched.start_time, owner)));
