@@ -32,6 +32,14 @@ impl<T> Turns<T> {
         queue.push_back(item);
     }
 
+    /// Queues an item before the others of its network.
+    pub fn push_first(&mut self, network: Network, item: T) {
+        self.push(network, item);
+        if let Some(queue) = self.queues.get_mut(&network) {
+            queue.rotate_right(1);
+        }
+    }
+
     /// The item whose turn it is.
     pub fn peek(&mut self) -> Option<&T> {
         while let Some(network) = self.order.front() {
@@ -80,6 +88,15 @@ impl<T> Turns<T> {
         }
     }
 
+    /// Drops an item of a network, wherever it stands. Returns whether it was there.
+    pub fn remove(&mut self, network: Network, is_meant: impl Fn(&T) -> bool) -> bool {
+        let Some(queue) = self.queues.get_mut(&network) else {
+            return false;
+        };
+        let place = queue.iter().position(is_meant);
+        place.and_then(|place| queue.remove(place)).is_some()
+    }
+
     /// Takes everything.
     pub fn drain(&mut self) -> Vec<T> {
         self.bring_back();
@@ -124,6 +141,20 @@ mod tests {
         assert_eq!(turns.peek(), None, "its turn was put off");
         turns.bring_back();
         assert_eq!(turns.drain(), ["a1", "b1", "a2", "b2"]);
+    }
+
+    #[test]
+    fn one_goes_from_the_middle_and_one_comes_back_to_the_front() {
+        let mut turns = Turns::default();
+        for item in 1..=3 {
+            turns.push(network(1), item);
+        }
+        assert!(turns.remove(network(1), |&item| item == 2));
+        assert!(!turns.remove(network(1), |&item| item == 2));
+        assert!(!turns.remove(network(2), |_| true));
+        turns.push_first(network(1), 9);
+        turns.push_first(network(2), 8);
+        assert_eq!(turns.drain(), [9, 8, 1, 3]);
     }
 
     #[test]

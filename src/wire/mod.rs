@@ -1,7 +1,8 @@
-//! What goes over a wire, as text: the client protocol, the tubes, the orders.
+//! What goes over a wire: the client protocol, the tubes, the orders as text, and frames for workers.
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod frame;
 pub mod jeton;
 pub mod lines;
 pub mod order;
