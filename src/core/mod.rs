@@ -29,3 +29,4 @@ pub mod timers;
 pub mod tree;
 pub mod turns;
 pub mod undecided;
+pub mod workers;
