@@ -80,13 +80,23 @@ pub fn signal_group(leader: u32, signal: Signal) {
 /// The job for which a process was started, by the marks in its environment.
 #[must_use]
 pub fn job_of(pid: u32, run: &str) -> Option<u64> {
+    mark_of(pid, run, "OSPS_JOB=")
+}
+
+/// The worker from which a process descends, by the marks in its environment.
+#[must_use]
+pub fn worker_of(pid: u32, run: &str) -> Option<u64> {
+    mark_of(pid, run, "OSPS_WORKER=")
+}
+
+fn mark_of(pid: u32, run: &str, mark: &str) -> Option<u64> {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
     let value = |name: &str| {
         let found =
             environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(name.as_bytes()));
         found.and_then(|value| std::str::from_utf8(value).ok())
     };
-    (value("OSPS_RUN=") == Some(run)).then(|| value("OSPS_JOB=")?.parse().ok())?
+    (value("OSPS_RUN=") == Some(run)).then(|| value(mark)?.parse().ok())?
 }
 
 /// All processes that bear the mark of a tree, each with its start time.

@@ -52,6 +52,9 @@ pub enum Wrong {
     /// It wrote more than its answer.
     #[error("it wrote more than one answer")]
     Excess,
+    /// It wrote what cannot be an answer: it has no message, or not all of one.
+    #[error("it wrote without having been asked")]
+    Unasked,
 }
 
 /// Collects one answer, in whatever pieces it comes.

@@ -5,9 +5,11 @@
 //! replaced; one that keeps a job for too long, or breaks the rules, is killed. Its seat is free
 //! again only when it was reaped.
 //!
-//! A worker that dies with a job is replaced at once: each such start costs a client a job. One
-//! that dies without is replaced after the back-off of [`crate::core::restart`].
+//! A worker that has answered, or dies of a job, is replaced at once: each such start costs a
+//! client a job. One that dies without having been of use is replaced after the back-off of
+//! [`crate::core::restart`].
 
+mod ending;
 #[cfg(test)]
 mod tests;
 
@@ -22,11 +24,8 @@ use crate::core::turns::Turns;
 
 /// A job that so many workers left untouched when they ended fails with the last of them.
 const MAX_TRIES: u8 = 3;
-/// A worker that is dismissed gets SIGTERM after this time,
-const TERMINATE_AFTER: Duration = Duration::from_millis(100);
-/// and is killed after this.
-const KILL_AFTER: Duration = Duration::from_secs(1);
-
+/// A worker that has closed its input or output is killed if it does not end within this time.
+const END_WITHIN: Duration = Duration::from_millis(100);
 /// A worker, by its seat.
 pub type Seat = usize;
 /// A job, by the number that the shell has given it; used again once the job has ended.
@@ -68,6 +67,15 @@ pub enum Action {
     },
 }
 
+/// What is known of a worker's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Life {
+    /// When it was started.
+    since: Moment,
+    /// It has answered once, or a job has paid for its end.
+    useful: bool,
+}
+
 /// Where a worker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Worker {
@@ -76,11 +84,13 @@ enum Worker {
     /// The shell is to start it.
     Starting,
     /// It waits for a message.
-    Idle { since: Moment },
+    Idle { life: Life },
     /// It has a message; its client may have left.
-    Busy { since: Moment, job: Option<Place>, until: Option<Moment> },
-    /// It was killed. Where a job has paid for that it is replaced at once.
-    Dying { since: Moment, paid: bool },
+    Busy { life: Life, job: Option<Place>, until: Option<Moment> },
+    /// It has closed its input or output, so that it is of no more use; it may still have a job.
+    Closing { life: Life, job: Option<Place>, until: Moment },
+    /// It was killed.
+    Dying { life: Life },
     /// It was dismissed.
     Leaving { terminated: bool },
     /// There is none, and none will come.
@@ -174,7 +184,7 @@ impl Workers {
                 self.queue.remove(network, |&queued| queued == job);
             }
             Phase::Served(seat) => {
-                if let Worker::Busy { job, .. } = &mut self.workers[seat] {
+                if let Worker::Busy { job, .. } | Worker::Closing { job, .. } = &mut self.workers[seat] {
                     *job = None;
                 }
             }
@@ -192,7 +202,7 @@ impl Workers {
     /// A worker was started.
     pub fn handle_started(&mut self, now: Moment, seat: Seat) {
         if self.workers[seat] == Worker::Starting {
-            self.workers[seat] = Worker::Idle { since: now };
+            self.workers[seat] = Worker::Idle { life: Life { since: now, useful: false } };
             if self.ending_since.is_some() {
                 self.dismiss(seat);
             }
@@ -204,7 +214,7 @@ impl Workers {
     /// A worker could not be started. Where no other is there, the next job fails for it.
     pub fn handle_not_started(&mut self, now: Moment, seat: Seat) {
         if self.workers[seat] == Worker::Starting {
-            self.free(now, seat, None, false);
+            self.free(now, seat, None);
             if !self.workers.iter().any(|&worker| works(worker))
                 && let Some(job) = self.queue.pop()
             {
@@ -216,39 +226,62 @@ impl Workers {
 
     /// A worker has answered. Returns the job whose client gets the answer, if it is still there.
     pub fn handle_answer(&mut self, now: Moment, seat: Seat, failed: bool) -> Option<Place> {
-        match self.workers[seat] {
-            Worker::Busy { since, job, .. } => {
-                self.workers[seat] = Worker::Idle { since };
-                if let Some(job) = job
-                    && let Some(job) = &mut self.jobs[job]
-                {
-                    job.phase = Phase::Answering { failed };
-                }
-                self.assign(now);
-                self.check_invariants();
+        let answered = match &mut self.workers[seat] {
+            worker @ Worker::Busy { .. } => {
+                let Worker::Busy { life, job, .. } = *worker else { return None };
+                *worker = Worker::Idle { life: Life { useful: true, ..life } };
                 job
             }
-            Worker::Idle { .. } | Worker::Leaving { .. } => {
-                self.handle_nonsense(now, seat, false);
-                None
+            Worker::Closing { life, job: job @ Some(_), .. } => {
+                life.useful = true;
+                job.take()
             }
-            Worker::Dying { .. } | Worker::Down { .. } | Worker::Starting | Worker::Gone => None,
+            Worker::Idle { .. } | Worker::Leaving { .. } | Worker::Closing { job: None, .. } => {
+                self.handle_nonsense(now, seat, false);
+                return None;
+            }
+            Worker::Dying { .. } | Worker::Down { .. } | Worker::Starting | Worker::Gone => return None,
+        };
+        if let Some(job) = answered
+            && let Some(job) = &mut self.jobs[job]
+        {
+            job.phase = Phase::Answering { failed };
         }
+        self.assign(now);
+        self.check_invariants();
+        answered
+    }
+
+    /// A worker has closed its input or output: most likely it is about to end, and how it ends is
+    /// why its job fails. It gets no other.
+    pub fn handle_closed(&mut self, now: Moment, seat: Seat) {
+        let until = now + END_WITHIN;
+        match self.workers[seat] {
+            Worker::Busy { life, job, .. } => self.workers[seat] = Worker::Closing { life, job, until },
+            Worker::Idle { life } => self.workers[seat] = Worker::Closing { life, job: None, until },
+            Worker::Closing { .. }
+            | Worker::Leaving { .. }
+            | Worker::Dying { .. }
+            | Worker::Down { .. }
+            | Worker::Starting
+            | Worker::Gone => {}
+        }
+        self.check_invariants();
     }
 
     /// What a worker wrote cannot be understood, or was not asked for: it is killed, and its job
     /// fails, unless its message was `untouched`.
     pub fn handle_nonsense(&mut self, now: Moment, seat: Seat, untouched: bool) {
         match self.workers[seat] {
-            Worker::Busy { since, job, .. } => {
-                self.kill(seat, since, !untouched);
+            Worker::Busy { life, job, .. } | Worker::Closing { life, job, .. } => {
+                self.kill(seat, Life { useful: life.useful || job.is_some() && !untouched, ..life });
                 if let Some(job) = job {
                     self.give_up(job, Reason::HandlerError, untouched);
                 }
                 self.assign(now);
             }
-            Worker::Idle { since } => self.kill(seat, since, false),
-            Worker::Leaving { .. } => self.kill(seat, now, false),
+            Worker::Idle { life } => self.kill(seat, life),
+            Worker::Leaving { .. } => self.kill(seat, Life { since: now, useful: false }),
             Worker::Dying { .. } | Worker::Down { .. } | Worker::Starting | Worker::Gone => {}
         }
         self.check_invariants();
@@ -258,14 +291,14 @@ impl Workers {
     /// worker has left the message `untouched`.
     pub fn handle_ended(&mut self, now: Moment, seat: Seat, reason: Reason, untouched: bool) {
         match self.workers[seat] {
-            Worker::Busy { since, job, .. } => {
+            Worker::Busy { life, job, .. } | Worker::Closing { life, job, .. } => {
                 if let Some(job) = job {
                     self.give_up(job, reason, untouched);
                 }
-                self.free(now, seat, Some(since), !untouched);
+                let useful = life.useful || job.is_some() && !untouched;
+                self.free(now, seat, Some(Life { useful, ..life }));
             }
-            Worker::Idle { since } => self.free(now, seat, Some(since), false),
-            Worker::Dying { since, paid } => self.free(now, seat, Some(since), paid),
+            Worker::Idle { life } | Worker::Dying { life } => self.free(now, seat, Some(life)),
             Worker::Leaving { .. } => self.workers[seat] = Worker::Gone,
             Worker::Down { .. } | Worker::Starting | Worker::Gone => {}
         }
@@ -273,44 +306,20 @@ impl Workers {
         self.check_invariants();
     }
 
-    /// All is to end: jobs fail, workers are dismissed, those that have a job are killed.
-    pub fn handle_stop(&mut self, now: Moment) {
-        if self.ending_since.is_some() {
-            return;
-        }
-        self.ending_since = Some(now);
-        for job in 0..self.jobs.len() {
-            self.handle_end(job, End::Failed(Reason::Stopping));
-        }
-        for seat in 0..self.workers.len() {
-            match self.workers[seat] {
-                Worker::Down { .. } => self.workers[seat] = Worker::Gone,
-                Worker::Idle { .. } => self.dismiss(seat),
-                Worker::Busy { since, .. } => self.kill(seat, since, true),
-                Worker::Starting | Worker::Dying { .. } | Worker::Leaving { .. } | Worker::Gone => {}
-            }
-        }
-        self.check_invariants();
-    }
-
-    /// Whether no worker is left, nor will come.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.workers.iter().all(|&worker| worker == Worker::Gone)
-    }
-
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Moment) {
         for seat in 0..self.workers.len() {
             match self.workers[seat] {
-                Worker::Busy { since, job, until: Some(until) } if until <= now => {
-                    self.kill(seat, since, true);
+                Worker::Busy { life, job, until: Some(until) } if until <= now => {
+                    self.kill(seat, Life { useful: true, ..life });
                     if let Some(job) = job {
                         self.end(job, End::Failed(Reason::TimeLimit));
                     }
                 }
+                Worker::Closing { until, .. } if until <= now => self.handle_nonsense(now, seat, false),
                 Worker::Leaving { terminated } => self.press(now, seat, terminated),
                 Worker::Busy { .. }
+                | Worker::Closing { .. }
                 | Worker::Down { .. }
                 | Worker::Starting
                 | Worker::Idle { .. }
@@ -331,10 +340,10 @@ impl Workers {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Moment> {
         let due = |&worker: &Worker| match worker {
-            Worker::Down { start_at } => Some(start_at),
+            Worker::Down { start_at: at } | Worker::Closing { until: at, .. } => Some(at),
             Worker::Busy { until, .. } => until,
-            Worker::Leaving { terminated: false } => self.ending_since.map(|since| since + TERMINATE_AFTER),
-            Worker::Leaving { terminated: true } => self.ending_since.map(|since| since + KILL_AFTER),
+            Worker::Leaving { terminated: false } => self.ending_since.map(ending::terminate_at),
+            Worker::Leaving { terminated: true } => self.ending_since.map(ending::kill_at),
             Worker::Starting | Worker::Idle { .. } | Worker::Dying { .. } | Worker::Gone => None,
         };
         self.workers.iter().filter_map(due).min()
@@ -342,11 +351,11 @@ impl Workers {
 
     /// Gives waiting jobs to idle workers.
     fn assign(&mut self, now: Moment) {
-        while let Some((seat, since)) = self.idle()
+        while let Some((seat, life)) = self.idle()
             && let Some(job) = self.queue.pop()
         {
             let until = self.settings.time_limit.map(|limit| now + limit);
-            self.workers[seat] = Worker::Busy { since, job: Some(job), until };
+            self.workers[seat] = Worker::Busy { life, job: Some(job), until };
             if let Some(found) = &mut self.jobs[job] {
                 found.phase = Phase::Served(seat);
             }
@@ -354,12 +363,13 @@ impl Workers {
         }
     }
 
-    fn idle(&self) -> Option<(Seat, Moment)> {
+    fn idle(&self) -> Option<(Seat, Life)> {
         self.workers.iter().enumerate().find_map(|(seat, worker)| match worker {
-            Worker::Idle { since } => Some((seat, *since)),
+            Worker::Idle { life } => Some((seat, *life)),
             Worker::Down { .. }
             | Worker::Starting
             | Worker::Busy { .. }
+            | Worker::Closing { .. }
             | Worker::Dying { .. }
             | Worker::Leaving { .. }
             | Worker::Gone => None,
@@ -385,41 +395,23 @@ impl Workers {
         self.actions.push_back(Action::End { job, end });
     }
 
-    fn kill(&mut self, seat: Seat, since: Moment, paid: bool) {
-        self.workers[seat] = Worker::Dying { since, paid };
+    fn kill(&mut self, seat: Seat, life: Life) {
+        self.workers[seat] = Worker::Dying { life };
         self.actions.push_back(Action::Kill(seat));
     }
 
-    fn dismiss(&mut self, seat: Seat) {
-        self.workers[seat] = Worker::Leaving { terminated: false };
-        self.actions.push_back(Action::Dismiss(seat));
-    }
-
-    /// A worker that was dismissed is still there.
-    fn press(&mut self, now: Moment, seat: Seat, terminated: bool) {
-        let Some(since) = self.ending_since else {
-            return;
-        };
-        if since + KILL_AFTER <= now {
-            self.kill(seat, since, false);
-        } else if !terminated && since + TERMINATE_AFTER <= now {
-            self.workers[seat] = Worker::Leaving { terminated: true };
-            self.actions.push_back(Action::Terminate(seat));
-        }
-    }
-
     /// A seat has nobody any more.
-    fn free(&mut self, now: Moment, seat: Seat, since: Option<Moment>, paid: bool) {
+    fn free(&mut self, now: Moment, seat: Seat, life: Option<Life>) {
         if self.ending_since.is_some() {
             self.workers[seat] = Worker::Gone;
             return;
         }
-        let death = Death { ready_since: since, cannot_start: false };
-        let start_at = match paid {
-            true => now,
-            false => match self.restarts[seat].after_death(now, death) {
+        let death = Death { ready_since: life.map(|life| life.since), cannot_start: false };
+        let start_at = match life {
+            Some(Life { useful: true, .. }) => now,
+            Some(_) | None => match self.restarts[seat].after_death(now, death) {
                 Verdict::StartAt(at) => at,
-                Verdict::GiveUp => now + KILL_AFTER,
+                Verdict::GiveUp => unreachable!("nobody said that it cannot start"),
             },
         };
         self.workers[seat] = Worker::Down { start_at };
@@ -452,7 +444,9 @@ impl Workers {
                 .map(|(place, _)| place)
                 .collect();
             match worker {
-                Worker::Busy { job, .. } => assert_eq!(served, Vec::from_iter(*job), "worker {seat}"),
+                Worker::Busy { job, .. } | Worker::Closing { job, .. } => {
+                    assert_eq!(served, Vec::from_iter(*job), "worker {seat}")
+                }
                 other => assert!(served.is_empty(), "worker {seat} is {other:?}"),
             }
         }
@@ -463,6 +457,10 @@ impl Workers {
 fn works(worker: Worker) -> bool {
     match worker {
         Worker::Starting | Worker::Idle { .. } | Worker::Busy { .. } => true,
-        Worker::Down { .. } | Worker::Dying { .. } | Worker::Leaving { .. } | Worker::Gone => false,
+        Worker::Down { .. }
+        | Worker::Closing { .. }
+        | Worker::Dying { .. }
+        | Worker::Leaving { .. }
+        | Worker::Gone => false,
     }
 }

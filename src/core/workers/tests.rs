@@ -170,6 +170,36 @@ fn a_worker_that_speaks_unasked_is_killed() {
 }
 
 #[test]
+fn a_worker_that_closes_its_output_is_waited_for_but_not_long() {
+    let mut pool = started(1, None);
+    ask(&mut pool, 1, 0);
+    actions(&mut pool);
+    pool.handle_closed(at(2), 0);
+    ask(&mut pool, 3, 1);
+    assert_eq!(actions(&mut pool), [], "it gets nothing more");
+    pool.handle_ended(at(3), 0, Reason::Exit(4), false);
+    assert_eq!(actions(&mut pool), [failed(0, Reason::Exit(4)), Action::Start(0)]);
+    pool.handle_started(at(4), 0);
+    actions(&mut pool);
+    pool.handle_closed(at(5), 0);
+    pool.handle_timeout(pool.poll_timeout().unwrap());
+    assert_eq!(actions(&mut pool), [Action::Kill(0), failed(1, Reason::HandlerError)]);
+}
+
+#[test]
+fn a_worker_that_ends_after_each_job_is_replaced_at_once() {
+    let mut pool = started(1, None);
+    for job in 0..9 {
+        ask(&mut pool, 1, job);
+        assert_eq!(actions(&mut pool), [Action::Hand { job, seat: 0 }]);
+        assert_eq!(pool.handle_answer(at(1), 0, false), Some(job));
+        pool.handle_ended(at(1), 0, Reason::Exit(0), false);
+        assert_eq!(actions(&mut pool), [Action::Start(0)]);
+        pool.handle_started(at(1), 0);
+    }
+}
+
+#[test]
 fn where_nothing_can_be_started_one_job_fails_for_each_attempt() {
     let settings = Settings { workers: 1, time_limit: None };
     let mut pool = Workers::new(at(0), settings, 7);
@@ -301,6 +331,7 @@ impl World {
                 }
             }
             7 => self.die(seat, which % 2 == 1),
+            11 if self.living[seat].is_some() => self.pool.handle_closed(at(self.now), seat),
             8 if self.living[seat].is_some() => {
                 self.pool.handle_nonsense(at(self.now), seat, which % 2 == 1);
             }
@@ -318,7 +349,7 @@ proptest! {
     fn whatever_happens_each_job_ends_once_and_no_worker_has_two(
         workers in 1usize..4,
         time_limit in prop::option::of(5u64..200),
-        steps in prop::collection::vec((0u8..11, 0usize..60, prop::bool::weighted(0.9)), 1..200),
+        steps in prop::collection::vec((0u8..12, 0usize..60, prop::bool::weighted(0.9)), 1..200),
     ) {
         let mut world = World::new(workers, time_limit);
         world.act(true);

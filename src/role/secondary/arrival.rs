@@ -92,6 +92,10 @@ impl Secondary {
             self.open_run(reactor, kind, stream, client, job);
             return;
         }
+        if self.crews.crew(kind).is_some() {
+            self.open_asker(reactor, kind, stream, client, job);
+            return;
+        }
         let session = self.handlers.open(kind);
         self.open_exchange(reactor, Exchange::new(stream, job, session, reactor.now()));
     }
@@ -265,6 +269,14 @@ impl Secondary {
         let Arrival { kind, client, .. } = self.arrivals[key];
         drop(self.leave(reactor, key));
         self.reject(kind, client);
+    }
+
+    /// This process ends: nobody of them gets a job here.
+    pub(super) fn dismiss_all(&mut self, reactor: &mut Handle<Key>) {
+        let all: Vec<usize> = self.arrivals.iter().map(|(key, _)| key).collect();
+        for key in all {
+            drop(self.leave(reactor, key));
+        }
     }
 
     fn leave(&mut self, reactor: &mut Handle<Key>, key: usize) -> TcpStream {

@@ -18,7 +18,7 @@ use crate::os::process::{Command, Identity, Plan};
 use crate::os::{account, landlock};
 
 /// Variables that only we set.
-const OWN_VARIABLES: [&str; 3] = ["OSPS_TYPE", "OSPS_JOB", "OSPS_RUN"];
+const OWN_VARIABLES: [&str; 4] = ["OSPS_TYPE", "OSPS_JOB", "OSPS_RUN", "OSPS_WORKER"];
 
 /// The command of one request type.
 #[derive(Debug)]

@@ -129,7 +129,7 @@ impl Exchange {
 }
 
 /// The kernel gives up a peer that takes nothing (`TCP_USER_TIMEOUT`, tcp(7)); others break off.
-fn why_broken(error: &io::Error) -> Reason {
+pub(super) fn why_broken(error: &io::Error) -> Reason {
     if error.kind() == io::ErrorKind::TimedOut { Reason::ConnectionTimedOut } else { Reason::ConnectionLost }
 }
 

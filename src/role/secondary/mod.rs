@@ -2,8 +2,11 @@
 
 mod arrival;
 mod commands;
+mod crews;
 mod exchange;
+mod messages;
 mod runs;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -37,6 +40,7 @@ use crate::wire::tube::Command;
 
 use arrival::Arrival;
 use commands::CommandType;
+use crews::Crews;
 use exchange::Exchange;
 use runs::Runs;
 
@@ -56,6 +60,14 @@ enum Key {
     Run(usize),
     /// The standard error of a command, by the same place.
     Errors(usize),
+    /// The client of a job that workers serve, by its place among them.
+    Asker(usize),
+    /// The standard input of a worker, by its place among them,
+    WorkerInput(usize),
+    /// its standard output,
+    WorkerOutput(usize),
+    /// its standard error.
+    WorkerErrors(usize),
     /// `dwtube<n>`, to read.
     Tube,
     /// `wdtube<n>`, writable again.
@@ -73,6 +85,8 @@ enum Timer {
     Arrival(usize),
     /// Something is due with a command.
     Run(usize),
+    /// The client of a job that workers serve has been silent for too long.
+    Asker(usize),
     /// Accept again: descriptors had run out.
     Accept,
 }
@@ -99,6 +113,8 @@ struct Secondary {
     undecided: Undecided,
     /// Jobs that commands serve.
     runs: Runs,
+    /// Workers and their jobs.
+    crews: Crews,
     /// Jobs were announced in this turn.
     announced: bool,
     timers: Timers<Timer>,
@@ -144,6 +160,7 @@ impl Secondary {
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let (watchdog, since) = liveness.watchdog_page().watchdog();
         let tree = format!("{watchdog}.{since}");
+        let crews = Crews::of(&sheet.config, &tree, sheet.open_files, reactor.now())?;
         let types_of_commands = CommandType::of(&sheet.config, &tree, sheet.open_files)?;
         let mut secondary = Self {
             handlers: Handlers::new(&sheet.config, sheet.slot),
@@ -157,6 +174,7 @@ impl Secondary {
             arrivals: Slab::new(),
             undecided: Undecided::default(),
             runs: Runs::new(types_of_commands, tree),
+            crews,
             announced: false,
             timers: Timers::default(),
             tube,
@@ -180,6 +198,7 @@ impl Secondary {
         if secondary.is_orphan() {
             secondary.service.handle_drain(reactor.now());
         }
+        secondary.run_crews(reactor);
         Ok(secondary)
     }
 
@@ -295,16 +314,25 @@ impl Secondary {
         self.liveness.ring();
     }
 
+    /// The watchdog holds these sockets open: only deregistering ends our interest.
+    fn stop_accepting(&mut self, reactor: &mut Handle<Key>) {
+        for Listener { mut socket, id, .. } in self.listeners.drain(..) {
+            reactor.deregister(&mut socket, id);
+        }
+    }
+
+    /// No job is left: ends, once no worker is left either.
+    fn end(&mut self, reactor: &mut Handle<Key>) {
+        self.stop_accepting(reactor);
+        self.dismiss_all(reactor);
+        self.end_crews(reactor);
+    }
+
     /// Does what the core says.
     fn carry_out(&mut self, reactor: &mut Handle<Key>, action: Action) {
         match action {
             Action::Tell(command) => self.to_principal.push(command),
-            Action::StopAccepting => {
-                // The watchdog holds these sockets open: only deregistering ends our interest.
-                for Listener { mut socket, id, .. } in self.listeners.drain(..) {
-                    reactor.deregister(&mut socket, id);
-                }
-            }
+            Action::StopAccepting => self.stop_accepting(reactor),
             Action::Declare(departure) => self.declare(departure),
             Action::CutAll => {
                 let open: Vec<usize> = self.exchanges.iter().map(|(key, _)| key).collect();
@@ -315,8 +343,9 @@ impl Secondary {
                     self.close_exchange(reactor, key, End::Failed(Reason::Stopping));
                 }
                 self.cut_runs(reactor);
+                self.cut_askers(reactor);
             }
-            Action::End => reactor.stop(),
+            Action::End => self.end(reactor),
         }
     }
 }
@@ -365,6 +394,13 @@ impl Role for Secondary {
                 Progress::Drained
             }
             Key::Errors(key) => self.read_errors(key),
+            Key::Asker(key) => self.on_asker(reactor, key, ready),
+            Key::WorkerInput(place) => {
+                self.on_worker_input(reactor, place);
+                Progress::Drained
+            }
+            Key::WorkerOutput(place) => self.on_worker_output(reactor, place, ready),
+            Key::WorkerErrors(place) => self.read_worker_errors(place),
             Key::Tube => self.read_tube(),
             Key::TubeRoom => Progress::Drained,
             Key::Orders => {
@@ -383,7 +419,8 @@ impl Role for Secondary {
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.timers.next().into_iter().chain(self.service.poll_timeout()).min()
+        let others = [self.service.poll_timeout(), self.crews.poll_timeout()];
+        self.timers.next().into_iter().chain(others.into_iter().flatten()).min()
     }
 
     fn on_deadline(&mut self, reactor: &mut Handle<Key>) {
@@ -396,6 +433,7 @@ impl Role for Secondary {
                 Timer::Exchange(key) => self.on_exchange_timer(reactor, key),
                 Timer::Arrival(key) => self.on_arrival_timer(reactor, key),
                 Timer::Run(key) => self.on_run_timer(reactor, key),
+                Timer::Asker(key) => self.on_asker_timer(reactor, key),
                 Timer::Accept => {
                     self.scarcity.paused();
                     for listener in &self.listeners {
@@ -403,6 +441,9 @@ impl Role for Secondary {
                     }
                 }
             }
+        }
+        if self.crews.poll_timeout().is_some_and(|at| at <= reactor.now()) {
+            self.on_crews_timeout(reactor);
         }
         if self.service.poll_timeout().is_some_and(|at| at <= reactor.now()) {
             self.service.handle_timeout(reactor.now(), self.surroundings());
@@ -419,6 +460,9 @@ impl Role for Secondary {
         }
         while let Some(action) = self.service.poll_action() {
             self.carry_out(reactor, action);
+        }
+        if self.crews.have_ended() {
+            reactor.stop();
         }
         self.to_principal.flush_or_watch(reactor, Key::TubeRoom);
     }

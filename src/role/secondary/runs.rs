@@ -213,18 +213,23 @@ impl Secondary {
 
     /// SIGCHLD: some children have ended, leaders of commands or those that came to us as orphans.
     pub(super) fn reap(&mut self, reactor: &mut Handle<Key>) {
-        let mut strays = false;
+        let (mut strays, mut workers) = (false, false);
         for _ in 0..REAPED_PER_TURN {
             let Ok(Some((pid, exit))) = descendants::ended_child() else {
                 break;
             };
-            if let Some(&key) = self.runs.leaders.get(&pid) {
+            if self.worker_ended(reactor, pid, exit) {
+                workers = true;
+            } else if let Some(&key) = self.runs.leaders.get(&pid) {
                 self.leader_ended(reactor, key, pid, exit);
                 self.runs.leaders.remove(&pid);
             } else {
                 strays = true;
             }
             descendants::reap(pid);
+        }
+        if workers {
+            self.run_crews(reactor);
         }
         if strays {
             // Perhaps somebody waits for just those.
@@ -365,7 +370,8 @@ impl Secondary {
     /// Sends a signal to all who belong to a job's command. Returns whether any of them was there
     /// beside its leader and its process group.
     fn sweep(&mut self, key: usize, signal: Signal) -> bool {
-        let Runs { all, leaders, tree, started, strangers, .. } = &mut self.runs;
+        let Self { crews, runs: Runs { all, leaders, tree, started, strangers, .. }, .. } = self;
+        let is_known = |pid: u32| leaders.contains_key(&pid) || crews.is_worker(pid);
         let Some(Run { job, stage: Stage::Running { leader, command, .. }, .. }) = all.get(key) else {
             return false;
         };
@@ -384,14 +390,14 @@ impl Secondary {
         }
         let children = descendants::own_children();
         strangers.retain(|pid, _| children.contains(pid));
-        for pid in children.into_iter().filter(|pid| !leaders.contains_key(pid)) {
+        for pid in children.into_iter().filter(|&pid| !is_known(pid)) {
             let Some(stat) = proc::stat(pid).ok().filter(|stat| !matches!(stat.letter, 'Z' | 'X')) else {
                 continue;
             };
             let group = u32::try_from(stat.group).unwrap_or(0);
             let belongs = match descendants::job_of(pid, tree) {
                 _ if group == leader => true,
-                _ if leaders.contains_key(&group) => false,
+                _ if is_known(group) => false,
                 Some(of) if of == job => true,
                 Some(of) => !all.iter().any(|(_, run)| run.job.number == of),
                 None => {

@@ -1,0 +1,263 @@
+//! A worker: a process that stays, with its three pipes.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use mio::Interest;
+use mio::unix::SourceFd;
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::ioctl_fionread;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::core::job::JobNumber;
+use crate::core::workers::{Place, Seat};
+use crate::os::process::{Command, NotStarted};
+use crate::os::reactor::{Handle, Progress, Ready, SourceId};
+use crate::os::stream::{Received, Unread, write_some};
+use crate::role::secondary::Key;
+use crate::wire::client::TypeIndex;
+use crate::wire::frame::{Answer, Decoder, Wrong};
+use crate::wire::lines::Lines;
+
+/// Of standard error as much is read in one turn.
+const ERRORS_PER_TURN: usize = 16 * 1024;
+/// Longer lines of standard error are cut.
+const LONGEST_LINE: usize = 1024;
+
+/// A worker that was not reaped yet.
+pub struct Worker {
+    /// Its pid, and the number of its process group.
+    pub pid: u32,
+    /// Marks what it has started: among all workers that its secondary has had.
+    pub number: u64,
+    /// What it serves.
+    pub kind: TypeIndex,
+    /// Where it stands among those of its type.
+    pub seat: Seat,
+    /// The job whose message it has.
+    pub job: Option<(Place, JobNumber)>,
+    /// `None` once it was dismissed, or has closed its end.
+    input: Option<Pipe>,
+    output: Pipe,
+    errors: Pipe,
+    /// The message that it was given last, as far as it was not answered.
+    frame: Vec<u8>,
+    /// As much of that is in the pipe.
+    written: usize,
+    decoder: Decoder,
+    unread: Unread,
+    lines: Lines<LONGEST_LINE>,
+}
+
+/// Our end of a pipe.
+struct Pipe {
+    file: File,
+    id: Option<SourceId>,
+}
+
+/// What came out of a worker.
+#[derive(Debug)]
+pub enum Output {
+    /// An answer.
+    Answer(Answer),
+    /// Part of one.
+    More,
+    /// What there was is taken.
+    Nothing,
+    /// It has closed its output.
+    End,
+    /// It broke the rules.
+    Wrong(Wrong),
+}
+
+impl Worker {
+    /// Starts one for that seat, whose answers may be so long.
+    ///
+    /// # Errors
+    /// [`NotStarted`].
+    pub fn start(
+        command: &mut Command,
+        name: &str,
+        number: u64,
+        (kind, seat): (TypeIndex, Seat),
+        max_message: usize,
+    ) -> Result<Self, NotStarted> {
+        let not_started = |source| NotStarted { step: "create its pipes", source };
+        let (its_input, input) = pipe().map_err(not_started)?;
+        let (output, its_output) = pipe().map_err(not_started)?;
+        let (errors, its_errors) = pipe().map_err(not_started)?;
+        let ours = |fd: OwnedFd| {
+            // Of our end alone: the worker's stays as programs expect it.
+            fcntl_setfl(&fd, OFlags::NONBLOCK)?;
+            Ok(Pipe { file: File::from(fd), id: None })
+        };
+        let (input, output, errors) = (ours(input), ours(output), ours(errors));
+        let pipes = [input, output, errors].map(|pipe| pipe.map_err(not_started));
+        let [input, output, errors] = pipes;
+        let (input, output, errors) = (input?, output?, errors?);
+        let streams = [its_input.as_fd(), its_output.as_fd(), its_errors.as_fd()];
+        let pid =
+            command.start(streams, &[("OSPS_TYPE", name.to_owned()), ("OSPS_WORKER", number.to_string())])?;
+        Ok(Self {
+            pid,
+            number,
+            kind,
+            seat,
+            job: None,
+            input: Some(input),
+            output,
+            errors,
+            frame: Vec::new(),
+            written: 0,
+            decoder: Decoder::new(max_message),
+            unread: Unread::default(),
+            lines: Lines::default(),
+        })
+    }
+
+    /// Has the reactor tell of its pipes, by its place.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says.
+    pub fn watch(&mut self, reactor: &mut Handle<Key>, place: usize) -> io::Result<()> {
+        if let Some(input) = &mut self.input {
+            input.watch(reactor, Key::WorkerInput(place), Interest::WRITABLE)?;
+        }
+        self.output.watch(reactor, Key::WorkerOutput(place), Interest::READABLE)?;
+        self.errors.watch(reactor, Key::WorkerErrors(place), Interest::READABLE)
+    }
+
+    /// Ends that; must come before it is dropped.
+    pub fn unwatch(&mut self, reactor: &mut Handle<Key>) {
+        self.close_input(reactor);
+        self.output.unwatch(reactor);
+        self.errors.unwatch(reactor);
+    }
+
+    /// It finds the end of its input.
+    pub fn close_input(&mut self, reactor: &mut Handle<Key>) {
+        if let Some(mut input) = self.input.take() {
+            input.unwatch(reactor);
+        }
+    }
+
+    /// Gives it the message of a job, framed.
+    ///
+    /// # Errors
+    /// It has closed its input.
+    pub fn give(&mut self, job: (Place, JobNumber), frame: Vec<u8>) -> io::Result<()> {
+        debug_assert!(self.frame.is_empty(), "one job at a time");
+        (self.job, self.frame, self.written) = (Some(job), frame, 0);
+        self.write()
+    }
+
+    /// Writes of the message what the pipe takes now.
+    ///
+    /// # Errors
+    /// It has closed its input.
+    pub fn write(&mut self) -> io::Result<()> {
+        if self.written < self.frame.len() {
+            let input = self.input.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+            self.written += write_some(&mut input.file, &self.frame[self.written..])?;
+        }
+        Ok(())
+    }
+
+    /// Takes back the message that it was given, if it has not begun to read it: all that was
+    /// written stands in the pipe.
+    pub fn take_back(&mut self) -> Option<((Place, JobNumber), Vec<u8>)> {
+        let unread = match &self.input {
+            Some(input) => ioctl_fionread(&input.file).ok()?,
+            None => return None,
+        };
+        if unread != self.written as u64 {
+            return None;
+        }
+        let job = self.job.take()?;
+        self.written = 0;
+        Some((job, std::mem::take(&mut self.frame)))
+    }
+
+    /// Takes note that there is output.
+    pub fn note(&mut self, ready: Ready) {
+        self.unread.note(ready);
+    }
+
+    /// Whether there may be more output.
+    pub fn has_more(&self) -> bool {
+        self.unread.is_likely()
+    }
+
+    /// Reads once.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Output {
+        if !self.unread.is_likely() {
+            return Output::Nothing;
+        }
+        match self.unread.read(&mut self.output.file, buffer) {
+            Ok(Received::Bytes(length)) => match self.decoder.feed(&buffer[..length]) {
+                Ok(Some(_)) if !self.has_taken_message() => Output::Wrong(Wrong::Unasked),
+                Ok(Some(answer)) => {
+                    self.frame = Vec::new();
+                    self.written = 0;
+                    Output::Answer(answer)
+                }
+                Ok(None) => Output::More,
+                Err(wrong) => Output::Wrong(wrong),
+            },
+            Ok(Received::Nothing) => Output::Nothing,
+            Ok(Received::End) | Err(_) => Output::End,
+        }
+    }
+
+    /// Whether it has read all of the message that it was given: who answers before that, answers
+    /// something else.
+    fn has_taken_message(&self) -> bool {
+        let is_empty = |input: &Pipe| ioctl_fionread(&input.file).is_ok_and(|unread| unread == 0);
+        self.written == self.frame.len() && self.input.as_ref().is_none_or(is_empty)
+    }
+
+    /// Whether it has written something while it had no job: what stands in the pipe now must not be
+    /// taken for an answer to the next one.
+    pub fn has_spoken(&self) -> bool {
+        ioctl_fionread(&self.output.file).is_ok_and(|unread| unread > 0)
+    }
+
+    /// Hands on what it has written to its standard error, by lines.
+    pub fn read_errors(&mut self, mut say: impl FnMut(&[u8])) -> Progress {
+        let mut buffer = [0; 4096];
+        for _ in 0..ERRORS_PER_TURN / buffer.len() {
+            match self.errors.file.read(&mut buffer) {
+                Ok(0) => return Progress::Drained,
+                Ok(length) => self.lines.feed(&buffer[..length], &mut say),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Progress::Drained,
+            }
+        }
+        Progress::Again
+    }
+
+    /// Hands on the line that has no end.
+    pub fn last_words(&mut self, say: impl FnOnce(&[u8])) {
+        self.lines.finish(say);
+    }
+}
+
+impl Pipe {
+    fn watch(&mut self, reactor: &mut Handle<Key>, key: Key, interest: Interest) -> io::Result<()> {
+        let fd = self.file.as_raw_fd();
+        self.id = Some(reactor.register(&mut SourceFd(&fd), key, interest)?);
+        Ok(())
+    }
+
+    fn unwatch(&mut self, reactor: &mut Handle<Key>) {
+        if let Some(id) = self.id.take() {
+            reactor.deregister(&mut SourceFd(&self.file.as_raw_fd()), id);
+        }
+    }
+}
+
+/// A pipe: the end to read from, the end to write to.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe_with(PipeFlags::CLOEXEC)?)
+}
