@@ -1,4 +1,5 @@
-//! What a job of a command costs: `/bin/cat` for each job, beside `tcpserver` of ucspi-tcp, which
+//! What a job of a command costs: `/bin/cat` for each job, and a worker that stays
+//! (`examples/worker.rs`), beside `tcpserver` of ucspi-tcp, which
 //! forks and executes it for each connection and does nothing else.
 //!
 //! Both have one core for all that they start, the 16 clients have the other. A client of OSPS keeps
@@ -25,7 +26,8 @@ const JOBS: usize = 1_000;
 const ROUNDS: usize = 9;
 /// Without `--bench` it is `cargo test`, which wants to know only whether it works.
 const SMOKE_JOBS: usize = 32;
-const LINE: &[u8] = b"what comes goes\n";
+/// In upper case, for that is how the worker answers.
+const LINE: &[u8] = b"WHAT COMES GOES\n";
 const REQUESTS: &str =
     "[[request]]\nname = \"cat\"\nhandler = \"exec\"\ncommand = [\"/bin/cat\"]\ntime_limit = \"60s\"\n";
 
@@ -33,10 +35,17 @@ fn main() {
     let is_bench = env::args().any(|argument| argument == "--bench");
     let (rounds, usual) = if is_bench { (ROUNDS, JOBS) } else { (1, SMOKE_JOBS) };
     let jobs = env::args().find_map(|argument| argument.parse().ok()).unwrap_or(usual);
-    let system = System::start_by("secondaries = 4", REQUESTS, on_first_core);
+    let system = System::start_by(
+        "secondaries = 4",
+        &format!("{REQUESTS}{}", common::worker::request("stays", &[], "")),
+        on_first_core,
+    );
     system.all_ready();
     let peer = Peer::start();
-    let mut servers = vec![("exec", Server::Osps(system.address(), "cat"), Vec::new())];
+    let mut servers = vec![
+        ("exec", Server::Osps(system.address(), "cat"), Vec::new()),
+        ("persistent", Server::Osps(system.address(), "stays"), Vec::new()),
+    ];
     match &peer {
         Some(peer) => servers.insert(0, ("tcpserver", Server::Plain(peer.address), Vec::new())),
         None => println!("tcpserver is not installed (package ucspi-tcp): nothing to compare with"),
