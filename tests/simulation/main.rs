@@ -280,7 +280,7 @@ fn who_is_wrong_is_found_out() {
     ];
     let place = Place::new();
     for (sabotage, rules) in wrongs {
-        let found = (0..400).filter_map(|seed| place.run(seed, sabotage, false).violation);
+        let found = (0..4_000).filter_map(|seed| place.run(seed, sabotage, false).violation);
         assert!(found.map(|violation| violation.rule).any(|rule| rules.contains(&rule)), "{sabotage:?}");
     }
 }
