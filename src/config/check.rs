@@ -23,17 +23,12 @@ const MAX_ADDRESSES: usize = 64;
 pub(super) const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Config {
-    /// Checks what no single value tells; `with_machine`: also users, programs and paths, which a
+    /// Checks what no single value tells; `to_serve_with` these handlers: also users, programs and paths, which a
     /// server needs to start.
     ///
     /// # Errors
     /// The first [`ConfigError::Value`] that is found.
-    pub(super) fn check(
-        &self,
-        source_name: &str,
-        registered: &[&str],
-        with_machine: bool,
-    ) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, source_name: &str, to_serve_with: Option<&[&str]>) -> Result<(), ConfigError> {
         let checks = [
             self.check_listen(),
             self.check_announce(),
@@ -42,11 +37,11 @@ impl Config {
             self.check_counts(),
             self.check_times(),
             self.check_recycling(),
-            self.check_requests(registered),
+            self.check_requests(to_serve_with),
         ];
         let wrong = checks.into_iter().find_map(Result::err);
         let on_machine = || self.look_for_accounts().and_then(|()| self.look_for_commands());
-        match wrong.or_else(|| with_machine.then(on_machine)?.err()) {
+        match wrong.or_else(|| to_serve_with.map(|_| on_machine())?.err()) {
             None => Ok(()),
             Some(Wrong { key, value, wanted }) => {
                 Err(ConfigError::Value { source_name: source_name.to_owned(), key, value, wanted })

@@ -14,8 +14,8 @@ const MAX_PARALLEL: usize = 4096;
 const LONGEST_MESSAGE: Size = Size(1 << 30);
 
 impl Config {
-    /// Checks each request type; handlers of these names are registered.
-    pub(super) fn check_requests(&self, registered: &[&str]) -> Result<(), Wrong> {
+    /// Checks each request type; to be served, where handlers of these names are registered.
+    pub(super) fn check_requests(&self, to_serve_with: Option<&[&str]>) -> Result<(), Wrong> {
         between("the number of [[request]]", self.request.len(), 1, MAX_TYPES)?;
         for (index, request) in self.request.iter().enumerate() {
             let name = &request.name;
@@ -26,8 +26,11 @@ impl Config {
             if self.request[..index].iter().any(|other| other.name == *name) {
                 return wrong("request.name", quoted(name), "is there twice: names must differ");
             }
-            check_handler(request, registered)?;
+            if let Some(registered) = to_serve_with {
+                check_handler(request, registered)?;
+            }
             check_delay(request)?;
+            check_settings(request)?;
             check_time(request, "request.time_limit", request.time_limit, Duration::from_millis(1))?;
             if request.handler == Handler::Exec {
                 check_command(request)?;
@@ -89,6 +92,34 @@ fn check_delay(request: &Request) -> Result<(), Wrong> {
             wrong("request.delay", format!("{delay:?}"), wanted)
         }
         Some(_) | None => Ok(()),
+    }
+}
+
+fn check_settings(request: &Request) -> Result<(), Wrong> {
+    let name = &request.name;
+    if !request.settings.is_empty() && !matches!(request.handler, Handler::Registered(_)) {
+        let wanted = format!(
+            "is of no use in request \"{name}\": only handlers that a program has registered have settings"
+        );
+        return wrong("request.settings", "(given)", wanted);
+    }
+    // Servers are told their configuration as JSON.
+    if request.settings.values().any(has_odd_number) {
+        let wanted = format!("in request \"{name}\": numbers must be finite");
+        return wrong("request.settings", &request.settings, wanted);
+    }
+    Ok(())
+}
+
+fn has_odd_number(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::Float(number) => !number.is_finite(),
+        toml::Value::Array(values) => values.iter().any(has_odd_number),
+        toml::Value::Table(table) => table.values().any(has_odd_number),
+        toml::Value::String(_)
+        | toml::Value::Integer(_)
+        | toml::Value::Boolean(_)
+        | toml::Value::Datetime(_) => false,
     }
 }
 
@@ -331,8 +362,28 @@ mod tests {
                     address_space = \"256MiB\"\nopen_files = 64\nfile_size = 4096\nno_new_privs = true\n\
                     read = [\"/usr\", \"/bin\"]\nwrite = [\"/tmp\"]\nlandlock = \"optional\"\n";
         let config: Config = toml::from_str(text).unwrap();
-        config.check("text", &[], true).map_err(|error| error.to_string()).unwrap();
+        config.check("text", Some(&[])).map_err(|error| error.to_string()).unwrap();
         assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn settings_of_a_registered_handler_reach_whoever_is_told_the_configuration() {
+        let settings = "a = 1.5\nb = [1, 1979-05-27T07:32:00Z]\nc = { d = \"e\", f = true }";
+        let text = format!(
+            "[[request]]\nname = \"a\"\nhandler = \"mine\"\n[request.settings]\n{settings}\n\
+             [[request]]\nname = \"b\"\nhandler = \"mine\"\n"
+        );
+        let config: Config = toml::from_str(&text).unwrap();
+        assert!(config.check("text", Some(&["yours"])).is_err());
+        config.check("text", Some(&["yours", "mine"])).map_err(|error| error.to_string()).unwrap();
+        assert_eq!(config.request[0].settings, settings.parse().unwrap());
+        assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
+        let odd = text.replace("1.5", "[nan]");
+        let error =
+            toml::from_str::<Config>(&odd).unwrap().check("text", Some(&["mine"])).unwrap_err().to_string();
+        assert!(error.contains("request.settings") && error.contains("finite"), "{error}");
     }
 
     #[test]
@@ -352,6 +403,8 @@ mod tests {
             ("handler = \"echo\"\ncommand = [\"sort\"]".to_owned(), &["request.command", "exec"]),
             ("handler = \"echo\"\ntime_limit = \"0s\"".to_owned(), &["request.time_limit", "1ms"]),
             ("handler = \"mine\"".to_owned(), &["request.handler", "mine", "echo"]),
+            ("handler = \"echo\"\nsettings = { a = 1 }".to_owned(), &["request.settings", "registered"]),
+            ("handler = \"echo\"\nsettings = 5".to_owned(), &["settings = 5", "a table is wanted"]),
             (exec("delay = \"1s\""), &["request.delay", "exec does not wait"]),
             (exec("mode = \"forever\""), &["mode", "forever", "persistent"]),
             (exec("max_parallel = 0"), &["request.max_parallel", "from 1 to"]),

@@ -68,7 +68,7 @@ pub enum ConfigError {
 }
 
 /// The whole configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Addresses of the control listeners.
@@ -258,21 +258,34 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn load(file: Option<&Path>, runtime_dir: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::read(file, runtime_dir, true)
+        Self::load_with(file, runtime_dir, &[])
     }
 
-    /// As [`Config::load`], for tools: whether users, programs and paths are there does not matter.
+    /// As [`Config::load`], where handlers are registered under these names.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load_with(
+        file: Option<&Path>,
+        runtime_dir: Option<&Path>,
+        registered: &[&str],
+    ) -> Result<Self, ConfigError> {
+        Self::read(file, runtime_dir, Some(registered))
+    }
+
+    /// As [`Config::load`], for tools: whether users, programs, paths and handlers are there does not
+    /// matter.
     ///
     /// # Errors
     /// [`ConfigError`].
     pub fn load_for_tools(file: Option<&Path>, runtime_dir: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::read(file, runtime_dir, false)
+        Self::read(file, runtime_dir, None)
     }
 
     fn read(
         file: Option<&Path>,
         runtime_dir: Option<&Path>,
-        with_machine: bool,
+        to_serve_with: Option<&[&str]>,
     ) -> Result<Self, ConfigError> {
         let default = Path::new(DEFAULT_FILE);
         let file = file.or_else(|| default.exists().then_some(default));
@@ -284,7 +297,7 @@ impl Config {
             config.runtime_dir = runtime_dir.to_owned();
         }
         let name = file.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
-        config.check(&name, &[], with_machine)?;
+        config.check(&name, to_serve_with)?;
         Ok(config)
     }
 
@@ -334,6 +347,7 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
             "; a size is written \"64MiB\" or 4096"
         }
         "command" => "; a list is wanted, the program first, such as [\"sort\", \"-n\"]",
+        "settings" => "; a table is wanted, such as { limit = 5 }",
         "runtime_dir" => "; a path such as \"/run/osps\" is wanted",
         _ => "",
     };
@@ -347,7 +361,7 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
 }
 
 /// What a file says, safe to show on one line of a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let shown = |char: char| if char.is_control() { char.escape_default().to_string() } else { char.into() };
     text.chars().map(shown).collect()
 }
@@ -366,7 +380,7 @@ mod tests {
     #[test]
     fn the_defaults_are_right_and_survive_being_printed() {
         let config = Config::default();
-        assert!(config.check("defaults", &[], true).is_ok());
+        assert!(config.check("defaults", Some(&[])).is_ok());
         assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
         assert_eq!(parse("").unwrap(), config);
     }

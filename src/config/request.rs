@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::config::Size;
 
 /// `[[request]]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// What clients ask for.
@@ -22,6 +22,9 @@ pub struct Request {
     /// How long a job may take from its start; then it fails.
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub time_limit: Option<Duration>,
+    /// For a handler that the program has registered: whatever it wants to be told.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub settings: toml::Table,
     /// For `exec`: the program, looked for in `PATH`, and its arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
@@ -82,6 +85,7 @@ impl Request {
             handler,
             delay: None,
             time_limit: None,
+            settings: toml::Table::new(),
             command: Vec::new(),
             mode: None,
             max_parallel: None,
@@ -99,6 +103,12 @@ impl Request {
             write: None,
             landlock: None,
         }
+    }
+
+    /// How long a session of its handler may take. Commands are looked after otherwise.
+    #[must_use]
+    pub fn session_limit(&self) -> Option<Duration> {
+        self.time_limit.filter(|_| self.handler != Handler::Exec)
     }
 
     /// Whether its command serves many jobs, one after another.
