@@ -189,6 +189,10 @@ pub trait Table {
     /// Notes when a job was claimed. For the secondary only.
     fn note_claim(&self, index: u32, now: Moment);
 
+    /// When the job at that index was claimed, as its secondary has noted; `None` where it had waited
+    /// for longer than can be noted.
+    fn claimed_at(&self, index: u32) -> Option<Moment>;
+
     /// Notes why a job is about to fail. For the secondary that has claimed it only.
     fn note_reason(&self, index: u32, reason: Reason);
 

@@ -121,6 +121,8 @@ pub enum Reason {
     Crowded,
     /// The whole system stops at once.
     Stopping,
+    /// A handler was still at work when the time of its job was over.
+    TimeLimit,
 }
 
 impl Reason {
@@ -136,6 +138,7 @@ impl Reason {
             Self::Orphaned => "not ready when its principal died",
             Self::Crowded => "too many predecessors drain",
             Self::Stopping => "the system stops at once",
+            Self::TimeLimit => "a handler blocked beyond time_limit",
         }
     }
 }

@@ -26,6 +26,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::core::job::{Garbage, Job, JobNumber, Reason, Table, Word};
 use crate::core::moment::Moment;
@@ -161,6 +162,13 @@ impl Table for JobTable {
         }
     }
 
+    fn claimed_at(&self, index: u32) -> Option<Moment> {
+        let at = self.entry(index)?;
+        let micros = u32::try_from(self.page.get(at + 7) & u64::from(u32::MAX)).ok()?;
+        let waited = Duration::from_micros(micros.into());
+        (micros < u32::MAX).then(|| Moment::from_nanos(self.page.get(at + 4)) + waited)
+    }
+
     fn note_reason(&self, index: u32, reason: Reason) {
         if let Some(at) = self.entry(index) {
             let waited = self.page.get(at + 7) & u64::from(u32::MAX);
@@ -220,11 +228,14 @@ mod tests {
         assert_eq!(principal.state(2).map(|word| (word.state, word.holder)), Ok((State::Claimed, 5)));
         assert_eq!(principal.last_published(), 17);
         secondary.note_claim(2, Moment::from_nanos(5_099));
+        assert_eq!(principal.claimed_at(2), Some(Moment::from_nanos(5_099)));
         assert_eq!(principal.reason(2), None);
         secondary.note_reason(2, Reason::Stopping);
         assert_eq!(principal.reason(2), Some(Reason::Stopping));
         secondary.note_group(2, u32::MAX);
         assert_eq!((principal.group(2), principal.job(2)), (u32::MAX, Some(job)));
+        secondary.note_claim(2, Moment::from_nanos(99) + Duration::from_secs(5000));
+        assert_eq!(principal.claimed_at(2), None, "more than an hour is not noted");
         principal.publish(2, 18, Job { jeton: None, ..job });
         assert_eq!(secondary.job(2), Some(Job { jeton: None, ..job }));
         assert_eq!((secondary.last_published(), secondary.tracked_jobs()), (18, 1));

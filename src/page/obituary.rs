@@ -213,7 +213,7 @@ fn unpack_exit(word: u64) -> Option<Exit> {
 }
 
 /// All reasons; a reason's number is its place here, from 1.
-const REASONS: [Reason; 8] = [
+const REASONS: [Reason; 9] = [
     Reason::SlowStart,
     Reason::NoAnswer,
     Reason::Stopped,
@@ -222,6 +222,7 @@ const REASONS: [Reason; 8] = [
     Reason::Orphaned,
     Reason::Crowded,
     Reason::Stopping,
+    Reason::TimeLimit,
 ];
 
 fn pack_reason(reason: Reason) -> u64 {

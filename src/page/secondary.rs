@@ -9,15 +9,18 @@
 //! | 18 | lines in the tube that were no commands |
 //! | 19 | jobs that this incarnation has claimed and not ended |
 //! | 20 | how often the server of this slot has left because it had served for long enough |
-//! | 21..24 | spare |
+//! | 21..24 | the call of a handler that is under way, where the job's time is limited: the job's number (zero: none), its entry in the table, since when (monotonic ns) |
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::core::job::Incarnation;
+use crate::core::moment::Moment;
 use crate::core::name::Name;
+use crate::core::slots::Handling;
 use crate::page::record::{AFTER_RECORD, Record};
 use crate::page::{Access, Kind, Page, PageError, Source, record};
+use crate::wire::tube::JobRef;
 
 const SLOT: usize = 3;
 const REJECTED: usize = AFTER_RECORD;
@@ -25,6 +28,9 @@ const ADMITTED: usize = AFTER_RECORD + 1;
 const MALFORMED: usize = AFTER_RECORD + 2;
 const OPEN: usize = AFTER_RECORD + 3;
 const RECYCLED: usize = AFTER_RECORD + 4;
+const HANDLED: usize = AFTER_RECORD + 5;
+const HANDLED_ENTRY: usize = AFTER_RECORD + 6;
+const HANDLED_SINCE: usize = AFTER_RECORD + 7;
 const WORDS: usize = AFTER_RECORD + 8;
 
 /// The page of one secondary.
@@ -99,6 +105,29 @@ impl SecondaryPage {
         self.page.set(OPEN, u64::from(jobs));
     }
 
+    /// A handler is called for a job whose time is limited.
+    pub fn enter_handler(&self, job: JobRef, now: Moment) {
+        self.page.set(HANDLED_SINCE, now.as_nanos());
+        self.page.set(HANDLED_ENTRY, u64::from(job.index));
+        self.page.set(HANDLED, job.number);
+    }
+
+    /// The handler has come back.
+    pub fn leave_handler(&self) {
+        self.page.set(HANDLED, 0);
+    }
+
+    /// The call of a handler that is under way, where the job's time is limited.
+    #[must_use]
+    pub fn handling(&self) -> Option<Handling> {
+        let since = self.page.get(HANDLED_SINCE);
+        let (number, entry) = (self.page.get(HANDLED), self.page.get(HANDLED_ENTRY));
+        // Calls of one moment differ by their jobs, which the table tells apart.
+        let is_one_call = number != 0 && self.page.get(HANDLED_SINCE) == since;
+        let index = u32::try_from(entry).ok().filter(|_| is_one_call)?;
+        Some(Handling { job: JobRef { index, number }, since: Moment::from_nanos(since) })
+    }
+
     /// Counts a data connection that nobody was waiting for.
     pub fn count_rejected(&self) {
         self.page.add(REJECTED, 1);
@@ -168,4 +197,23 @@ pub struct Counts {
     pub malformed: u64,
     /// Servers that left because they had served for long enough.
     pub recycled: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_of_a_handler_is_seen_while_it_lasts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("page");
+        let secondary = SecondaryPage::create(&path, 1, Counts::default()).unwrap();
+        let principal = SecondaryPage::attach(&path, Access::ReadOnly).unwrap();
+        assert_eq!(principal.handling(), None);
+        let call = Handling { job: JobRef { index: 3, number: 9 }, since: Moment::from_nanos(5) };
+        secondary.enter_handler(call.job, call.since);
+        assert_eq!(principal.handling(), Some(call));
+        secondary.leave_handler();
+        assert_eq!(principal.handling(), None);
+    }
 }

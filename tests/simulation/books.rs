@@ -133,6 +133,10 @@ impl Table for SimTable {
         self.inner.note_claim(index, now);
     }
 
+    fn claimed_at(&self, index: u32) -> Option<Moment> {
+        self.inner.claimed_at(index)
+    }
+
     fn note_reason(&self, index: u32, reason: Reason) {
         self.inner.note_reason(index, reason);
         if let Ok(word) = self.state(index) {

@@ -139,6 +139,9 @@ impl Principal {
                 Action::EndFamily { .. } => {}
                 Action::RefuseWaiting => self.refuse_all_waiting(sys),
                 Action::StopAccepting => self.stop_accepting(sys),
+                Action::LookAtHandler { .. } | Action::KillForTime { .. } => {
+                    unreachable!("no type has a time limit here")
+                }
                 Action::Kill { slot, incarnation } => self.kill_overdue(sys, slot, incarnation),
                 Action::KillAll => self.kill_all(sys),
                 Action::HandOver => {

@@ -61,7 +61,7 @@ impl<B: Books> Slots<B> {
             network: Some(network),
             tracked: job.jeton.is_some(),
             claimed: false,
-            lost: false,
+            lost: None,
         };
         self.shares.add(network);
         slot.links.push_back(&mut slot.waiting, entry);
@@ -81,6 +81,9 @@ impl<B: Books> Slots<B> {
         let word = self.books.table(slot).state(job.index);
         if word.is_ok_and(|word| word.number == job.number && word.holder != 0) {
             self.begin(slot, job.index);
+            if word.is_ok_and(|word| word.state == State::Claimed) {
+                self.limit(slot, job.index);
+            }
         }
     }
 
@@ -128,6 +131,7 @@ impl<B: Books> Slots<B> {
             (_, Ok(word)) if word.number == given && word.state == State::Waiting => {}
             (_, Ok(word)) if word.number == given && self.is_claimed_by_living(slot, word) => {
                 self.begin(slot, entry);
+                self.limit(slot, entry);
             }
             (_, Ok(_) | Err(_)) => {
                 let failed = Word::waiting(given).in_state(State::Failed);
@@ -148,18 +152,19 @@ impl<B: Books> Slots<B> {
     /// [`Slots::look_through`].
     pub(super) fn fail_claims_of(&mut self, index: usize, incarnation: Incarnation) -> u32 {
         let mut failed = 0;
-        let table = self.books.table(index);
-        let slot = &mut self.slots[index];
-        for entry in table.indices() {
+        for entry in self.books.table(index).indices() {
+            let (table, slot) = (self.books.table(index), &self.slots[index]);
             if let Ok(word) = table.state(entry)
                 && word.state == State::Claimed
                 && word.holder == incarnation
                 && word.number == slot.given[entry as usize].number
                 && table.swap(entry, word, word.in_state(State::Failed))
             {
-                slot.given[entry as usize].lost = true;
-                failed += 1;
                 let group = table.group(entry);
+                let over_time = self.forget_limit(index, entry);
+                let reason = if over_time { Reason::TimeLimit } else { Reason::SecondaryLost };
+                self.slots[index].given[entry as usize].lost = Some(reason);
+                failed += 1;
                 if group != 0 {
                     self.actions.push_back(Action::EndFamily { number: word.number, group });
                 }
@@ -278,13 +283,15 @@ impl<B: Books> Slots<B> {
             // The doorbell of its start was lost, or comes after this look.
             self.begin(index, entry);
         }
+        self.forget_limit(index, entry);
         let slot = &mut self.slots[index];
         if slot.links.contains(entry) {
             slot.links.remove(&mut slot.waiting, entry);
         }
         let given = slot.given[entry as usize];
         // What stands there may be of an earlier job, unless this one's secondary has ended it.
-        let reason = self.books.table(index).reason(entry).filter(|_| !given.lost && word.holder != 0);
+        let told = self.books.table(index).reason(entry).filter(|_| word.holder != 0);
+        let reason = given.lost.or(told);
         if self.books.settle(index, entry, word) {
             slot.given[entry as usize] = Given::default();
             slot.free.push(entry);

@@ -7,6 +7,7 @@
 //! books count them from 1.
 
 mod jobs;
+mod limits;
 mod servers;
 mod stop;
 #[cfg(test)]
@@ -18,14 +19,16 @@ use std::time::Duration;
 use crate::core::crowd::Network;
 use crate::core::dispatch::Dispatch;
 use crate::core::following::News;
-use crate::core::job::{ClientId, Incarnation, Job, JobNumber, Table, Word};
+use crate::core::job::{ClientId, Incarnation, Job, JobNumber, Reason, Table, Word};
 use crate::core::list::{Ends, Links};
 use crate::core::moment::Moment;
 use crate::core::restart::Restart;
 use crate::core::shares::Shares;
 use crate::core::timers::{TimerId, Timers};
-use crate::wire::tube::Command;
+use crate::wire::tube::{Command, JobRef};
 
+use limits::Limited;
+pub use limits::{Handling, MARGIN};
 pub use stop::GROUP_SIGNAL_WITHIN;
 use stop::Phase;
 
@@ -158,6 +161,29 @@ pub enum Action {
         /// Which.
         incarnation: Incarnation,
     },
+    /// The time of a job is over that this incarnation has claimed: see what its handler does, and say
+    /// it by [`Slots::handle_handling`].
+    LookAtHandler {
+        /// Where.
+        slot: usize,
+        /// Which.
+        incarnation: Incarnation,
+        /// Which job.
+        job: JobRef,
+    },
+    /// Kill a secondary whose handler has not come back although the time of its job is over.
+    KillForTime {
+        /// Where.
+        slot: usize,
+        /// Which.
+        incarnation: Incarnation,
+        /// Which job.
+        job: JobRef,
+        /// Since when its handler is at work.
+        since: Moment,
+        /// How long the job might take.
+        limit: Duration,
+    },
     /// Kill all that live.
     KillAll,
     /// Leave the place to a successor.
@@ -187,6 +213,8 @@ enum Timer {
     Start(usize),
     /// A predecessor has drained for longer than its grace.
     Overdue(usize, Incarnation),
+    /// The job at an entry of a slot has taken as long as it may.
+    Limit(usize, u32),
     /// A stop has lasted as long as it may.
     Stop,
     /// SIGTERM came a moment ago, and no stop was ordered since.
@@ -215,8 +243,8 @@ struct Given {
     tracked: bool,
     /// Its client knows that it was claimed.
     claimed: bool,
-    /// It failed with its secondary.
-    lost: bool,
+    /// Why it failed, where it did so with its secondary.
+    lost: Option<Reason>,
 }
 
 /// The secondary that serves a slot.
@@ -243,6 +271,8 @@ struct Slot {
     /// Jobs that wait to be claimed, oldest first.
     waiting: Ends,
     links: Links,
+    /// Claimed jobs whose time is limited.
+    limited: Limited,
     /// Armed while jobs wait to be claimed.
     expire_timer: Option<TimerId>,
     /// Armed while a back-off lasts.
@@ -257,6 +287,8 @@ struct Slot {
 pub struct Slots<B> {
     books: B,
     settings: Settings,
+    /// How long jobs may take, by their types; empty where none is limited.
+    limits: Vec<Option<Duration>>,
     slots: Vec<Slot>,
     dispatch: Dispatch,
     shares: Shares,
@@ -279,6 +311,7 @@ impl<B: Books> Slots<B> {
             given: vec![Given::default(); books.table(slot).capacity() as usize],
             waiting: Ends::default(),
             links: Links::new(books.table(slot).capacity() as usize),
+            limited: Limited::default(),
             expire_timer: None,
             start_timer: None,
             restart: Restart::new(seed << 16 | slot as u64),
@@ -289,6 +322,7 @@ impl<B: Books> Slots<B> {
             dispatch: Dispatch::new(slots, settings.max_jobs),
             books,
             settings,
+            limits: Vec::new(),
             shares: Shares::new(u64::from(settings.max_jobs) * slots as u64),
             timers: Timers::default(),
             phase: Phase::Serving,
@@ -334,6 +368,7 @@ impl<B: Books> Slots<B> {
                     self.slots[slot].start_timer = None;
                     self.start(slot);
                 }
+                Timer::Limit(slot, entry) => self.limit_is_over(now, slot, entry),
                 Timer::Overdue(slot, incarnation) => self.overdue(slot, incarnation),
                 Timer::Stop => self.stop_is_over(now),
                 Timer::HandOver => self.hand_over(),

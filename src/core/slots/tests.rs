@@ -17,11 +17,12 @@ const SETTINGS: Settings =
 
 /// A job table in plain memory.
 #[derive(Default)]
-struct PlainTable {
+pub(super) struct PlainTable {
     words: [Cell<Option<u64>>; CAPACITY],
     jobs: [Cell<Option<Job>>; CAPACITY],
     reasons: [Cell<Option<Reason>>; CAPACITY],
     groups: [Cell<u32>; CAPACITY],
+    claims: [Cell<Option<Moment>>; CAPACITY],
 }
 
 impl Table for PlainTable {
@@ -50,7 +51,13 @@ impl Table for PlainTable {
         self.words[index as usize].set(Some(word.pack()));
     }
 
-    fn note_claim(&self, _: u32, _: Moment) {}
+    fn note_claim(&self, index: u32, now: Moment) {
+        self.claims[index as usize].set(Some(now));
+    }
+
+    fn claimed_at(&self, index: u32) -> Option<Moment> {
+        self.claims[index as usize].get()
+    }
 
     fn note_reason(&self, index: u32, reason: Reason) {
         self.reasons[index as usize].set(Some(reason));
@@ -79,8 +86,8 @@ impl Table for PlainTable {
 
 /// Books in plain memory, which two principals may keep one after the other.
 #[derive(Default)]
-struct PlainBooks {
-    tables: [PlainTable; 2],
+pub(super) struct PlainBooks {
+    pub(super) tables: [PlainTable; 2],
     accepted: Cell<u64>,
     ends: RefCell<Vec<(JobNumber, State)>>,
     incarnations: [Cell<Incarnation>; 2],
@@ -124,20 +131,20 @@ impl Books for &PlainBooks {
     }
 }
 
-fn at(millis: u64) -> Moment {
+pub(super) fn at(millis: u64) -> Moment {
     Moment::from_nanos(millis * 1_000_000)
 }
 
-fn job(now: Moment) -> Job {
+pub(super) fn job(now: Moment) -> Job {
     Job { kind: 0, client: HOME, given_at: now, jeton: None }
 }
 
-fn actions(slots: &mut Slots<&PlainBooks>) -> Vec<Action> {
+pub(super) fn actions(slots: &mut Slots<&PlainBooks>) -> Vec<Action> {
     std::iter::from_fn(|| slots.poll_action()).collect()
 }
 
 /// Two slots whose first secondaries are ready.
-fn serving(books: &PlainBooks) -> Slots<&PlainBooks> {
+pub(super) fn serving(books: &PlainBooks) -> Slots<&PlainBooks> {
     let mut slots = Slots::new(books, 2, SETTINGS, 1);
     slots.handle_takeover(at(0), vec![vec![], vec![]]);
     let starts = [0, 1].map(|slot| Action::Start { slot, incarnation: 1 });
@@ -148,7 +155,7 @@ fn serving(books: &PlainBooks) -> Slots<&PlainBooks> {
 }
 
 /// What a secondary does with a job that waits.
-fn claim(books: &PlainBooks, slot: usize, entry: u32, holder: Incarnation) {
+pub(super) fn claim(books: &PlainBooks, slot: usize, entry: u32, holder: Incarnation) {
     let word = books.tables[slot].state(entry).unwrap();
     assert!(books.tables[slot].swap(entry, word, word.claimed_by(holder)));
 }

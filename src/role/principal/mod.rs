@@ -7,6 +7,7 @@
 mod clients;
 mod crowd;
 mod families;
+mod kills;
 mod obituaries;
 mod servers;
 mod slot;
@@ -20,7 +21,7 @@ use mio::Interest;
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 use slab::Slab;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
@@ -178,7 +179,8 @@ impl Principal {
         let door = Door::new(&config, sheet.parking_places, books.page().connections());
         let mut principal = Self {
             types: Types::new(config.request.iter().map(|request| request.name.as_str())),
-            core: Slots::new(books, slots.len(), settings, u64::from(std::process::id())),
+            core: Slots::new(books, slots.len(), settings, u64::from(std::process::id()))
+                .with_limits(config.request.iter().map(config::Request::session_limit)),
             host: host(&config),
             rundir: launch::rundir(&sheet),
             sheet,

@@ -26,6 +26,8 @@ pub struct Deceased {
     pub answered_at: Option<Moment>,
     /// It had said that it leaves for its age.
     pub recycled: bool,
+    /// What we have killed it for, if we have.
+    pub killed: Option<Condition>,
 }
 
 /// When a secondary answered last, if the page is its own.
@@ -46,13 +48,14 @@ pub fn reap(pidfd: &Pidfd) -> Option<Exit> {
 impl Principal {
     /// Enters a death in the books and in the memory of the tree.
     pub(super) fn enter_death(&mut self, reactor: &mut Handle<Key>, slot: usize, deceased: Deceased) {
-        let Deceased { incarnation, pidfd, exit, answered_at, recycled } = deceased;
+        let Deceased { incarnation, pidfd, exit, answered_at, killed: by_us, recycled } = deceased;
         let cannot_start = matches!(exit, Some(Exit::Code(code)) if Code::means_cannot_start(code));
         let Some(loss) = self.core.handle_exited(reactor.now(), slot, incarnation, cannot_start) else {
             return;
         };
         let name = Name::secondary(number(slot), incarnation);
-        let killed = self.liveness.watchdog_page().killed().find(name).and_then(|kill| kill.killed);
+        let by_watchdog = self.liveness.watchdog_page().killed().find(name).and_then(|kill| kill.killed);
+        let killed = by_us.or(by_watchdog);
         let obituary = Obituary {
             name,
             pid: pidfd.pid(),

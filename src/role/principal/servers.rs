@@ -6,8 +6,6 @@ use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use rustix::process::Signal;
-
 use crate::config::Admission;
 use crate::core::job::{Incarnation, Job};
 use crate::core::moment::Moment;
@@ -23,6 +21,7 @@ use crate::page::record::Condition;
 use crate::page::secondary::{Introduced, SecondaryPage, introduced};
 use crate::page::{Access, PageError};
 use crate::role::launch::{self, Sheet};
+use crate::role::principal::kills::Blocked;
 use crate::role::principal::obituaries::{Deceased, answered_at, reap};
 use crate::role::principal::slot::{Predecessor, Server};
 use crate::role::principal::{Key, Principal, number};
@@ -112,7 +111,11 @@ impl Principal {
             tube
         });
         watch_end(reactor, &mut pidfd, slot, incarnation);
-        self.slots[slot].predecessors.push(Predecessor { incarnation, pidfd, tube, page: None });
+        let page = self.rundir.predecessor_page(number(slot), incarnation);
+        let page = SecondaryPage::attach(&page, Access::ReadOnly).ok();
+        let page = page.filter(|page| page.record().incarnation == incarnation);
+        let predecessor = Predecessor { incarnation, pidfd, tube, page, killed: None };
+        self.slots[slot].predecessors.push(predecessor);
     }
 
     /// Does what the core says.
@@ -152,6 +155,14 @@ impl Principal {
                 }
                 Action::StopAccepting => self.stop_accepting(reactor),
                 Action::Kill { slot, incarnation } => self.kill_overdue(slot, incarnation),
+                Action::LookAtHandler { slot, incarnation, job } => {
+                    let handling = self.slots[slot].page(incarnation).and_then(SecondaryPage::handling);
+                    self.core.handle_handling(reactor.now(), slot, incarnation, job, handling);
+                }
+                Action::KillForTime { slot, incarnation, job, since, limit } => {
+                    let blocked = Blocked { job, limit, for_so_long: reactor.now().since(since) };
+                    self.kill_for_time(slot, incarnation, blocked);
+                }
                 Action::KillAll => self.kill_all(),
                 Action::HandOver => {
                     log::info!("told to end: a successor takes over");
@@ -217,7 +228,7 @@ impl Principal {
             .map_err(|error| error.to_string())?;
         watch_end(reactor, &mut pidfd, slot, incarnation);
         watch_tube(reactor, &mut tube, slot, incarnation);
-        Ok(Server { incarnation, pidfd, page, tube, writer })
+        Ok(Server { incarnation, pidfd, page, tube, writer, killed: None })
     }
 
     /// New files for a new incarnation: no stale byte survives in a FIFO.
@@ -244,8 +255,9 @@ impl Principal {
         if let Some(mut server) = known.current.take_if(|server| server.incarnation == incarnation) {
             server.writer.unwatch(reactor);
             known.counts = server.page.counts();
-            let Server { pidfd, tube, page, .. } = server;
-            known.predecessors.push(Predecessor { incarnation, pidfd, tube: Some(tube), page: Some(page) });
+            let Server { pidfd, tube, page, killed, .. } = server;
+            let (tube, page) = (Some(tube), Some(page));
+            known.predecessors.push(Predecessor { incarnation, pidfd, tube, page, killed });
         }
         self.retire_files(slot, incarnation);
     }
@@ -349,12 +361,13 @@ impl Principal {
     fn bury_server(&mut self, reactor: &mut Handle<Key>, slot: usize, server: Server) {
         let exit = reap(&server.pidfd);
         self.slots[slot].counts = server.page.counts();
-        let Server { incarnation, mut pidfd, mut tube, mut writer, page } = server;
+        let Server { incarnation, mut pidfd, mut tube, mut writer, page, killed } = server;
         pidfd.unwatch(reactor);
         tube.unwatch(reactor);
         writer.unwatch(reactor);
         let answered_at = answered_at(&page, incarnation);
-        self.enter_death(reactor, slot, Deceased { incarnation, pidfd, exit, answered_at, recycled: false });
+        let deceased = Deceased { incarnation, pidfd, exit, answered_at, killed, recycled: false };
+        self.enter_death(reactor, slot, deceased);
         self.liveness.ring();
     }
 
@@ -365,14 +378,15 @@ impl Principal {
         let Some(found) = found else {
             return;
         };
-        let Predecessor { mut pidfd, tube, page, .. } = predecessors.swap_remove(found);
+        let Predecessor { mut pidfd, tube, page, killed, .. } = predecessors.swap_remove(found);
         let exit = reap(&pidfd);
         pidfd.unwatch(reactor);
         if let Some(mut tube) = tube {
             tube.unwatch(reactor);
         }
         let answered_at = page.and_then(|page| answered_at(&page, incarnation));
-        self.enter_death(reactor, slot, Deceased { incarnation, pidfd, exit, answered_at, recycled });
+        let deceased = Deceased { incarnation, pidfd, exit, answered_at, killed, recycled };
+        self.enter_death(reactor, slot, deceased);
         if let Err(error) = self.rundir.remove_secondary(number(slot), Some(incarnation)) {
             log::warn!("secondary {}: cannot remove its files: {error}", number(slot));
         }
@@ -447,30 +461,6 @@ impl Principal {
         }
         for slot in &mut self.slots {
             slot.listeners.clear();
-        }
-    }
-
-    fn kill_overdue(&self, slot: usize, incarnation: Incarnation) {
-        let mut predecessors = self.slots[slot].predecessors.iter();
-        if let Some(overdue) = predecessors.find(|predecessor| predecessor.incarnation == incarnation) {
-            let pid = overdue.pidfd.pid();
-            log::warn!("secondary {}.{incarnation} (pid {pid}) is killed: its grace is over", number(slot));
-            if let Err(error) = overdue.pidfd.signal(Signal::KILL) {
-                log::warn!("cannot kill pid {pid}: {error}");
-            }
-        }
-    }
-
-    fn kill_all(&mut self) {
-        self.kills_all = true;
-        log::warn!("secondaries that do not end are killed");
-        for slot in &self.slots {
-            let current = slot.current.iter().map(|server| &server.pidfd);
-            for pidfd in current.chain(slot.predecessors.iter().map(|predecessor| &predecessor.pidfd)) {
-                if let Err(error) = pidfd.signal(Signal::KILL) {
-                    log::warn!("cannot kill pid {}: {error}", pidfd.pid());
-                }
-            }
         }
     }
 

@@ -7,7 +7,8 @@ use crate::core::job::Incarnation;
 use crate::os::fifo::{Reader, Writer};
 use crate::os::log::Recurrence;
 use crate::os::pidfd::Pidfd;
-use crate::page::record::Condition;
+use crate::page::obituary::Condition;
+use crate::page::record;
 use crate::page::secondary::{Counts, SecondaryPage};
 
 /// A slot, whoever is in it.
@@ -38,6 +39,8 @@ pub struct Server {
     pub tube: Reader,
     /// `dwtube<n>`.
     pub writer: Writer,
+    /// Why we have killed it, if we have.
+    pub killed: Option<Condition>,
 }
 
 /// A secondary that drains: it may be another principal's child.
@@ -48,8 +51,10 @@ pub struct Predecessor {
     pub pidfd: Pidfd,
     /// Its `wdtube<n>`, where it could be opened.
     pub tube: Option<Reader>,
-    /// Its page, where it served under us.
+    /// Its page, where it could be found.
     pub page: Option<SecondaryPage>,
+    /// Why we have killed it, if we have.
+    pub killed: Option<Condition>,
 }
 
 impl Slot {
@@ -73,8 +78,26 @@ impl Slot {
             predecessors.filter_map(|server| Some((server.incarnation, server.page.as_ref()?)));
         current.chain(predecessors).filter(|(known, _)| *known == incarnation).any(|(_, page)| {
             let record = page.record();
-            record.incarnation == incarnation && record.condition == Condition::Recycling
+            record.incarnation == incarnation && record.condition == record::Condition::Recycling
         })
+    }
+
+    /// The page of that incarnation, whether it serves or drains.
+    pub fn page(&self, incarnation: Incarnation) -> Option<&SecondaryPage> {
+        let current = self.current.iter().map(|server| (server.incarnation, Some(&server.page)));
+        let predecessors =
+            self.predecessors.iter().map(|predecessor| (predecessor.incarnation, predecessor.page.as_ref()));
+        current.chain(predecessors).find(|(known, _)| *known == incarnation)?.1
+    }
+
+    /// The process of that incarnation, and where it is noted why it was killed.
+    pub fn process(&mut self, incarnation: Incarnation) -> Option<(&Pidfd, &mut Option<Condition>)> {
+        let current =
+            self.current.iter_mut().map(|known| (known.incarnation, &known.pidfd, &mut known.killed));
+        let predecessors =
+            self.predecessors.iter_mut().map(|known| (known.incarnation, &known.pidfd, &mut known.killed));
+        let mut all = current.chain(predecessors);
+        all.find(|(known, ..)| *known == incarnation).map(|(_, pidfd, killed)| (pidfd, killed))
     }
 
     /// The tube in which that incarnation speaks, whether it serves or drains.

@@ -282,6 +282,8 @@ impl Machine {
                 let parent = self.processes[dossier.proc].born_of;
                 unready && self.has_ended(parent)
             }
+            // Only principals kill for that, and no type has a time limit here.
+            Reason::TimeLimit => false,
             Reason::Stopping => {
                 let stops = &self.audit.stops;
                 stops.len() > 1 || over(stops.first().copied(), self.plan.stop_within + MARGIN)
@@ -294,8 +296,12 @@ impl Machine {
                 self.audit.coverage.count("stopped before it was ready");
             }
             Reason::NoAnswer | Reason::Stopped | Reason::Spinning => self.audit_silence(now, name, reason),
-            Reason::SlowStart | Reason::GraceOver | Reason::Orphaned | Reason::Crowded | Reason::Stopping => {
-            }
+            Reason::SlowStart
+            | Reason::GraceOver
+            | Reason::Orphaned
+            | Reason::Crowded
+            | Reason::Stopping
+            | Reason::TimeLimit => {}
         }
     }
 
