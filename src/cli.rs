@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
 use crate::exit::{Code, Failure};
+use crate::handler::Registry;
 use crate::os::rundir::Rundir;
 use crate::role;
 use crate::status;
@@ -72,35 +73,51 @@ enum Command {
     },
 }
 
-/// Runs `osps`.
+/// Runs `osps`, or a program of one's own that is `osps` with these handlers.
 #[must_use]
-pub fn osps() -> ExitCode {
+pub fn osps(registry: &Registry) -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // Roles come first and plain: a server that is being replaced should start at once.
     let text: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
     let (who, done) = match text.as_slice() {
         [_, "principal"] => ("osps principal".to_owned(), role::principal::run()),
-        [_, "secondary", slot] => (format!("osps secondary {slot}"), role::secondary::run()),
+        [_, "secondary", slot] => (format!("osps secondary {slot}"), role::secondary::run(registry)),
         [_, "pingpong-secondary", dir] => {
             ("osps pingpong".to_owned(), role::pingpong::run_secondary(Path::new(dir)))
         }
-        _ => match parse::<Osps>(&arguments) {
-            Ok(osps) => ("osps".to_owned(), run(osps)),
-            Err(code) => return code,
-        },
+        _ => {
+            let program = program(&arguments);
+            match parse::<Osps>(&program, &arguments) {
+                Ok(osps) => (program, run(osps, registry)),
+                Err(code) => return code,
+            }
+        }
     };
     done.unwrap_or_else(|failure| fail(&who, &failure))
 }
 
-fn run(osps: Osps) -> Result<ExitCode, Failure> {
+fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
+    if let Some(name) = registry.wrong_name() {
+        let message =
+            format!("this program cannot register a handler as {name:?}: the name is taken, or none");
+        return Err(Failure::new(Code::Internal, message));
+    }
     let Common { config, runtime_dir } = osps.common;
-    let load = || Config::load(config.as_deref(), runtime_dir.as_deref()).map_err(config_failure);
+    let load = || {
+        Config::load_with(config.as_deref(), runtime_dir.as_deref(), &registry.names())
+            .map_err(config_failure)
+    };
     let load_for_tools =
         || Config::load_for_tools(config.as_deref(), runtime_dir.as_deref()).map_err(config_failure);
+    // Before anything is begun, not by the tools: to make a handler may take a while.
+    let try_handlers = |config: Config| match registry.check(&config) {
+        Ok(()) => Ok(config),
+        Err(error) => Err(Failure::new(Code::Config, error)),
+    };
     match osps.command {
-        None => role::watchdog::run(load()?),
+        None => role::watchdog::run(try_handlers(load()?)?),
         Some(Command::Check) => {
-            let toml = load()?.to_toml().map_err(|error| Failure::new(Code::Config, error))?;
+            let toml = try_handlers(load()?)?.to_toml().map_err(|error| Failure::new(Code::Config, error))?;
             print(&toml)
         }
         Some(Command::Status { json }) => {
@@ -173,9 +190,18 @@ fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
+/// The name of this program, for people.
+fn program(arguments: &[OsString]) -> String {
+    let path = arguments.first().map(Path::new);
+    let name = path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "osps".to_owned())
+}
+
 /// Parses a command line; help and version are no errors, the rest is a usage error.
-fn parse<T: Parser>(arguments: &[OsString]) -> Result<T, ExitCode> {
-    T::try_parse_from(arguments).map_err(|error| {
+fn parse<T: CommandFactory + FromArgMatches>(program: &str, arguments: &[OsString]) -> Result<T, ExitCode> {
+    let command = T::command().bin_name(program);
+    let parsed = command.try_get_matches_from(arguments).and_then(|matches| T::from_arg_matches(&matches));
+    parsed.map_err(|error| {
         let _ = error.print();
         if error.use_stderr() { Code::Usage.into() } else { Code::Ok.into() }
     })

@@ -15,6 +15,9 @@
 //! 6. [`role`]: the shells that join all that: [`role::watchdog`], [`role::principal`],
 //!    [`role::secondary`].
 //!
+//! [`Server`] and [`handler`] are for who writes a handler of his own, [`client`] for who writes a
+//! client.
+//!
 //! `docs/design.md` says why it is so, `docs/protocol.md` what others may rely on.
 
 pub mod cli;
@@ -26,5 +29,13 @@ pub mod handler;
 pub mod os;
 pub mod page;
 pub mod role;
+pub mod server;
 pub mod status;
 pub mod wire;
+
+pub use server::Server;
+
+/// The programs in `docs/handlers.md` are tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/handlers.md")]
+pub mod programs_in_the_documents {}

@@ -133,6 +133,7 @@ fn the_state_machines_forget_no_case() {
 fn files_and_functions_stay_short() {
     let mut all = files("src", ".rs");
     all.extend(files("bin", ".rs"));
+    all.extend(files("examples", ".rs"));
     all.extend(files("tests", ".rs"));
     all.extend(files("benches", ".rs"));
     all.extend(files("fuzz/fuzz_targets", ".rs"));

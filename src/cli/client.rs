@@ -78,7 +78,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[must_use]
 pub fn osps_client() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    match parse::<Arguments>(&arguments) {
+    match parse::<Arguments>("osps-client", &arguments) {
         Ok(arguments) => run(&arguments).unwrap_or_else(|failure| fail("osps-client", &failure)),
         Err(code) => code,
     }

@@ -25,7 +25,7 @@ impl Session for Block {
     fn on_input(&mut self, input: &[u8], turn: &mut Turn<'_>) {
         self.messages.take(input);
         if self.owes_answer() {
-            *turn.wake_at = Some(turn.now);
+            turn.wake_at(turn.now());
         }
     }
 
@@ -33,9 +33,9 @@ impl Session for Block {
     #[expect(clippy::disallowed_methods, reason = "to block is what this handler is for")]
     fn on_timer(&mut self, turn: &mut Turn<'_>) {
         std::thread::sleep(self.delay);
-        self.messages.answer(self.slot, turn.output);
+        self.messages.answer(self.slot, turn);
         if self.owes_answer() {
-            *turn.wake_at = Some(turn.now);
+            turn.wake_at(turn.now());
         }
     }
 

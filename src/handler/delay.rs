@@ -24,15 +24,15 @@ impl Delay {
 impl Session for Delay {
     fn on_input(&mut self, input: &[u8], turn: &mut Turn<'_>) {
         self.messages.take(input);
-        if self.owes_answer() && turn.wake_at.is_none() {
-            *turn.wake_at = Some(turn.now + self.delay);
+        if self.owes_answer() && !turn.will_wake() {
+            turn.wake_in(self.delay);
         }
     }
 
     fn on_timer(&mut self, turn: &mut Turn<'_>) {
-        self.messages.answer(self.slot, turn.output);
+        self.messages.answer(self.slot, turn);
         if self.owes_answer() {
-            *turn.wake_at = Some(turn.now + self.delay);
+            turn.wake_in(self.delay);
         }
     }
 

@@ -8,16 +8,6 @@ pub struct Echo;
 
 impl Session for Echo {
     fn on_input(&mut self, input: &[u8], turn: &mut Turn<'_>) {
-        turn.output.extend_from_slice(input);
-    }
-
-    fn on_timer(&mut self, _: &mut Turn<'_>) {}
-
-    fn owes_answer(&self) -> bool {
-        false
-    }
-
-    fn wants_input(&self) -> bool {
-        true
+        turn.answer(input);
     }
 }

@@ -1,89 +1,162 @@
 //! What a secondary can do for a client.
 //!
-//! A handler makes one [`Session`] for each data connection. The secondary owns the
-//! socket; the session is told what arrives and says what to answer. It never blocks,
-//! except `block`, which is there to show what happens then.
+//! A handler makes one [`Session`] for each data connection. The secondary owns the socket; the
+//! session is told what arrives and says what to answer. `docs/handlers.md` shows how to write one;
+//! [`Server`](crate::Server) takes it into a server of one's own.
 
 mod block;
 mod delay;
 mod echo;
+mod lines;
+mod registry;
+mod turn;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::config::{self, Config};
-use crate::core::moment::Moment;
 use crate::wire::client::TypeIndex;
 
-/// What a session may do in its turn.
-#[derive(Debug)]
-pub struct Turn<'a> {
-    /// The time.
-    pub now: Moment,
-    /// Bytes for the client.
-    pub output: &'a mut Vec<u8>,
-    /// When [`Session::on_timer`] is to be called; `None` for never.
-    pub wake_at: &'a mut Option<Moment>,
-}
+pub use lines::Lines;
+pub use registry::{Error, MakerError, Registry, Setup};
+/// Of [`Setup::settings`].
+pub use toml;
+pub use turn::{Over, Turn, Wishes};
+
+use registry::Opener;
 
 /// One client's exchange with a handler.
+///
+/// Whatever a session has to say, it says to its [`Turn`]: answers, when it wants to be woken, and
+/// that the exchange is over. While one of these methods runs, its process does nothing else: one
+/// that takes longer than `kill_after` is taken for stuck.
+///
+/// ```
+/// use osps::handler::{Session, Turn};
+///
+/// /// Answers each piece of input by its length.
+/// struct Length;
+///
+/// impl Session for Length {
+///     fn on_input(&mut self, input: &[u8], turn: &mut Turn<'_>) {
+///         turn.answer(format!("{} bytes\n", input.len()));
+///     }
+/// }
+/// ```
 pub trait Session {
-    /// The client sent this, as one read returned it.
+    /// The exchange begins: whoever speaks first can do so here.
+    fn on_open(&mut self, turn: &mut Turn<'_>) {
+        let _ = turn;
+    }
+
+    /// The client sent this, as one read returned it: a message may come in pieces, or with others
+    /// ([`Lines`] puts lines together).
     fn on_input(&mut self, input: &[u8], turn: &mut Turn<'_>);
 
-    /// The moment in `wake_at` has come.
-    fn on_timer(&mut self, turn: &mut Turn<'_>);
+    /// The client will send nothing more, but may still wait for answers.
+    fn on_end(&mut self, turn: &mut Turn<'_>) {
+        let _ = turn;
+    }
 
-    /// Whether the session owes the client an answer that it has not put into the
-    /// output yet. While it does, a client that has half-closed is not closed.
-    fn owes_answer(&self) -> bool;
+    /// The moment has come for which [`Turn::wake_at`] or [`Turn::wake_in`] asked last.
+    fn on_timer(&mut self, turn: &mut Turn<'_>) {
+        let _ = turn;
+    }
 
-    /// Whether the session can take more input now.
-    fn wants_input(&self) -> bool;
+    /// Whether the session owes the client an answer that it has not given yet. While it does, a
+    /// client that is silent or has ended its input is not closed.
+    fn owes_answer(&self) -> bool {
+        false
+    }
+
+    /// Whether the session can take more input now. While it cannot, the client is made to wait.
+    fn wants_input(&self) -> bool {
+        true
+    }
+}
+
+/// Who a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Where it comes from.
+    pub address: IpAddr,
+    /// The number of its job, as logs tell it.
+    pub job: u64,
 }
 
 /// The handlers of a configuration, by request type.
-#[derive(Debug)]
 pub struct Handlers {
-    requests: Vec<config::Request>,
+    types: Vec<Type>,
     slot: u16,
+}
+
+/// Who serves a request type.
+enum Type {
+    Echo,
+    Delay(Duration),
+    Block(Duration),
+    Registered(Opener),
+    /// A command: there are no sessions.
+    Exec,
 }
 
 impl Handlers {
     /// The handlers of the secondary in that slot.
-    #[must_use]
-    pub fn new(config: &Config, slot: u16) -> Self {
-        Self { requests: config.request.clone(), slot }
+    ///
+    /// # Errors
+    /// What the maker of a registered handler says.
+    pub fn new(config: &Config, slot: u16, registry: &Registry) -> Result<Self, MakerError> {
+        let of_request = |request: &config::Request| {
+            let delay = request.delay.unwrap_or_default();
+            Ok(match &request.handler {
+                config::Handler::Echo => Type::Echo,
+                config::Handler::Delay => Type::Delay(delay),
+                config::Handler::Block => Type::Block(delay),
+                config::Handler::Exec => Type::Exec,
+                config::Handler::Registered(name) => Type::Registered(registry.make(name, request, slot)?),
+            })
+        };
+        Ok(Self { types: config.request.iter().map(of_request).collect::<Result<_, _>>()?, slot })
     }
 
     /// A session for a client that asked for that type.
-    #[must_use]
-    pub fn open(&self, kind: TypeIndex) -> BuiltIn {
-        let request = &self.requests[kind];
-        let delay = request.delay.unwrap_or_default();
-        match request.handler {
-            config::Handler::Echo => BuiltIn::Echo(echo::Echo),
-            config::Handler::Delay => BuiltIn::Delay(delay::Delay::new(delay, self.slot)),
-            config::Handler::Block => BuiltIn::Block(block::Block::new(delay, self.slot)),
-            config::Handler::Exec | config::Handler::Registered(_) => unreachable!("not served by a session"),
+    pub fn open(&self, kind: TypeIndex, client: impl FnOnce() -> Client) -> AnySession {
+        match &self.types[kind] {
+            Type::Echo => AnySession::Echo(echo::Echo),
+            Type::Delay(delay) => AnySession::Delay(delay::Delay::new(*delay, self.slot)),
+            Type::Block(delay) => AnySession::Block(block::Block::new(*delay, self.slot)),
+            Type::Registered(open) => AnySession::Registered(open(client())),
+            Type::Exec => unreachable!("not served by a session"),
         }
     }
 }
 
-/// The sessions that come with OSPS: an enum, so that a connection costs no allocation.
-#[derive(Debug)]
-pub enum BuiltIn {
+impl fmt::Debug for Handlers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handlers").field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+/// A session of any handler. Those that come with OSPS cost no allocation.
+pub enum AnySession {
     /// See [`config::Handler::Echo`].
     Echo(echo::Echo),
     /// See [`config::Handler::Delay`].
     Delay(delay::Delay),
     /// See [`config::Handler::Block`].
     Block(block::Block),
+    /// See [`config::Handler::Registered`].
+    Registered(Box<dyn Session>),
 }
 
-impl BuiltIn {
+impl AnySession {
     fn session(&self) -> &dyn Session {
         match self {
             Self::Echo(echo) => echo,
             Self::Delay(delay) => delay,
             Self::Block(block) => block,
+            Self::Registered(session) => &**session,
         }
     }
 
@@ -92,13 +165,22 @@ impl BuiltIn {
             Self::Echo(echo) => echo,
             Self::Delay(delay) => delay,
             Self::Block(block) => block,
+            Self::Registered(session) => &mut **session,
         }
     }
 }
 
-impl Session for BuiltIn {
+impl Session for AnySession {
+    fn on_open(&mut self, turn: &mut Turn<'_>) {
+        self.session_mut().on_open(turn);
+    }
+
     fn on_input(&mut self, input: &[u8], turn: &mut Turn<'_>) {
         self.session_mut().on_input(input, turn);
+    }
+
+    fn on_end(&mut self, turn: &mut Turn<'_>) {
+        self.session_mut().on_end(turn);
     }
 
     fn on_timer(&mut self, turn: &mut Turn<'_>) {
@@ -134,21 +216,17 @@ impl Messages {
         self.waiting += lines + rest;
     }
 
-    fn answer(&mut self, slot: u16, output: &mut Vec<u8>) {
+    fn answer(&mut self, slot: u16, turn: &mut Turn<'_>) {
         self.waiting -= 1;
         self.answered += 1;
-        let written = std::io::Write::write_fmt(
-            output,
-            format_args!("ok message {} secondary {slot}\n", self.answered),
-        );
-        debug_assert!(written.is_ok(), "writing to a Vec does not fail");
+        turn.answer_fmt(format_args!("ok message {} secondary {slot}\n", self.answered));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use crate::core::moment::Moment;
 
     fn at(millis: u64) -> Moment {
         Moment::from_nanos(millis * 1_000_000)
@@ -156,15 +234,14 @@ mod tests {
 
     /// Runs a session over (time, input) and returns what it says and when.
     fn run(session: &mut dyn Session, story: &[(u64, &str)]) -> Vec<(u64, String)> {
-        let (mut output, mut wake_at, mut said) = (Vec::new(), None, Vec::new());
+        let (mut output, mut wishes, mut said) = (Vec::new(), Wishes::default(), Vec::new());
         for millis in 0..1000 {
-            let mut turn = Turn { now: at(millis), output: &mut output, wake_at: &mut wake_at };
+            let now = at(millis);
             for (_, input) in story.iter().filter(|(when, _)| *when == millis) {
-                session.on_input(input.as_bytes(), &mut turn);
+                session.on_input(input.as_bytes(), &mut Turn::new(now, &mut output, &mut wishes));
             }
-            if turn.wake_at.is_some_and(|wake_at| wake_at <= at(millis)) {
-                *turn.wake_at = None;
-                session.on_timer(&mut turn);
+            if wishes.take_wake(now) {
+                session.on_timer(&mut Turn::new(now, &mut output, &mut wishes));
             }
             if !output.is_empty() {
                 said.push((millis, String::from_utf8(std::mem::take(&mut output)).unwrap()));

@@ -50,6 +50,8 @@ delay = "20ms"
 pub struct System {
     pub watchdog: Child,
     pub dir: tempfile::TempDir,
+    /// Which binary: `osps`, or one with handlers of its own.
+    program: PathBuf,
     /// The process groups of watchdogs before this one.
     before: Vec<Pid>,
 }
@@ -57,6 +59,15 @@ pub struct System {
 /// A command for the `osps` binary that was built for this test run.
 pub fn osps() -> Command {
     Command::new(env!("CARGO_BIN_EXE_osps"))
+}
+
+/// The binary of an example, which `cargo test` builds.
+pub fn example(name: &str) -> PathBuf {
+    let of_tests = std::env::current_exe().unwrap();
+    let profile = of_tests.parent().and_then(Path::parent).unwrap();
+    let path = profile.join("examples").join(name);
+    assert!(path.exists(), "{path:?} is missing: cargo build --examples");
+    path
 }
 
 /// A command for the `osps-client` binary.
@@ -122,19 +133,35 @@ impl System {
     /// As [`System::start_unready`], with the command as `dress` makes it: another
     /// environment, other outputs, or another program that becomes `osps`.
     pub fn start_by(top: &str, rest: &str, dress: impl FnOnce(Command) -> Command) -> Self {
+        Self::start_dressed(env!("CARGO_BIN_EXE_osps").into(), top, rest, dress)
+    }
+
+    /// As [`System::start`], of a server with handlers of its own.
+    pub fn start_example(name: &str, top: &str, rest: &str) -> Self {
+        let system = Self::start_dressed(example(name), top, rest, |command| command);
+        system.all_ready();
+        system
+    }
+
+    fn start_dressed(
+        program: PathBuf,
+        top: &str,
+        rest: &str,
+        dress: impl FnOnce(Command) -> Command,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listen = if top.contains("listen") { "" } else { "listen = \"127.0.0.1:0\"\n" };
         let ports = if top.contains("data_ports") { "" } else { "data_ports = \"0\"\n" };
         let config = format!("{listen}{ports}runtime_dir = {:?}\n{top}\n{rest}", dir.path().join("run"));
         fs::write(dir.path().join("osps.toml"), config).unwrap();
-        let watchdog = Self::spawn(dir.path(), dress);
-        Self { watchdog, dir, before: Vec::new() }
+        let watchdog = Self::spawn(&program, dir.path(), dress);
+        Self { watchdog, dir, program, before: Vec::new() }
     }
 
-    fn spawn(dir: &Path, dress: impl FnOnce(Command) -> Command) -> Child {
+    fn spawn(program: &Path, dir: &Path, dress: impl FnOnce(Command) -> Command) -> Child {
         let output =
             |name| Stdio::from(File::options().append(true).create(true).open(dir.join(name)).unwrap());
-        let mut command = osps();
+        let mut command = Command::new(program);
         command.arg("--config").arg(dir.join("osps.toml")).stdout(output("stdout")).stderr(output("stderr"));
         dress(command).current_dir(dir).stdin(Stdio::null()).process_group(0).spawn().unwrap()
     }
@@ -149,14 +176,14 @@ impl System {
     pub fn start_again_unready(&mut self) {
         self.watchdog.wait().unwrap();
         self.before.push(self.group());
-        self.watchdog = Self::spawn(self.dir.path(), |command| command);
+        self.watchdog = Self::spawn(&self.program, self.dir.path(), |command| command);
     }
 
     /// Starts a watchdog in the same directory while the first, which was killed, may still be
     /// being taken apart.
     pub fn start_again_at_once(&mut self) {
         self.before.push(self.group());
-        let next = Self::spawn(self.dir.path(), |command| command);
+        let next = Self::spawn(&self.program, self.dir.path(), |command| command);
         std::mem::replace(&mut self.watchdog, next).wait().unwrap();
         self.all_ready();
     }
@@ -177,7 +204,7 @@ impl System {
 
     /// A command of `osps` for this system.
     pub fn tool(&self, arguments: &[&str]) -> Command {
-        let mut command = osps();
+        let mut command = Command::new(&self.program);
         command.args(arguments).arg("--config").arg(self.dir.path().join("osps.toml"));
         command
     }

@@ -13,6 +13,8 @@ use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
 use crate::core::service::{Undecided, Welcome};
 use crate::core::timers::LazyTimer;
+use crate::handler::Client;
+use crate::os::clock;
 use crate::os::listener;
 use crate::os::reactor::{Handle, Ready, SourceId};
 use crate::role::secondary::exchange::Exchange;
@@ -96,8 +98,15 @@ impl Secondary {
             self.open_asker(reactor, kind, stream, client, job);
             return;
         }
-        let session = self.handlers.open(kind);
-        self.open_exchange(reactor, Exchange::new(stream, job, session, reactor.now()));
+        let time_limit = self.config.request[kind].time_limit;
+        if time_limit.is_some() {
+            self.page.enter_handler(job, clock::now());
+        }
+        let session = self.handlers.open(kind, || Client { address: client, job: job.number });
+        if time_limit.is_some() {
+            self.page.leave_handler();
+        }
+        self.open_exchange(reactor, Exchange::new(stream, job, session, reactor.now(), time_limit));
     }
 
     /// Nobody waits for it: it is let in only where everybody is.
@@ -123,14 +132,14 @@ impl Secondary {
         }
     }
 
-    /// Connections that have no job yet.
+    /// Connections that have no job, yet or any more.
     pub(super) fn undecided(&self) -> Undecided {
         let asked_for = |(_, arrival): &(usize, &Arrival)| matches!(arrival.waits, Waits::Job);
         let asked_for = match self.config.admission {
             Admission::Open => self.arrivals.iter().filter(asked_for).count(),
             Admission::Address => 0,
         };
-        Undecided { all: self.arrivals.len(), asked_for }
+        Undecided { all: self.arrivals.len() + self.lingering.len(), asked_for }
     }
 
     fn reject(&mut self, kind: TypeIndex, client: IpAddr) {

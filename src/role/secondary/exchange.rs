@@ -1,6 +1,7 @@
 //! One data connection: moves bytes between the client and its session.
 
 use std::io;
+use std::time::Duration;
 
 use mio::Interest;
 use mio::net::TcpStream;
@@ -8,9 +9,12 @@ use mio::net::TcpStream;
 use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
 use crate::core::timers::LazyTimer;
-use crate::handler::{BuiltIn, Session, Turn};
+use crate::handler::{AnySession, Over, Session, Turn, Wishes};
+use crate::os::clock;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, write_some};
+use crate::page::secondary::SecondaryPage;
+use crate::role::secondary::linger::Closing;
 use crate::role::secondary::{Key, READ_BYTES, Secondary, Timer};
 use crate::wire::tube::JobRef;
 
@@ -22,13 +26,17 @@ pub struct Exchange {
     stream: TcpStream,
     id: Option<SourceId>,
     job: JobRef,
-    session: BuiltIn,
+    session: AnySession,
+    /// Whether the session knows that the exchange has begun.
+    opened: bool,
     /// What the client has not taken yet.
     unsent: Vec<u8>,
     /// The kernel may hold input that was not read, because the session wanted none.
     unread: Unread,
     input_ended: bool,
-    wake_at: Option<Moment>,
+    wishes: Wishes,
+    /// When the job must have ended, where its type has a `time_limit`.
+    until: Option<Moment>,
     quiet_since: Moment,
     timer: LazyTimer,
 }
@@ -37,55 +45,107 @@ pub struct Exchange {
 enum Io {
     /// Go on; whether there may be more to read right away.
     Open { more: bool },
-    /// Every answer was given and the client has ended its input.
-    Finished,
+    /// Every answer was given, and the client has ended its input or the session the exchange.
+    Finished(End),
     /// The connection broke.
     Broken(Reason),
 }
 
 impl Exchange {
     /// An exchange that has just been admitted.
-    pub fn new(stream: TcpStream, job: JobRef, session: BuiltIn, now: Moment) -> Self {
+    pub fn new(
+        stream: TcpStream,
+        job: JobRef,
+        session: AnySession,
+        now: Moment,
+        time_limit: Option<Duration>,
+    ) -> Self {
         Self {
             stream,
             id: None,
             job,
             session,
+            opened: false,
             unsent: Vec::new(),
             unread: Unread::default(),
             input_ended: false,
-            wake_at: None,
+            wishes: Wishes::default(),
+            until: time_limit.map(|limit| now + limit),
             quiet_since: now,
             timer: LazyTimer::default(),
         }
     }
 
     fn wants_input(&self) -> bool {
-        !self.input_ended && self.session.wants_input() && self.unsent.len() < OUTPUT_LIMIT
+        !self.input_ended
+            && self.wishes.over.is_none()
+            && self.session.wants_input()
+            && self.unsent.len() < OUTPUT_LIMIT
     }
 
     fn owes_nothing(&self) -> bool {
-        self.unsent.is_empty() && !self.session.owes_answer()
+        self.unsent.is_empty() && (self.wishes.over.is_some() || !self.session.owes_answer())
+    }
+
+    fn is_over_time(&self, now: Moment) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
+    /// Calls the session. Where its time is limited, the principal finds in the page that it is at
+    /// work, should it not come back. Returns whether there was time left.
+    fn call(
+        &mut self,
+        now: Moment,
+        page: &SecondaryPage,
+        output: &mut Vec<u8>,
+        what: impl FnOnce(&mut AnySession, &mut Turn<'_>),
+    ) -> bool {
+        if self.until.is_some() {
+            // Another session may have blocked since this turn of the loop began.
+            let now = clock::now();
+            if self.is_over_time(now) {
+                return false;
+            }
+            page.enter_handler(self.job, now);
+        }
+        what(&mut self.session, &mut Turn::new(now, output, &mut self.wishes));
+        if self.until.is_some() {
+            page.leave_handler();
+        }
+        true
     }
 
     /// Reads once, if there is something and the session wants it; and once more where nothing but
     /// the end of the input is left. Who knows the end with the last input ends the job right after
     /// the last answer: a secondary that dies in between would fail a job whose client has it all.
-    fn read(&mut self, now: Moment, buffer: &mut [u8], output: &mut Vec<u8>) -> io::Result<()> {
+    fn read(
+        &mut self,
+        now: Moment,
+        page: &SecondaryPage,
+        buffer: &mut [u8],
+        output: &mut Vec<u8>,
+    ) -> Result<(), Reason> {
+        let in_time = |called: bool| if called { Ok(()) } else { Err(Reason::TimeLimit) };
+        if !std::mem::replace(&mut self.opened, true) {
+            in_time(self.call(now, page, output, |session, turn| session.on_open(turn)))?;
+        }
         for _ in 0..2 {
             if !self.unread.is_likely() || !self.wants_input() {
                 break;
             }
-            match self.unread.read(&mut self.stream, buffer)? {
+            match self.unread.read(&mut self.stream, buffer).map_err(|error| why_broken(&error))? {
                 Received::Bytes(length) => {
                     self.quiet_since = now;
-                    let mut turn = Turn { now, output, wake_at: &mut self.wake_at };
-                    self.session.on_input(&buffer[..length], &mut turn);
+                    let input = &buffer[..length];
+                    in_time(self.call(now, page, output, |session, turn| session.on_input(input, turn)))?;
                     if length == buffer.len() {
                         break;
                     }
                 }
-                Received::End => self.input_ended = true,
+                Received::End => {
+                    self.input_ended = true;
+                    in_time(self.call(now, page, output, |session, turn| session.on_end(turn)))?;
+                }
                 Received::Nothing => break,
             }
         }
@@ -106,11 +166,11 @@ impl Exchange {
         Ok(())
     }
 
-    fn turn(&mut self, now: Moment, buffer: &mut [u8], output: &mut Vec<u8>) -> Io {
+    fn turn(&mut self, now: Moment, page: &SecondaryPage, buffer: &mut [u8], output: &mut Vec<u8>) -> Io {
         output.clear();
-        match self.read(now, buffer, output) {
+        match self.read(now, page, buffer, output) {
             Ok(()) => self.send(now, output),
-            Err(error) => Io::Broken(why_broken(&error)),
+            Err(reason) => Io::Broken(reason),
         }
     }
 
@@ -121,10 +181,19 @@ impl Exchange {
         if let Err(error) = self.write(output) {
             return Io::Broken(why_broken(&error));
         }
-        if self.input_ended && self.owes_nothing() {
-            return Io::Finished;
+        match self.wishes.over {
+            Some(over) if self.unsent.is_empty() => return Io::Finished(end(over)),
+            None if self.input_ended && self.owes_nothing() => return Io::Finished(End::Done),
+            Some(_) | None => {}
         }
         Io::Open { more: self.unread.is_likely() && self.wants_input() }
+    }
+}
+
+fn end(over: Over) -> End {
+    match over {
+        Over::Closed => End::Done,
+        Over::Failed => End::Failed(Reason::HandlerError),
     }
 }
 
@@ -145,7 +214,7 @@ impl Secondary {
             }
             Err(error) => {
                 log::warn!("cannot watch a data connection: {error}");
-                self.close_exchange(reactor, key, End::Failed(Reason::ConnectionLost));
+                drop(self.close_exchange(reactor, key, End::Failed(Reason::ConnectionLost)));
             }
         }
     }
@@ -155,11 +224,11 @@ impl Secondary {
             return Progress::Drained;
         };
         exchange.unread.note(ready);
-        let io = exchange.turn(reactor.now(), &mut self.buffer[..], &mut self.scratch);
+        let io = exchange.turn(reactor.now(), &self.page, &mut self.buffer[..], &mut self.scratch);
         self.conclude(reactor, key, io)
     }
 
-    /// The session wants to be woken, or the client has been silent for too long.
+    /// The session wants to be woken, the client has been silent for too long, or the time is over.
     pub(super) fn on_exchange_timer(&mut self, reactor: &mut Handle<Key>, key: usize) {
         let now = reactor.now();
         let Some(exchange) = self.exchanges.get_mut(key) else {
@@ -167,15 +236,16 @@ impl Secondary {
         };
         exchange.timer.fired();
         self.scratch.clear();
-        if exchange.wake_at.is_some_and(|wake_at| wake_at <= now) {
-            exchange.wake_at = None;
-            let mut turn = Turn { now, output: &mut self.scratch, wake_at: &mut exchange.wake_at };
-            exchange.session.on_timer(&mut turn);
-        } else if exchange.owes_nothing() && exchange.quiet_since + self.config.client_idle <= now {
-            self.close_exchange(reactor, key, End::Done);
+        let mut in_time = !exchange.is_over_time(now);
+        if in_time && exchange.wishes.over.is_none() && exchange.wishes.take_wake(now) {
+            let wake = |session: &mut AnySession, turn: &mut Turn<'_>| session.on_timer(turn);
+            in_time = exchange.call(now, &self.page, &mut self.scratch, wake);
+        } else if in_time && exchange.owes_nothing() && exchange.quiet_since + self.config.client_idle <= now
+        {
+            drop(self.close_exchange(reactor, key, End::Done));
             return;
         }
-        let io = exchange.send(now, &mut self.scratch);
+        let io = if in_time { exchange.send(now, &mut self.scratch) } else { Io::Broken(Reason::TimeLimit) };
         if self.conclude(reactor, key, io) == Progress::Again
             && let Some(id) = self.exchanges.get(key).and_then(|exchange| exchange.id)
         {
@@ -189,34 +259,40 @@ impl Secondary {
                 self.arm(key);
                 if more { Progress::Again } else { Progress::Drained }
             }
-            Io::Finished => {
-                self.close_exchange(reactor, key, End::Done);
+            Io::Finished(end) => {
+                let closing = self.close_exchange(reactor, key, end);
+                self.linger(reactor, closing);
                 Progress::Drained
             }
             Io::Broken(reason) => {
-                self.close_exchange(reactor, key, End::Failed(reason));
+                drop(self.close_exchange(reactor, key, End::Failed(reason)));
                 Progress::Drained
             }
         }
     }
 
-    /// Closes the connection and tells how its job ended.
-    pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) {
+    /// Closes the connection, unless the caller keeps it, and tells how its job ended.
+    pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) -> Closing {
         let mut exchange = self.exchanges.remove(key);
         self.service.handle_end(exchange.job, end);
         exchange.timer.cancel(&mut self.timers);
         if let Some(id) = exchange.id {
             reactor.deregister(&mut exchange.stream, id);
         }
+        if end == End::Failed(Reason::TimeLimit) {
+            log::debug!("job {} has reached its time_limit", exchange.job.number);
+        }
+        Closing { stream: exchange.stream, input_ended: exchange.input_ended }
     }
 
-    /// One timer serves both: the session's wish and the client's silence.
+    /// One timer serves all: the session's wish, the client's silence, and the time that is left.
     fn arm(&mut self, key: usize) {
         let Some(exchange) = self.exchanges.get_mut(key) else {
             return;
         };
         let idle = exchange.owes_nothing().then_some(exchange.quiet_since + self.config.client_idle);
-        let Some(at) = exchange.wake_at.into_iter().chain(idle).min() else {
+        let wake = exchange.wishes.wake_at.filter(|_| exchange.wishes.over.is_none());
+        let Some(at) = wake.into_iter().chain(idle).chain(exchange.until).min() else {
             return;
         };
         exchange.timer.arm(&mut self.timers, at, Timer::Exchange(key));

@@ -4,6 +4,7 @@ mod arrival;
 mod commands;
 mod crews;
 mod exchange;
+mod linger;
 mod messages;
 mod runs;
 mod worker;
@@ -24,7 +25,7 @@ use crate::core::service::{Action, Departure, Service, Settings, Surroundings};
 use crate::core::timers::Timers;
 use crate::core::undecided::Undecided;
 use crate::exit::{Code, Failure};
-use crate::handler::Handlers;
+use crate::handler::{Handlers, Registry};
 use crate::os::fifo;
 use crate::os::listener::{self, ACCEPTS_PER_TURN, Accepted, Scarcity};
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
@@ -42,6 +43,7 @@ use arrival::Arrival;
 use commands::CommandType;
 use crews::Crews;
 use exchange::Exchange;
+use linger::Lingering;
 use runs::Runs;
 
 /// Bytes read from one client in one turn.
@@ -68,6 +70,8 @@ enum Key {
     WorkerOutput(usize),
     /// its standard error.
     WorkerErrors(usize),
+    /// A data connection whose exchange is over, by its place in a third slab.
+    Lingering(usize),
     /// `dwtube<n>`, to read.
     Tube,
     /// `wdtube<n>`, writable again.
@@ -79,7 +83,7 @@ enum Key {
 /// What a timer is for.
 #[derive(Clone, Copy, Debug)]
 enum Timer {
-    /// A session wants to be woken, or its client has been silent for too long.
+    /// A session wants to be woken, its client has been silent for too long, or its time is over.
     Exchange(usize),
     /// A connection that is undecided has been silent, or has waited, for long enough.
     Arrival(usize),
@@ -87,6 +91,8 @@ enum Timer {
     Run(usize),
     /// The client of a job that workers serve has been silent for too long.
     Asker(usize),
+    /// A connection whose exchange is over is closed, whatever its client does.
+    Lingering(usize),
     /// Accept again: descriptors had run out.
     Accept,
 }
@@ -115,6 +121,8 @@ struct Secondary {
     runs: Runs,
     /// Workers and their jobs.
     crews: Crews,
+    /// Connections that are over, until their clients have seen it.
+    lingering: Slab<Lingering>,
     /// Jobs were announced in this turn.
     announced: bool,
     timers: Timers<Timer>,
@@ -126,11 +134,11 @@ struct Secondary {
     scarcity: Scarcity,
 }
 
-/// Runs a secondary until it is told to end.
+/// Runs a secondary until it is told to end. Its handlers may be registered ones.
 ///
 /// # Errors
 /// A [`Failure`] where it cannot start.
-pub fn run() -> Result<ExitCode, Failure> {
+pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
     let launched = launch::receive(TreeRole::Secondary)?;
     let name = launched.sheet.name();
     crate::os::log::init(&name.to_string());
@@ -140,7 +148,7 @@ pub fn run() -> Result<ExitCode, Failure> {
     process::become_subreaper().map_err(|error| Failure::internal("adopt orphans", &error))?;
     let mut reactor = Reactor::new(&[SIGUSR1, SIGTERM, SIGCHLD])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
-    let mut secondary = Secondary::start(launched, reactor.handle())?;
+    let mut secondary = Secondary::start(launched, registry, reactor.handle())?;
     #[cfg(debug_assertions)]
     crate::page::fuse::light_by_environment(&name.to_string());
     reactor.run(&mut secondary).map_err(|error| Failure::internal("run the event loop", &error))?;
@@ -148,8 +156,11 @@ pub fn run() -> Result<ExitCode, Failure> {
 }
 
 impl Secondary {
-    fn start(launched: Launched, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
+    fn start(launched: Launched, registry: &Registry, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
         let Launched { sheet, watchdog, mut inheritance } = launched;
+        // The configuration was good when the watchdog tried it: whatever is missing now may come back.
+        let handlers = Handlers::new(&sheet.config, sheet.slot, registry)
+            .map_err(|error| Failure::new(Code::Unavailable, error))?;
         let watchdog_page = inheritance.take_file()?;
         let orders = fifo::Reader::from(inheritance.take_file()?);
         let attach = |error| Failure::internal("attach", &error);
@@ -163,7 +174,7 @@ impl Secondary {
         let crews = Crews::of(&sheet.config, &tree, sheet.open_files, reactor.now())?;
         let types_of_commands = CommandType::of(&sheet.config, &tree, sheet.open_files)?;
         let mut secondary = Self {
-            handlers: Handlers::new(&sheet.config, sheet.slot),
+            handlers,
             service: Service::new(table, sheet.incarnation, settings(&sheet.config, reactor.now())),
             parent: sheet.parent,
             config: sheet.config,
@@ -175,6 +186,7 @@ impl Secondary {
             undecided: Undecided::default(),
             runs: Runs::new(types_of_commands, tree),
             crews,
+            lingering: Slab::new(),
             announced: false,
             timers: Timers::default(),
             tube,
@@ -340,7 +352,7 @@ impl Secondary {
                     log::warn!("{} exchanges are cut off", open.len());
                 }
                 for key in open {
-                    self.close_exchange(reactor, key, End::Failed(Reason::Stopping));
+                    drop(self.close_exchange(reactor, key, End::Failed(Reason::Stopping)));
                 }
                 self.cut_runs(reactor);
                 self.cut_askers(reactor);
@@ -401,6 +413,7 @@ impl Role for Secondary {
             }
             Key::WorkerOutput(place) => self.on_worker_output(reactor, place, ready),
             Key::WorkerErrors(place) => self.read_worker_errors(place),
+            Key::Lingering(key) => self.on_lingering(reactor, key),
             Key::Tube => self.read_tube(),
             Key::TubeRoom => Progress::Drained,
             Key::Orders => {
@@ -434,6 +447,7 @@ impl Role for Secondary {
                 Timer::Arrival(key) => self.on_arrival_timer(reactor, key),
                 Timer::Run(key) => self.on_run_timer(reactor, key),
                 Timer::Asker(key) => self.on_asker_timer(reactor, key),
+                Timer::Lingering(key) => self.close_lingering(reactor, key),
                 Timer::Accept => {
                     self.scarcity.paused();
                     for listener in &self.listeners {
