@@ -7,7 +7,7 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
-use common::{REQUESTS, System, connect, read_to_end, recv, request, say};
+use common::{REQUESTS, System, connect, eventually, read_to_end, recv, request, say};
 use serde_json::Value;
 
 const PRIMES: &str = r#"
@@ -138,6 +138,29 @@ fn a_session_may_speak_first_and_end_the_exchange_whatever_the_client_still_send
     assert!(said.starts_with("goodbye: 2 lines, "), "{said:?}");
     assert_eq!(tracked.end(), "done");
     assert_eq!(system.books_are_exact()["ledger"]["done"], 1);
+}
+
+#[test]
+fn a_client_that_does_not_hear_of_the_end_is_cut_off() {
+    let system = System::start_example("lines", "secondaries = 1", LINES);
+    let idle = sockets(system.pid(1));
+    for sends in [true, false] {
+        let mut exchange = request(system.address(), "lines");
+        exchange.write_all(b"\n").unwrap();
+        assert_eq!(read_to_end(&mut exchange), "say something\ngoodbye: 0 lines, 1 bytes\n");
+        assert_eq!(system.books_are_exact()["ledger"]["failed"], 0, "its job is done all the same");
+        eventually("the end of the connection", || {
+            let broken = sends && exchange.write(&[b'x'; 1000]).is_err();
+            (broken || !sends && sockets(system.pid(1)) == idle).then_some(())
+        });
+    }
+}
+
+/// Connections of a process, and listeners.
+fn sockets(pid: u32) -> usize {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links = descriptors.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    links.filter(|link| link.to_str().is_some_and(|link| link.starts_with("socket:"))).count()
 }
 
 #[test]
