@@ -105,6 +105,9 @@ impl Secondary {
         self.page.count_admitted();
         self.exchanges.insert(conn, job);
         let client = sys.net.conns[conn].client;
+        if let Some(limit) = sys.plan.time_limit(sys.clients[client].kind) {
+            self.until.insert(conn, self.now + limit);
+        }
         sys.audit_admission(job.number, conn);
         sys.client_step(client, Step::Served(conn));
         // What came before is found when it is read for the first time.

@@ -81,6 +81,14 @@ impl Machine {
         self.at(self.now + time, Event::Recover(proc, self.processes[proc].mood_count));
     }
 
+    /// Its handler blocks it for a while.
+    pub fn block(&mut self, proc: Proc) {
+        self.audit.coverage.count("blocked in a handler");
+        self.set_mood(proc, Mood::Stuck(Stuck::Waiting));
+        let time = self.dice.up_to(3 * self.plan.settings.kill_after);
+        self.at(self.now + time, Event::Recover(proc, self.processes[proc].mood_count));
+    }
+
     /// Garbage in FIFOs, stolen lines, and a SIGTERM to the whole process group.
     pub fn stranger(&mut self) {
         if self.is_quiet() {

@@ -105,6 +105,11 @@ impl Plan {
         }
     }
 
+    /// How long jobs of a type may take; in some worlds.
+    pub fn time_limit(&self, kind: usize) -> Option<Duration> {
+        (kind == 1 && self.max_jobs == 4).then_some(self.settings.kill_after / 2)
+    }
+
     pub fn draw(dice: &mut Dice) -> Self {
         let settings = draw_settings(dice);
         // Who is silent is taken for plain after 50 ms: a job must wait for longer.

@@ -13,6 +13,7 @@ use crate::kernel::Sheet;
 use crate::liveness::Liveness;
 use crate::machine::{Key, Machine, Proc, Progress, Role, Signal, WATCHDOG};
 use crate::net::CONTROL;
+use crate::plan::TYPES;
 use crate::servers::Slot;
 
 pub struct Principal {
@@ -50,7 +51,8 @@ impl Principal {
             me,
             now,
             liveness,
-            core: Slots::new(books, slots, settings, u64::from(sheet.name.incarnation)),
+            core: Slots::new(books, slots, settings, u64::from(sheet.name.incarnation))
+                .with_limits((0..TYPES).map(|kind| sys.plan.time_limit(kind))),
             slots: (0..slots).map(|_| Slot::default()).collect(),
             reconcile_next: 0,
             listens: true,

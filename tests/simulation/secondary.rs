@@ -34,6 +34,10 @@ pub struct Secondary {
     pub service: Service<SimTable>,
     pub listens: bool,
     pub exchanges: BTreeMap<ConnId, JobRef>,
+    /// When jobs must have ended whose time is limited.
+    pub until: BTreeMap<ConnId, Moment>,
+    /// A handler blocks, or has blocked until just now.
+    blocked: bool,
     pub arrivals: Arrivals,
     /// Jobs were announced in this turn.
     announced: bool,
@@ -78,6 +82,8 @@ impl Secondary {
             service: Service::new(table, name.incarnation, settings),
             listens: true,
             exchanges: BTreeMap::new(),
+            until: BTreeMap::new(),
+            blocked: false,
             arrivals: Arrivals::default(),
             announced: false,
             tube,
@@ -123,13 +129,35 @@ impl Secondary {
     fn on_exchange(&mut self, sys: &mut Machine, conn: ConnId) -> Progress {
         if self.exchanges.contains_key(&conn) {
             sys.system_call();
-            match sys.net.conns[conn].input {
+            let input = sys.net.conns[conn].input;
+            match input {
+                Input::End | Input::Reset if self.calls_handler_that_blocks(sys, conn) => {}
                 Input::End => self.close(sys, conn, End::Done),
                 Input::Reset => self.close(sys, conn, End::Failed(Reason::ConnectionLost)),
                 Input::Nothing => {}
             }
         }
         Progress::Drained
+    }
+
+    /// Where the time of a job is limited, its handler may block, or is not called any more.
+    fn calls_handler_that_blocks(&mut self, sys: &mut Machine, conn: ConnId) -> bool {
+        let (Some(&until), Some(&job)) = (self.until.get(&conn), self.exchanges.get(&conn)) else {
+            return false;
+        };
+        if until <= sys.now {
+            self.close(sys, conn, End::Failed(Reason::TimeLimit));
+            return true;
+        }
+        let blocks = !self.blocked && !sys.is_quiet() && sys.dice.chance(100);
+        if blocks {
+            self.page.enter_handler(job, sys.now);
+            self.blocked = true;
+            sys.block(self.me);
+            // It comes back to that input.
+            sys.post(self.me, Key::Conn(conn));
+        }
+        blocks
     }
 
     fn close(&mut self, sys: &mut Machine, conn: ConnId, end: End) {
@@ -140,6 +168,7 @@ impl Secondary {
         if end == End::Done && self.recycled_at.is_some_and(outlasts) {
             sys.audit.coverage.count("recycled, and took longer than grace");
         }
+        self.until.remove(&conn);
         sys.system_call();
         sys.close(conn, if end == End::Done { Step::Closed(conn) } else { Step::Broken(conn) });
         self.service.handle_end(job, end);
@@ -271,11 +300,16 @@ impl Role for Secondary {
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.arrivals.deadline().into_iter().chain(self.service.poll_timeout()).min()
+        let until = self.until.values().min().copied();
+        self.arrivals.deadline().into_iter().chain(self.service.poll_timeout()).chain(until).min()
     }
 
     fn on_deadline(&mut self, sys: &mut Machine) {
         self.on_arrival_timers(sys);
+        let over = self.until.iter().filter(|(_, until)| **until <= self.now).map(|(conn, _)| *conn);
+        for conn in over.collect::<Vec<_>>() {
+            self.close(sys, conn, End::Failed(Reason::TimeLimit));
+        }
         if self.service.poll_timeout().is_some_and(|at| at <= self.now) {
             let surroundings = self.surroundings(sys);
             self.service.handle_timeout(self.now, surroundings);
@@ -298,6 +332,9 @@ impl Role for Secondary {
 
     fn begin(&mut self, _: &mut Machine, now: Moment) {
         self.now = now;
+        if std::mem::take(&mut self.blocked) {
+            self.page.leave_handler();
+        }
     }
 
     fn is_over(&self) -> bool {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use osps::core::job::{Incarnation, Job};
 use osps::core::name::Name;
-use osps::core::slots::Action;
+use osps::core::slots::{Action, Handling};
 use osps::page::Access;
 use osps::page::record::Condition;
 use osps::page::secondary::{Counts, Introduced, SecondaryPage, introduced};
@@ -43,6 +43,12 @@ struct Predecessor {
 }
 
 impl Slot {
+    fn pidfd(&self, incarnation: Incarnation) -> Option<Proc> {
+        let current = self.current.iter().map(|known| (known.incarnation, known.pidfd));
+        let predecessors = self.predecessors.iter().map(|known| (known.incarnation, known.pidfd));
+        current.chain(predecessors).find(|known| known.0 == incarnation).map(|known| known.1)
+    }
+
     fn tube(&self, incarnation: Incarnation) -> Option<FifoId> {
         match &self.current {
             Some(server) if server.incarnation == incarnation => Some(server.tube),
@@ -139,8 +145,17 @@ impl Principal {
                 Action::EndFamily { .. } => {}
                 Action::RefuseWaiting => self.refuse_all_waiting(sys),
                 Action::StopAccepting => self.stop_accepting(sys),
-                Action::LookAtHandler { .. } | Action::KillForTime { .. } => {
-                    unreachable!("no type has a time limit here")
+                Action::LookAtHandler { slot, incarnation, job } => {
+                    let handling = self.handling(sys, slot, incarnation);
+                    self.core.handle_handling(self.now, slot, incarnation, job, handling);
+                }
+                Action::KillForTime { slot, incarnation, job, .. } => {
+                    let handling = self.handling(sys, slot, incarnation);
+                    let still_at_work = handling.is_some_and(|handling| handling.job == job);
+                    if let Some(pidfd) = self.slots[slot].pidfd(incarnation).filter(|_| still_at_work) {
+                        sys.audit_kill_for_time(pidfd, job.number);
+                        sys.kill(pidfd, "its handler blocks");
+                    }
                 }
                 Action::Kill { slot, incarnation } => self.kill_overdue(sys, slot, incarnation),
                 Action::KillAll => self.kill_all(sys),
@@ -374,6 +389,18 @@ impl Principal {
     pub fn flush_tubes(&mut self, sys: &mut Machine) {
         for server in self.slots.iter_mut().filter_map(|slot| slot.current.as_mut()) {
             server.writer.flush_or_watch(sys, self.me);
+        }
+    }
+
+    /// What the handler of a secondary does; a predecessor's page has another name.
+    fn handling(&self, sys: &mut Machine, slot: usize, incarnation: Incarnation) -> Option<Handling> {
+        sys.system_call();
+        match &self.slots[slot].current {
+            Some(server) if server.incarnation == incarnation => server.page.handling(),
+            _ => {
+                let path = sys.rundir.predecessor_page(number(slot), incarnation);
+                SecondaryPage::attach(&path, Access::ReadOnly).ok()?.handling()
+            }
         }
     }
 

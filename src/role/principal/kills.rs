@@ -10,10 +10,12 @@ use crate::core::name::Name;
 use crate::core::supervision::Reason;
 use crate::os::proc;
 use crate::page::obituary::Condition;
+use crate::page::secondary::SecondaryPage;
 use crate::role::principal::{Principal, number};
 use crate::wire::tube::JobRef;
 
 /// A handler that has not come back in time.
+#[derive(Clone, Copy)]
 pub struct Blocked {
     /// For whom it is at work.
     pub job: JobRef,
@@ -30,12 +32,19 @@ impl Principal {
         let kind = self.core.books().tables()[slot].job(index).map(|job| job.kind);
         let kind = kind.and_then(|kind| self.config.request.get(kind));
         let kind = kind.map_or("?", |request| request.name.as_str()).to_owned();
+        let Some(pid) = self.slots[slot].process(incarnation).map(|(pidfd, _)| pidfd.pid()) else {
+            return;
+        };
+        let (letter, wchan) = (proc::stat(pid).ok().map(|stat| stat.letter), proc::wchan(pid));
+        let handling = self.slots[slot].page(incarnation).and_then(SecondaryPage::handling);
         let Some((pidfd, killed)) = self.slots[slot].process(incarnation) else {
             return;
         };
-        let pid = pidfd.pid();
-        let letter = proc::stat(pid).ok().map(|stat| stat.letter);
-        *killed = Some(Condition { reason: Reason::TimeLimit, letter, wchan: proc::wchan(pid) });
+        if handling.is_none_or(|handling| handling.job != blocked.job) {
+            // It has come back in the last moment.
+            return;
+        }
+        *killed = Some(Condition { reason: Reason::TimeLimit, letter, wchan });
         let name = Name::secondary(number(slot), incarnation);
         log::warn!(
             "killing {name} (pid {pid}, state {}): the handler of job {job} (\"{kind}\") has been at work for \

@@ -1,10 +1,12 @@
 //! Rules for jobs and the books: what became of each job, and whether the books say so.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use osps::core::job::{End, Job, JobNumber, Reason, State, Table, Word};
 use osps::core::moment::Moment;
 use osps::core::name::Role;
+use osps::core::slots::MARGIN;
 use osps::wire::jeton::Jeton;
 
 use crate::arrivals::Turned;
@@ -25,6 +27,8 @@ pub struct Story {
     pub claimed_by: Option<Proc>,
     /// Why it is about to fail, as its holder says.
     blamed: Option<Reason>,
+    /// Its holder was killed because its handler did not come back in time.
+    timed_out: bool,
     pub end: Option<End>,
 }
 
@@ -59,7 +63,8 @@ impl Machine {
     fn audit_given(&mut self, slot: usize, number: JobNumber, job: Job) {
         self.audit.coverage.count("given");
         let Job { kind, client, given_at, jeton } = job;
-        let story = Story { slot, kind, client, given_at, jeton, claimed_by: None, blamed: None, end: None };
+        let (claimed_by, blamed, timed_out, end) = (None, None, false, None);
+        let story = Story { slot, kind, client, given_at, jeton, claimed_by, blamed, timed_out, end };
         self.audit.reports.given(number, jeton);
         let again = self.audit.stories.insert(number, story).is_some();
         self.ensure(!again, Rule::BooksExact, || format!("number {number} was given twice"));
@@ -84,6 +89,23 @@ impl Machine {
         }
     }
 
+    fn is_over_time(&self, story: Story, margin: Duration) -> bool {
+        let limit = self.plan.time_limit(story.kind);
+        limit.is_some_and(|limit| story.given_at + limit + margin <= self.now)
+    }
+
+    /// A principal kills a secondary whose handler does not come back.
+    pub fn audit_kill_for_time(&mut self, holder: Proc, number: JobNumber) {
+        self.audit_facts();
+        self.audit.coverage.count("killed: TimeLimit");
+        let story = self.audit.stories.get(&number).copied();
+        // It may have come back between the look and the kill.
+        let right =
+            story.is_some_and(|story| story.claimed_by == Some(holder) && self.is_over_time(story, MARGIN));
+        self.ensure(right, Rule::KillsHaveCause, || format!("{holder} is killed for {number}: {story:?}"));
+        self.audit.stories.entry(number).and_modify(|story| story.timed_out = true);
+    }
+
     fn audit_end(&mut self, fact: Fact, word: Word, story: Story) {
         let (number, by_holder) = (word.number, story.claimed_by == Some(fact.by));
         let input = self.audit.conns.get(&number).map(|conn| self.net.conns[*conn].input);
@@ -96,6 +118,7 @@ impl Machine {
             State::Failed if by_holder => match story.blamed {
                 Some(Reason::ConnectionLost) => input == Some(Input::Reset),
                 Some(Reason::Stopping) => cut,
+                Some(Reason::TimeLimit) => self.is_over_time(story, Duration::ZERO),
                 // No other reason can come about here.
                 Some(_) | None => false,
             },
@@ -119,7 +142,9 @@ impl Machine {
         let end = match word.state {
             State::Done => End::Done,
             State::Expired => End::Expired,
-            _ => End::Failed(story.blamed.filter(|_| by_holder).unwrap_or(Reason::SecondaryLost)),
+            _ if by_holder => End::Failed(story.blamed.unwrap_or(Reason::SecondaryLost)),
+            _ if story.timed_out => End::Failed(Reason::TimeLimit),
+            _ => End::Failed(Reason::SecondaryLost),
         };
         self.audit.stories.entry(number).and_modify(|story| story.end = Some(end));
         self.audit.by_type[story.kind][ending(word.state)] += 1;
