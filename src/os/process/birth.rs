@@ -26,9 +26,9 @@ use crate::os::process::{HELD_SIGNALS, Strings, reset_dispositions};
 /// all others are closed, and standard input is empty. `argv[0]` is `osps`, so that `ps`
 /// shows `osps secondary 2`.
 ///
-/// The child starts with the signals above held back (see [`release_signals`]), ignores the
+/// The child starts with the signals above held back (see [`release_signals`](super::release_signals)), ignores the
 /// terminal's, and is killed when this process dies, until it says that SIGTERM will do
-/// ([`die_gently_with_parent`]). Where it cannot execute the program, it says so on standard
+/// ([`die_gently_with_parent`](super::die_gently_with_parent)). Where it cannot execute the program, it says so on standard
 /// error and ends with [`Code::System`].
 ///
 /// # Errors
