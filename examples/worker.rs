@@ -79,6 +79,7 @@ fn misbehave(word: &str, rest: &str) -> io::Result<bool> {
             answer(0, b"now")?;
             sleep(Duration::from_millis(300));
             answer(0, b"of what comes next")?;
+            sleep(Duration::from_secs(3600));
         }
         "both" => say(b"\0\0\0\x01a\0\0\0\x01b")?,
         "close" => {

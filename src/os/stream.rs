@@ -154,6 +154,9 @@ impl Unread {
     }
 }
 
+/// Of a long message so much is written in one turn before others get theirs.
+pub const WRITE_BUDGET: usize = 256 * 1024;
+
 /// Writes as much as the stream takes now; returns how much that was.
 ///
 /// # Errors

@@ -107,6 +107,7 @@ impl Secondary {
         let client = sys.net.conns[conn].client;
         if let Some(limit) = sys.plan.time_limit(sys.clients[client].kind) {
             self.until.insert(conn, self.now + limit);
+            sys.audit_limit(job.number, self.now + limit);
         }
         sys.audit_admission(job.number, conn);
         sys.client_step(client, Step::Served(conn));

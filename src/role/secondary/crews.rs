@@ -191,18 +191,20 @@ impl Secondary {
             return;
         }
         self.service.note_group(asker.job, worker.pid);
-        if worker.give((job, asker.job.number), asker.take_message()).is_err() {
-            self.worker_closed(reactor, place);
+        match worker.give((job, asker.job.number), asker.take_message()) {
+            Ok(Progress::Drained) => {}
+            Ok(Progress::Again) => worker.write_on(reactor),
+            Err(_) => self.worker_closed(reactor, place),
         }
     }
 
     /// There is room in a worker's input, or it was closed.
-    pub(super) fn on_worker_input(&mut self, reactor: &mut Handle<Key>, place: usize) {
-        if let Some(worker) = self.crews.workers.get_mut(place)
-            && worker.write().is_err()
-        {
+    pub(super) fn on_worker_input(&mut self, reactor: &mut Handle<Key>, place: usize) -> Progress {
+        let written = self.crews.workers.get_mut(place).map(Worker::write);
+        written.unwrap_or(Ok(Progress::Drained)).unwrap_or_else(|_| {
             self.worker_closed(reactor, place);
-        }
+            Progress::Drained
+        })
     }
 
     /// A worker has written.

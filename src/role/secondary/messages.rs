@@ -11,7 +11,7 @@ use crate::core::moment::Moment;
 use crate::core::timers::LazyTimer;
 use crate::core::workers::Place;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
-use crate::os::stream::{Received, Unread, write_some};
+use crate::os::stream::{Received, Unread, WRITE_BUDGET, write_some};
 use crate::role::secondary::exchange::why_broken;
 use crate::role::secondary::{Key, Secondary, Timer};
 use crate::wire::client::TypeIndex;
@@ -129,10 +129,7 @@ impl Secondary {
                 }
                 Progress::Drained
             }
-            Stage::Answering(..) => {
-                self.send_answer(reactor, key);
-                Progress::Drained
-            }
+            Stage::Answering(..) => self.send_answer(reactor, key),
         }
     }
 
@@ -160,29 +157,38 @@ impl Secondary {
     pub(super) fn answer_asker(&mut self, reactor: &mut Handle<Key>, key: Place, payload: Vec<u8>) {
         if let Some(asker) = self.crews.askers.get_mut(key) {
             asker.stage = Stage::Answering(payload, 0);
-            self.send_answer(reactor, key);
+            let id = asker.id;
+            if self.send_answer(reactor, key) == Progress::Again
+                && let Some(id) = id
+            {
+                reactor.again(id, Ready::default());
+            }
         }
     }
 
-    fn send_answer(&mut self, reactor: &mut Handle<Key>, key: Place) {
+    fn send_answer(&mut self, reactor: &mut Handle<Key>, key: Place) -> Progress {
         let Some(asker) = self.crews.askers.get_mut(key) else {
-            return;
+            return Progress::Drained;
         };
         let (kind, Stage::Answering(answer, sent)) = (asker.kind, &mut asker.stage) else {
-            return;
+            return Progress::Drained;
         };
-        match write_some(&mut asker.stream, &answer[*sent..]) {
-            Ok(length) => {
-                *sent += length;
-                if *sent == answer.len()
-                    && let Some(crew) = self.crews.crew(kind)
-                {
-                    crew.pool.handle_taken(key);
-                    self.run_crew(reactor, kind);
-                }
+        let end = answer.len().min(*sent + WRITE_BUDGET);
+        match write_some(&mut asker.stream, &answer[*sent..end]) {
+            Ok(length) => *sent += length,
+            Err(error) => {
+                self.fail_asker(reactor, key, why_broken(&error));
+                return Progress::Drained;
             }
-            Err(error) => self.fail_asker(reactor, key, why_broken(&error)),
         }
+        if *sent < answer.len() {
+            return if *sent == end { Progress::Again } else { Progress::Drained };
+        }
+        if let Some(crew) = self.crews.crew(kind) {
+            crew.pool.handle_taken(key);
+            self.run_crew(reactor, kind);
+        }
+        Progress::Drained
     }
 
     /// A client has been silent for too long while its message is awaited.

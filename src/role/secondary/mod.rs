@@ -407,10 +407,7 @@ impl Role for Secondary {
             }
             Key::Errors(key) => self.read_errors(key),
             Key::Asker(key) => self.on_asker(reactor, key, ready),
-            Key::WorkerInput(place) => {
-                self.on_worker_input(reactor, place);
-                Progress::Drained
-            }
+            Key::WorkerInput(place) => self.on_worker_input(reactor, place),
             Key::WorkerOutput(place) => self.on_worker_output(reactor, place, ready),
             Key::WorkerErrors(place) => self.read_worker_errors(place),
             Key::Lingering(key) => self.on_lingering(reactor, key),

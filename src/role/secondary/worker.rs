@@ -14,7 +14,7 @@ use crate::core::job::JobNumber;
 use crate::core::workers::{Place, Seat};
 use crate::os::process::{Command, NotStarted};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
-use crate::os::stream::{Received, Unread, write_some};
+use crate::os::stream::{Received, Unread, WRITE_BUDGET, write_some};
 use crate::role::secondary::Key;
 use crate::wire::client::TypeIndex;
 use crate::wire::frame::{Answer, Decoder, Wrong};
@@ -146,22 +146,31 @@ impl Worker {
     ///
     /// # Errors
     /// It has closed its input.
-    pub fn give(&mut self, job: (Place, JobNumber), frame: Vec<u8>) -> io::Result<()> {
+    pub fn give(&mut self, job: (Place, JobNumber), frame: Vec<u8>) -> io::Result<Progress> {
         debug_assert!(self.frame.is_empty(), "one job at a time");
         (self.job, self.frame, self.written) = (Some(job), frame, 0);
         self.write()
     }
 
-    /// Writes of the message what the pipe takes now.
+    /// Writes of the message what the pipe takes now, within the budget of one turn.
     ///
     /// # Errors
     /// It has closed its input.
-    pub fn write(&mut self) -> io::Result<()> {
-        if self.written < self.frame.len() {
+    pub fn write(&mut self) -> io::Result<Progress> {
+        let end = self.frame.len().min(self.written + WRITE_BUDGET);
+        if self.written < end {
             let input = self.input.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
-            self.written += write_some(&mut input.file, &self.frame[self.written..])?;
+            self.written += write_some(&mut input.file, &self.frame[self.written..end])?;
         }
-        Ok(())
+        let is_cut = self.written == end && end < self.frame.len();
+        Ok(if is_cut { Progress::Again } else { Progress::Drained })
+    }
+
+    /// Has the reactor come back to its input.
+    pub fn write_on(&self, reactor: &mut Handle<Key>) {
+        if let Some(id) = self.input.as_ref().and_then(|input| input.id) {
+            reactor.again(id, Ready::default());
+        }
     }
 
     /// Takes back the message that it was given, if it has not begun to read it: all that was

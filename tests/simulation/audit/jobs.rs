@@ -27,6 +27,8 @@ pub struct Story {
     pub claimed_by: Option<Proc>,
     /// Why it is about to fail, as its holder says.
     blamed: Option<Reason>,
+    /// When it must have ended, once it was claimed.
+    until: Option<Moment>,
     /// Its holder was killed because its handler did not come back in time.
     timed_out: bool,
     pub end: Option<End>,
@@ -63,8 +65,8 @@ impl Machine {
     fn audit_given(&mut self, slot: usize, number: JobNumber, job: Job) {
         self.audit.coverage.count("given");
         let Job { kind, client, given_at, jeton } = job;
-        let (claimed_by, blamed, timed_out, end) = (None, None, false, None);
-        let story = Story { slot, kind, client, given_at, jeton, claimed_by, blamed, timed_out, end };
+        let (claimed_by, blamed, until, timed_out, end) = (None, None, None, false, None);
+        let story = Story { slot, kind, client, given_at, jeton, claimed_by, blamed, until, timed_out, end };
         self.audit.reports.given(number, jeton);
         let again = self.audit.stories.insert(number, story).is_some();
         self.ensure(!again, Rule::BooksExact, || format!("number {number} was given twice"));
@@ -89,9 +91,14 @@ impl Machine {
         }
     }
 
+    /// The time of a job is limited.
+    pub fn audit_limit(&mut self, number: JobNumber, until: Moment) {
+        self.audit_facts();
+        self.audit.stories.entry(number).and_modify(|story| story.until = Some(until));
+    }
+
     fn is_over_time(&self, story: Story, margin: Duration) -> bool {
-        let limit = self.plan.time_limit(story.kind);
-        limit.is_some_and(|limit| story.given_at + limit + margin <= self.now)
+        story.until.is_some_and(|until| until + margin <= self.now)
     }
 
     /// A principal kills a secondary whose handler does not come back.
