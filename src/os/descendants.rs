@@ -12,6 +12,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use rustix::process::{Signal, kill_process_group};
 
+use crate::core::job::Incarnation;
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc;
 
@@ -90,13 +91,25 @@ pub fn worker_of(pid: u32, run: &str) -> Option<u64> {
 }
 
 fn mark_of(pid: u32, run: &str, mark: &str) -> Option<u64> {
+    text_of(pid, run, mark)?.parse().ok()
+}
+
+/// The secondary whose command a process is, or comes from: its slot and incarnation.
+#[must_use]
+pub fn secondary_of(pid: u32, run: &str) -> Option<(u16, Incarnation)> {
+    let name = text_of(pid, run, "OSPS_SECONDARY=")?;
+    let (slot, incarnation) = name.split_once('.')?;
+    Some((slot.parse().ok()?, incarnation.parse().ok()?))
+}
+
+fn text_of(pid: u32, run: &str, mark: &str) -> Option<String> {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
     let value = |name: &str| {
         let found =
             environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(name.as_bytes()));
         found.and_then(|value| std::str::from_utf8(value).ok())
     };
-    (value("OSPS_RUN=") == Some(run)).then(|| value(mark)?.parse().ok())?
+    (value("OSPS_RUN=") == Some(run)).then(|| value(mark).map(str::to_owned))?
 }
 
 /// All processes that bear the mark of a tree, each with its start time.
@@ -105,7 +118,7 @@ fn mark_of(pid: u32, run: &str, mark: &str) -> Option<u64> {
 /// What `readdir(3)` says of `/proc`.
 pub fn of_tree(run: &str) -> io::Result<Vec<(u32, u64)>> {
     let all = read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let marked = all.filter(|&pid| job_of(pid, run).is_some());
+    let marked = all.filter(|&pid| text_of(pid, run, "OSPS_RUN=").is_some());
     Ok(marked.filter_map(|pid| Some((pid, proc::stat(pid).ok()?.start_time))).collect())
 }
 
@@ -149,6 +162,10 @@ mod tests {
         let found = below(shell.id());
         let (sleeper, parent) = found[0];
         assert_eq!((line.trim().parse(), parent), (Ok(sleeper), shell.id()));
+        // Between its birth and its program a process shows no environment.
+        while job_of(sleeper, "7.8").is_none() {
+            std::thread::yield_now();
+        }
         assert_eq!((job_of(sleeper, "7.8"), job_of(sleeper, "7.9")), (Some(9), None));
         assert!(!signal(sleeper, &[1], Signal::KILL), "it is no child of that one");
         assert!(signal(sleeper, &[shell.id()], Signal::KILL));

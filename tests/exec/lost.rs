@@ -32,7 +32,7 @@ fn principal_and_secondary_that_die_together_leave_no_command() {
     until_processes(&tree, 6);
     let pids = system.pids();
     for pid in &pids[1..] {
-        system.signal(*pid, Signal::SIGKILL);
+        system.strike(*pid, Signal::SIGKILL);
     }
     until_processes(&tree, 0);
     let status = system.books_are_exact();
@@ -47,8 +47,30 @@ fn the_next_start_ends_what_a_crash_has_left() {
     let (_data, _) = control.begin("family");
     until_processes(&tree, 3);
     for pid in system.pids() {
-        system.signal(pid, Signal::SIGKILL);
+        system.strike(pid, Signal::SIGKILL);
     }
     system.start_again();
     until_processes(&tree, 0);
+}
+
+#[test]
+fn what_an_idle_worker_has_started_dies_with_the_secondary_too() {
+    let more = "mode = \"persistent\"";
+    let script = "setsid sleep 1000 & sleep 1001 & exec cat >/dev/null";
+    let system = start("secondaries = 2", &[("worker", script, more)]);
+    let tree = tree(&system);
+    until_processes(&tree, 6);
+    let first = system.pid(1);
+    system.signal(first, Signal::SIGKILL);
+    system.until("another serves", |status| {
+        let server = crate::System::server(status, 1);
+        server["pid"] != first && server["state"] == "ready"
+    });
+    // Those of the other secondary, and of the successor.
+    until_processes(&tree, 6);
+    for pid in &system.pids()[1..] {
+        system.strike(*pid, Signal::SIGKILL);
+    }
+    system.all_ready();
+    until_processes(&tree, 6);
 }

@@ -166,7 +166,7 @@ impl<B: Books> Slots<B> {
                 self.slots[index].given[entry as usize].lost = Some(reason);
                 failed += 1;
                 if group != 0 {
-                    self.actions.push_back(Action::EndFamily { number: word.number, group });
+                    self.actions.push_back(Action::EndFamily { group });
                 }
             }
         }

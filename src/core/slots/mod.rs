@@ -136,8 +136,6 @@ pub enum Action {
     },
     /// A process group served a job whose secondary has died: end it, with all that came of it.
     EndFamily {
-        /// The job.
-        number: JobNumber,
         /// The process group.
         group: u32,
     },

@@ -6,29 +6,49 @@
 use rustix::process::Signal;
 
 use crate::core::command::{GIVE_UP_AFTER, LOOK_EVERY};
-use crate::core::job::JobNumber;
+use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::os::reactor::Handle;
 use crate::os::{descendants, proc};
 use crate::role::principal::{Key, Principal, Timer};
 
-/// A family without a secondary.
+/// Processes without a secondary.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
-    number: JobNumber,
-    group: u32,
+    whose: Whose,
     /// When it is enough.
     until: Moment,
     /// Nobody was found at the last look. One look may miss who is just being born.
     quiet: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// Those whose marks name a secondary that is no more.
+    Departed,
+    /// Those of a process group that bear no mark.
+    Group(u32),
+}
+
 impl Principal {
-    pub(super) fn end_family(&mut self, reactor: &mut Handle<Key>, number: JobNumber, group: u32) {
-        self.families.push(Family { number, group, until: reactor.now() + GIVE_UP_AFTER, quiet: false });
-        if self.families.len() == 1 {
+    /// A process group served a job of a secondary that has died.
+    pub(super) fn end_family(&mut self, reactor: &mut Handle<Key>, group: u32) {
+        self.look_for_family(reactor, Whose::Group(group));
+    }
+
+    /// A secondary has died, or may have died before this principal came.
+    pub(super) fn end_families_of_departed(&mut self, reactor: &mut Handle<Key>) {
+        if self.config.request.iter().any(|request| !request.command.is_empty()) {
+            self.look_for_family(reactor, Whose::Departed);
+        }
+    }
+
+    fn look_for_family(&mut self, reactor: &mut Handle<Key>, whose: Whose) {
+        if self.families.is_empty() {
             self.timers.arm(reactor.now(), Timer::Families);
         }
+        self.families.retain(|family| family.whose != whose);
+        self.families.push(Family { whose, until: reactor.now() + GIVE_UP_AFTER, quiet: false });
     }
 
     /// Kills whom it finds of those families, and looks again until nobody is found.
@@ -38,14 +58,16 @@ impl Principal {
         let tree = format!("{watchdog}.{since}");
         let mut found = vec![false; self.families.len()];
         for (pid, parent) in descendants::below(watchdog) {
-            let job = descendants::job_of(pid, &tree);
-            let group = || proc::stat(pid).map_or(0, |stat| u32::try_from(stat.group).unwrap_or(0));
-            // Who has an empty environment, or is about to end, is told by its group.
-            let of = self.families.iter().position(|family| match job {
-                Some(job) => job == family.number,
-                None => group() == family.group,
-            });
-            if let Some(of) = of {
+            let whose = match descendants::secondary_of(pid, &tree) {
+                Some((slot, incarnation)) if self.is_alive(slot, incarnation) => continue,
+                Some(_) => Whose::Departed,
+                // Who has an empty environment, or is about to end, is told by its group.
+                None => {
+                    let group = proc::stat(pid).map_or(0, |stat| u32::try_from(stat.group).unwrap_or(0));
+                    Whose::Group(group)
+                }
+            };
+            if let Some(of) = self.families.iter().position(|family| family.whose == whose) {
                 found[of] |= descendants::signal(pid, &[parent, watchdog], Signal::KILL);
             }
         }
@@ -58,5 +80,14 @@ impl Principal {
         if !self.families.is_empty() {
             self.timers.arm(now + LOOK_EVERY, Timer::Families);
         }
+    }
+
+    /// Whether that secondary, whose slot is counted from 1, serves or drains.
+    fn is_alive(&self, slot: u16, incarnation: Incarnation) -> bool {
+        let slot = usize::from(slot).checked_sub(1).and_then(|slot| self.slots.get(slot));
+        slot.is_some_and(|slot| {
+            slot.current.iter().any(|server| server.incarnation == incarnation)
+                || slot.predecessors.iter().any(|server| server.incarnation == incarnation)
+        })
     }
 }

@@ -53,6 +53,7 @@ impl Principal {
         let Some(loss) = self.core.handle_exited(reactor.now(), slot, incarnation, cannot_start) else {
             return;
         };
+        self.end_families_of_departed(reactor);
         let name = Name::secondary(number(slot), incarnation);
         let by_watchdog = self.liveness.watchdog_page().killed().find(name).and_then(|kill| kill.killed);
         let killed = by_us.or(by_watchdog);

@@ -60,6 +60,7 @@ impl Principal {
             living.push(predecessors.map(|predecessor| predecessor.incarnation).collect());
         }
         self.core.handle_takeover(reactor.now(), living);
+        self.end_families_of_departed(reactor);
         self.carry_out(reactor);
         Ok(())
     }
@@ -146,7 +147,7 @@ impl Principal {
                         "secondary {number}: somebody wrote into entry {entry} of the job table: mended"
                     );
                 }
-                Action::EndFamily { number, group } => self.end_family(reactor, number, group),
+                Action::EndFamily { group } => self.end_family(reactor, group),
                 Action::Report { client, number, news } => self.report(reactor, client, number, news),
                 Action::RefuseWaiting => {
                     for key in self.waiting.drain() {

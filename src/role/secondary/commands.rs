@@ -18,7 +18,16 @@ use crate::os::process::{Command, Identity, Plan};
 use crate::os::{account, landlock};
 
 /// Variables that only we set.
-const OWN_VARIABLES: [&str; 4] = ["OSPS_TYPE", "OSPS_JOB", "OSPS_RUN", "OSPS_WORKER"];
+const OWN_VARIABLES: [&str; 5] = ["OSPS_TYPE", "OSPS_JOB", "OSPS_RUN", "OSPS_SECONDARY", "OSPS_WORKER"];
+
+/// Of whom a command is.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// The tree, by its watchdog's pid and start time.
+    pub run: String,
+    /// The secondary, by its slot and incarnation.
+    pub secondary: String,
+}
 
 /// The command of one request type.
 #[derive(Debug)]
@@ -43,11 +52,11 @@ pub struct CommandType {
 }
 
 impl CommandType {
-    /// The command of that request type, for the tree that `run` names.
+    /// The command of that request type, for its owner.
     ///
     /// # Errors
     /// A [`Failure`] where its user or its paths are no more what they were when they were checked.
-    pub fn new(request: &Request, run: &str, open_files: u64) -> Result<Self, Failure> {
+    pub fn new(request: &Request, owner: &Owner, open_files: u64) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
             Failure::internal(&format!("prepare the command of \"{}\"", request.name), error)
         };
@@ -55,7 +64,7 @@ impl CommandType {
             // It was there when the system started. Where it has gone meanwhile, jobs fail until it is back.
             program: request.program().unwrap_or_else(|_| request.command[0].clone().into()),
             arguments: request.command.clone(),
-            environment: environment(request, run),
+            environment: environment(request, owner),
             directory: request.directory.clone(),
             limits: limits(request, open_files),
             identity: identity(request).map_err(|error| failed(&error))?,
@@ -89,10 +98,10 @@ impl CommandType {
     ///
     /// # Errors
     /// See [`CommandType::new`].
-    pub fn of(config: &Config, run: &str, open_files: u64) -> Result<Vec<Option<Self>>, Failure> {
+    pub fn of(config: &Config, owner: &Owner, open_files: u64) -> Result<Vec<Option<Self>>, Failure> {
         let command = |request: &Request| {
             let is_command = !request.command.is_empty() && !request.is_persistent();
-            is_command.then(|| Self::new(request, run, open_files)).transpose()
+            is_command.then(|| Self::new(request, owner, open_files)).transpose()
         };
         config.request.iter().map(command).collect()
     }
@@ -138,7 +147,7 @@ pub fn variables(
 }
 
 /// Our own environment, but for what is set anew; then what the configuration adds.
-fn environment(request: &Request, run: &str) -> Vec<(OsString, OsString)> {
+fn environment(request: &Request, owner: &Owner) -> Vec<(OsString, OsString)> {
     let is_set_anew = |name: &str| {
         name == "PROTO"
             || name.starts_with("TCPLOCAL")
@@ -150,7 +159,10 @@ fn environment(request: &Request, run: &str) -> Vec<(OsString, OsString)> {
     let added = request.environment.iter().filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
     inherited
         .chain(added.map(|(name, value)| (name.into(), value.into())))
-        .chain([("OSPS_RUN".into(), run.into())])
+        .chain([
+            ("OSPS_RUN".into(), owner.run.clone().into()),
+            ("OSPS_SECONDARY".into(), owner.secondary.clone().into()),
+        ])
         .collect()
 }
 

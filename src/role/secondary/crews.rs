@@ -14,7 +14,7 @@ use crate::os::descendants;
 use crate::os::pidfd::Exit;
 use crate::os::proc;
 use crate::os::reactor::{Handle, Progress, Ready};
-use crate::role::secondary::commands::CommandType;
+use crate::role::secondary::commands::{CommandType, Owner};
 use crate::role::secondary::messages::Asker;
 use crate::role::secondary::worker::{Output, Worker};
 use crate::role::secondary::{Key, Secondary};
@@ -59,7 +59,7 @@ impl Crews {
     ///
     /// # Errors
     /// See [`CommandType::new`].
-    pub fn of(config: &Config, run: &str, open_files: u64, now: Moment) -> Result<Self, Failure> {
+    pub fn of(config: &Config, owner: &Owner, open_files: u64, now: Moment) -> Result<Self, Failure> {
         let mut types = Vec::new();
         for request in &config.request {
             if !request.is_persistent() {
@@ -69,7 +69,7 @@ impl Crews {
             let workers = request.max_parallel.unwrap_or(1) as usize;
             let max_message = request.max_message.unwrap_or(MAX_MESSAGE).0;
             types.push(Some(Crew {
-                of: CommandType::new(request, run, open_files)?,
+                of: CommandType::new(request, owner, open_files)?,
                 pool: Workers::new(
                     now,
                     Settings { workers, time_limit: request.time_limit },
@@ -80,7 +80,7 @@ impl Crews {
             }));
         }
         let (workers, askers) = (Slab::new(), Slab::new());
-        let (places, tree) = (HashMap::new(), run.to_owned());
+        let (places, tree) = (HashMap::new(), owner.run.clone());
         Ok(Self { types, workers, places, askers, started: 0, tree, ending: false })
     }
 

@@ -40,7 +40,7 @@ use crate::wire::order::Order;
 use crate::wire::tube::Command;
 
 use arrival::Arrival;
-use commands::CommandType;
+use commands::{CommandType, Owner};
 use crews::Crews;
 use exchange::Exchange;
 use linger::Lingering;
@@ -170,9 +170,12 @@ impl Secondary {
         let to_principal = fifo::Writer::from(inheritance.take_file()?);
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let (watchdog, since) = liveness.watchdog_page().watchdog();
-        let tree = format!("{watchdog}.{since}");
-        let crews = Crews::of(&sheet.config, &tree, sheet.open_files, reactor.now())?;
-        let types_of_commands = CommandType::of(&sheet.config, &tree, sheet.open_files)?;
+        let owner = Owner {
+            run: format!("{watchdog}.{since}"),
+            secondary: format!("{}.{}", sheet.slot, sheet.incarnation),
+        };
+        let crews = Crews::of(&sheet.config, &owner, sheet.open_files, reactor.now())?;
+        let types_of_commands = CommandType::of(&sheet.config, &owner, sheet.open_files)?;
         let mut secondary = Self {
             handlers,
             service: Service::new(table, sheet.incarnation, settings(&sheet.config, reactor.now())),
@@ -184,7 +187,7 @@ impl Secondary {
             exchanges: Slab::new(),
             arrivals: Slab::new(),
             undecided: Undecided::default(),
-            runs: Runs::new(types_of_commands, tree),
+            runs: Runs::new(types_of_commands, owner.run),
             crews,
             lingering: Slab::new(),
             announced: false,

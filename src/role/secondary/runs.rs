@@ -400,6 +400,8 @@ impl Secondary {
                 _ if is_known(group) => false,
                 Some(of) if of == job => true,
                 Some(of) => !all.iter().any(|(_, run)| run.job.number == of),
+                // The worker sees to that when it ends.
+                None if descendants::worker_of(pid, tree).is_some() => false,
                 None => {
                     let met = *strangers.entry(pid).or_insert(*started);
                     let oldest =
