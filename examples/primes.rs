@@ -37,23 +37,34 @@ impl Session for Primes {
     fn on_input(&mut self, input: &[u8], turn: &mut Turn<'_>) {
         self.lines.add(input);
         while let Some(line) = self.lines.next() {
-            match line.trim().parse() {
-                Ok(number) if number <= self.settings.largest => {
-                    self.fall_into_trap(number);
-                    let word = if is_prime(number) { "prime" } else { "not prime" };
-                    turn.answer(format!("{number} is {word}\n"));
-                }
-                Ok(number) => turn.answer(format!("{number} is too large\n")),
-                Err(error) => {
-                    turn.answer(format!("{line:?}: {error}\n"));
-                    return turn.fail();
-                }
-            }
+            self.judge(&line, turn);
+        }
+    }
+
+    /// The last line may have no end.
+    fn on_end(&mut self, turn: &mut Turn<'_>) {
+        if let Some(line) = self.lines.rest() {
+            self.judge(&line, turn);
         }
     }
 }
 
 impl Primes {
+    fn judge(&self, line: &str, turn: &mut Turn<'_>) {
+        match line.trim().parse() {
+            Ok(number) if number <= self.settings.largest => {
+                self.fall_into_trap(number);
+                let word = if is_prime(number) { "prime" } else { "not prime" };
+                turn.answer(format!("{number} is {word}\n"));
+            }
+            Ok(number) => turn.answer(format!("{number} is too large\n")),
+            Err(error) => {
+                turn.answer(format!("{line:?}: {error}\n"));
+                turn.fail();
+            }
+        }
+    }
+
     #[expect(clippy::empty_loop, reason = "to be stuck is what this trap is for")]
     fn fall_into_trap(&self, number: u64) {
         match self.settings.traps.get(&number.to_string()) {

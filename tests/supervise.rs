@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
-use common::{REQUESTS, System, breaks, connect, eventually, job, now, request, say};
+use common::{REQUESTS, System, breaks, connect, eventually, job, now, recv, request, say};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -378,4 +378,22 @@ fn replacing_servers_leaves_no_descriptor_behind() {
     system.signal(principal, Signal::SIGKILL);
     replaced(&system, 0, principal);
     eventually("as many descriptors as before", || (counts()? == before).then_some(()));
+}
+
+#[test]
+fn many_calls_that_block_for_a_moment_are_no_reason_to_miss_a_probe() {
+    const CLIENTS: usize = 100;
+    let patient = "[watchdog]\nperiod = \"100ms\"\nsuspect_after = \"900ms\"\nkill_after = \"1s\"\n";
+    let system = System::start("secondaries = 1\nclient_idle = \"60s\"", &format!("{REQUESTS}\n{patient}"));
+    let pid = system.pid(1);
+    let mut clients: Vec<TcpStream> = (0..CLIENTS).map(|_| request(system.address(), "block")).collect();
+    // All at once: two seconds of work, of which a probe waits for one call at most.
+    for client in &mut clients {
+        std::io::Write::write_all(client, b"go").unwrap();
+    }
+    for client in &mut clients {
+        assert!(recv(client).starts_with("ok message 1 "));
+    }
+    assert_eq!(system.pid(1), pid);
+    assert_eq!(System::server(&system.status(), 1)["kills"], 0);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::check::{LONGEST_TIME, Wrong, between, known, quoted, wrong};
 use crate::config::{Config, Handler, Landlock, Request, Size};
-use crate::os::{account, landlock, program};
+use crate::os::{account, landlock, process, program};
 use crate::page::principal::MAX_TYPES;
 use crate::wire::client::is_type_name;
 
@@ -51,6 +51,7 @@ impl Config {
     pub(super) fn look_for_commands(&self) -> Result<(), Wrong> {
         for request in self.request.iter().filter(|request| request.handler == Handler::Exec) {
             look_for_program(request)?;
+            look_for_files(request)?;
             look_for_user(request)?;
             look_for_paths(request)?;
         }
@@ -151,6 +152,18 @@ fn check_command(request: &Request) -> Result<(), Wrong> {
         }
     }
     Ok(())
+}
+
+/// What the kernel allows this process, it allows its commands.
+fn look_for_files(request: &Request) -> Result<(), Wrong> {
+    let most = process::most_descriptors();
+    match request.open_files {
+        Some(files) if files > most && !rustix::process::geteuid().is_root() => {
+            let wanted = format!("in request \"{}\": the hard limit of this process is {most}", request.name);
+            wrong("request.open_files", files, wanted)
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The program can be executed, where it is to be.

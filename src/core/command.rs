@@ -49,6 +49,8 @@ enum State {
         why: Reason,
         /// When others are looked for that the first sweep did not meet.
         look_at: Moment,
+        /// When it is enough: even its leader does not end of it.
+        until: Moment,
     },
     /// The leader has ended; what is left of its family is being killed.
     Clearing {
@@ -102,9 +104,14 @@ impl Command {
         }
     }
 
-    fn kill(&mut self, now: Moment, why: Reason) {
-        self.state = State::Killed { why, look_at: now + LOOK_EVERY };
-        self.action = Some(Action::Sweep);
+    fn kill(&mut self, now: Moment, why: Reason, until: Moment) {
+        if until <= now {
+            self.state = State::Over;
+            self.action = Some(Action::End(End::Failed(why)));
+        } else {
+            self.state = State::Killed { why, look_at: now + LOOK_EVERY, until };
+            self.action = Some(Action::Sweep);
+        }
     }
 
     /// Time has passed.
@@ -114,8 +121,8 @@ impl Command {
                 self.state = State::Terminating { why: Reason::TimeLimit, kill_at: now + TERM_TO_KILL };
                 self.action = Some(Action::Terminate);
             }
-            State::Terminating { why, kill_at } if kill_at <= now => self.kill(now, why),
-            State::Killed { why, look_at } if look_at <= now => self.kill(now, why),
+            State::Terminating { why, kill_at } if kill_at <= now => self.kill(now, why, now + GIVE_UP_AFTER),
+            State::Killed { why, look_at, until } if look_at <= now => self.kill(now, why, until),
             State::Clearing { look_at, .. } if look_at <= now => self.action = Some(Action::Sweep),
             State::Running { .. }
             | State::Terminating { .. }
@@ -204,15 +211,19 @@ mod tests {
 
     #[test]
     fn who_does_not_end_of_sigkill_holds_up_no_job_for_ever() {
-        let mut command = limited();
-        command.handle_exit(at(1), End::Done);
-        let mut now = 1;
-        while !matches!(command.poll_action(), Some(Action::End(_))) {
-            now += 10;
-            command.handle_timeout(at(now));
-            command.handle_swept(at(now), true);
+        for (leader_ends, over_at) in [(true, 1_001), (false, 12_000)] {
+            let mut command = limited();
+            if leader_ends {
+                command.handle_exit(at(1), End::Done);
+            }
+            let mut now = 1;
+            while !matches!(command.poll_action(), Some(Action::End(_))) {
+                now = command.poll_timeout().unwrap().as_nanos() / 1_000_000;
+                command.handle_timeout(at(now));
+                command.handle_swept(at(now), true);
+            }
+            assert_eq!(now, over_at);
         }
-        assert_eq!(now, 1_001);
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -253,7 +264,7 @@ mod tests {
                 }
                 if let Some(Action::End(_)) = command.poll_action() {
                     ends += 1;
-                    prop_assert!(exited);
+                    prop_assert!(exited || now >= 12_000);
                 }
             }
             prop_assert_eq!(ends, 1);

@@ -48,6 +48,11 @@ impl Restart {
         self.young_deaths
     }
 
+    /// It has been of use: what died before it is forgotten.
+    pub fn forgive(&mut self) {
+        self.young_deaths = 0;
+    }
+
     /// Decides when to start again after a death at `now`.
     pub fn after_death(&mut self, now: Moment, death: Death) -> Verdict {
         if death.cannot_start && death.ready_since.is_none() {

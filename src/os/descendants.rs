@@ -54,17 +54,21 @@ pub fn below(pid: u32) -> Vec<(u32, u32)> {
 }
 
 /// Sends a signal to a process that was found under one of these parents, unless its pid is
-/// somebody else's by now. Returns whether it was there.
+/// somebody else's by now. Returns whether it was there and is told.
 pub fn signal(pid: u32, parents: &[u32], signal: Signal) -> bool {
     let Ok(pidfd) = Pidfd::of_child(pid) else {
         return false;
     };
     // After the pidfd was opened: who still has that parent is who was meant.
-    let is_meant = proc::stat(pid).is_ok_and(|stat| parents.contains(&stat.parent));
-    if is_meant && let Err(error) = pidfd.signal(signal) {
+    if !proc::stat(pid).is_ok_and(|stat| parents.contains(&stat.parent)) {
+        return false;
+    }
+    // Who has become another user by a set-user-ID program may be out of reach.
+    let sent = pidfd.signal(signal);
+    if let Err(error) = &sent {
         log::debug!("cannot send {signal:?} to {pid}: {error}");
     }
-    is_meant
+    sent.is_ok()
 }
 
 /// Sends a signal to the process group of a child that was not reaped yet: so long its number is

@@ -49,12 +49,15 @@ pub fn assume(identity: &Identity) -> io::Result<()> {
 /// # Errors
 /// What the system calls say.
 pub fn try_as<T>(identity: &Identity, what: impl FnOnce() -> T) -> io::Result<T> {
-    let (user, group) = (geteuid(), getegid());
+    let (user, group, groups) = (geteuid(), getegid(), getgroups()?);
+    let theirs: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&theirs)?;
     setegid(Gid::from_raw(identity.gid))?;
     seteuid(Uid::from_raw(identity.uid))?;
     let done = what();
     seteuid(user)?;
     setegid(group)?;
+    setgroups(&groups)?;
     Ok(done)
 }
 

@@ -126,6 +126,16 @@ pub fn resident_bytes() -> io::Result<u64> {
     Ok(pages.ok_or(io::ErrorKind::InvalidData)? * rustix::param::page_size() as u64)
 }
 
+/// Whether a process runs the same program as this one; also where that cannot be told.
+#[must_use]
+pub fn is_same_program(pid: u32) -> bool {
+    let program = |pid: &str| std::fs::metadata(format!("/proc/{pid}/exe")).map(|exe| (exe.dev(), exe.ino()));
+    match (program("self"), program(&pid.to_string())) {
+        (Ok(own), Ok(other)) => own == other,
+        (Err(_), _) | (_, Err(_)) => true,
+    }
+}
+
 /// The children of this process that run the same program as it does, in its process group: all
 /// its servers, and those who came to it as orphans. A stranger's are in another group. Nobody where the kernel does not tell
 /// (`CONFIG_PROC_CHILDREN`).

@@ -27,6 +27,8 @@ const EVENTS_PER_TURN: usize = 256;
 /// Sources left over by the turns before that are called in one turn: what others wait for is
 /// sent at its end, and must not wait for all that somebody has sent ahead.
 const LEFTOVERS_PER_TURN: usize = 16;
+/// A turn that has lasted so long calls nobody more.
+const TURN_BUDGET: Duration = Duration::from_millis(5);
 const SIGNALS: Token = Token(usize::MAX);
 
 /// A role: what a process does with the events of its loop.
@@ -139,6 +141,13 @@ impl<K: Copy> Handle<K> {
     #[must_use]
     pub fn now(&self) -> Moment {
         self.now
+    }
+
+    /// Whether this turn may go on: handlers that take long shall not add up, for signals, and so
+    /// the watchdog's probes, are answered between turns only.
+    #[must_use]
+    pub fn has_time(&self) -> bool {
+        clock::now().since(self.now) < TURN_BUDGET
     }
 
     /// Starts watching a source.

@@ -160,3 +160,29 @@ fn a_graceful_stop_lets_a_command_finish_and_a_stop_at_once_does_not() {
     assert!(system.ended().success());
     until_processes(&tree_name, 0);
 }
+
+#[test]
+fn nobody_is_missed_who_loses_his_parent_at_the_last_moment() {
+    let script = "(setsid sleep 1000 >/dev/null 2>&1 & wait) & sleep 0.02; exit 0";
+    let system = start("secondaries = 1", &[("leaves", script, "")]);
+    let tree = tree(&system);
+    let mut control = Control::new(&system);
+    for _ in 0..20 {
+        let (_data, jeton) = control.begin("leaves");
+        assert_eq!(control.end(&jeton), "fintraitement");
+        assert_eq!(processes(&tree), [0_u32; 0]);
+    }
+}
+
+#[test]
+fn more_children_than_are_reaped_at_once_are_reaped_all_the_same() {
+    let script = "n=0; while [ $n -lt 1100 ]; do sleep 1000 & n=$((n + 1)); done; exit 0";
+    let system = start("secondaries = 1", &[("litters", script, ""), ("cat", "exec cat", "")]);
+    let tree = tree(&system);
+    let mut control = Control::new(&system);
+    let (_data, jeton) = control.begin("litters");
+    assert_eq!(control.end(&jeton), "fintraitement");
+    assert_eq!(control.run("cat").1, "fintraitement");
+    until_processes(&tree, 0);
+    eventually("no zombie", || system.zombies().is_empty().then_some(()));
+}

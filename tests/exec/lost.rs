@@ -23,6 +23,38 @@ fn a_secondary_that_dies_leaves_no_command() {
 }
 
 #[test]
+fn who_bears_no_mark_dies_with_its_secondary_and_with_the_system() {
+    let script = "env -i setsid sleep 1000 & env -i setsid sleep 1001 & exec sleep 1003";
+    let mut system = start("secondaries = 1", &[("family", script, "")]);
+    let sleeps = |system: &crate::System| {
+        let watchdog = u32::try_from(system.status()["pid"].as_u64().unwrap()).unwrap();
+        let below = osps::os::descendants::below(watchdog).into_iter().map(|(pid, _)| pid);
+        let is_sleep = |pid: &u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+        };
+        below.filter(is_sleep).collect::<Vec<u32>>()
+    };
+    let begin = |system: &crate::System| {
+        let mut control = Control::new(system);
+        let jobs = [control.begin("family"), control.begin("family")];
+        let pids = eventually("six sleep", || Some(sleeps(system)).filter(|pids| pids.len() == 6));
+        (control, jobs, pids)
+    };
+    let (_control, _jobs, _) = begin(&system);
+    system.signal(system.pid(1), Signal::SIGKILL);
+    eventually("nobody sleeps", || sleeps(&system).is_empty().then_some(()));
+    system.all_ready();
+    let (_control, _jobs, pids) = begin(&system);
+    let watchdog = u32::try_from(system.status()["pid"].as_u64().unwrap()).unwrap();
+    system.signal(watchdog, Signal::SIGTERM);
+    eventually("it stops", || system.log().contains("stopping gracefully").then_some(()));
+    system.signal(watchdog, Signal::SIGTERM);
+    assert!(system.ended().success());
+    let lives = |pid: &u32| osps::os::proc::stat(*pid).is_ok_and(|stat| stat.letter != 'Z');
+    eventually("nobody sleeps", || (!pids.iter().any(lives)).then_some(()));
+}
+
+#[test]
 fn principal_and_secondary_that_die_together_leave_no_command() {
     let system = start("secondaries = 2", &[("family", FAMILY, "")]);
     let tree = tree(&system);

@@ -24,6 +24,8 @@ use crate::core::turns::Turns;
 
 /// A job that so many workers left untouched when they ended fails with the last of them.
 const MAX_TRIES: u8 = 3;
+/// So long jobs wait for the next attempt to start a worker, where there is no other.
+const SOON: Duration = Duration::from_secs(1);
 /// A worker that has closed its input or output is killed if it does not end within this time.
 const END_WITHIN: Duration = Duration::from_millis(100);
 /// A worker, by its seat.
@@ -302,6 +304,7 @@ impl Workers {
             Worker::Leaving { .. } => self.workers[seat] = Worker::Gone,
             Worker::Down { .. } | Worker::Starting | Worker::Gone => {}
         }
+        self.fail_if_hopeless(now, reason);
         self.assign(now);
         self.check_invariants();
     }
@@ -390,6 +393,26 @@ impl Workers {
         }
     }
 
+    /// Where no worker is there and none comes soon, those who wait are told why: one broken command
+    /// must not fill the job table.
+    fn fail_if_hopeless(&mut self, now: Moment, reason: Reason) {
+        let comes_soon = |worker: &Worker| match worker {
+            Worker::Down { start_at } => *start_at <= now + SOON,
+            Worker::Gone => false,
+            Worker::Starting
+            | Worker::Idle { .. }
+            | Worker::Busy { .. }
+            | Worker::Closing { .. }
+            | Worker::Dying { .. }
+            | Worker::Leaving { .. } => true,
+        };
+        if !self.workers.iter().any(comes_soon) {
+            while let Some(job) = self.queue.pop() {
+                self.end(job, End::Failed(reason));
+            }
+        }
+    }
+
     fn end(&mut self, job: Place, end: End) {
         self.jobs[job] = None;
         self.actions.push_back(Action::End { job, end });
@@ -408,7 +431,10 @@ impl Workers {
         }
         let death = Death { ready_since: life.map(|life| life.since), cannot_start: false };
         let start_at = match life {
-            Some(Life { useful: true, .. }) => now,
+            Some(Life { useful: true, .. }) => {
+                self.restarts[seat].forgive();
+                now
+            }
             Some(_) | None => match self.restarts[seat].after_death(now, death) {
                 Verdict::StartAt(at) => at,
                 Verdict::GiveUp => unreachable!("nobody said that it cannot start"),

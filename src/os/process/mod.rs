@@ -196,6 +196,12 @@ pub fn descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// The hard limit of open descriptors.
+#[must_use]
+pub fn most_descriptors() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
 /// Raises the soft limit of open descriptors to the hard one; returns the limit.
 #[must_use]
 pub fn raise_descriptor_limit() -> u64 {

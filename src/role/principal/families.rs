@@ -61,6 +61,8 @@ impl Principal {
             let whose = match descendants::secondary_of(pid, &tree) {
                 Some((slot, incarnation)) if self.is_alive(slot, incarnation) => continue,
                 Some(_) => Whose::Departed,
+                // Orphans of secondaries that live come to those. As PID 1 it gets everybody's.
+                None if parent == watchdog && watchdog != 1 && !proc::is_same_program(pid) => Whose::Departed,
                 // Who has an empty environment, or is about to end, is told by its group.
                 None => {
                     let group = proc::stat(pid).map_or(0, |stat| u32::try_from(stat.group).unwrap_or(0));

@@ -185,7 +185,9 @@ fn limits(request: &Request, open_files: u64) -> Vec<(u32, u64, u64)> {
 }
 
 fn identity(request: &Request) -> io::Result<Option<Identity>> {
-    request.user.as_deref().map(account::identity).transpose()
+    // Only root can change, and only to itself could anybody else.
+    let user = request.user.as_deref().filter(|_| rustix::process::geteuid().is_root());
+    user.map(account::identity).transpose()
 }
 
 fn ruleset(request: &Request) -> io::Result<Option<OwnedFd>> {

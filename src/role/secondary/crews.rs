@@ -6,6 +6,7 @@ use rustix::process::Signal;
 use slab::Slab;
 
 use crate::config::{Config, Size};
+use crate::core::command::LOOK_EVERY;
 use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
 use crate::core::workers::{Action, Place, Seat, Settings, Workers};
@@ -17,7 +18,7 @@ use crate::os::reactor::{Handle, Progress, Ready};
 use crate::role::secondary::commands::{CommandType, Owner};
 use crate::role::secondary::messages::Asker;
 use crate::role::secondary::worker::{Output, Worker};
-use crate::role::secondary::{Key, Secondary};
+use crate::role::secondary::{Key, Secondary, Timer};
 use crate::wire::client::TypeIndex;
 use crate::wire::frame::{LONGEST_PAYLOAD, Wrong};
 
@@ -25,6 +26,8 @@ use crate::wire::frame::{LONGEST_PAYLOAD, Wrong};
 const MAX_MESSAGE: Size = Size(1 << 20);
 /// Of a worker that has ended, so many reads: more than any pipe holds.
 const LAST_READS: usize = 32;
+/// So often is looked for what a worker has left behind.
+const LOOKS: u8 = 20;
 
 /// The workers of one request type.
 pub struct Crew {
@@ -50,6 +53,8 @@ pub struct Crews {
     started: u64,
     /// Marks what belongs to this tree.
     tree: String,
+    /// How often is still looked for what workers have left behind.
+    looks_left: u8,
     /// The process ends once no worker is left.
     ending: bool,
 }
@@ -81,7 +86,7 @@ impl Crews {
         }
         let (workers, askers) = (Slab::new(), Slab::new());
         let (places, tree) = (HashMap::new(), owner.run.clone());
-        Ok(Self { types, workers, places, askers, started: 0, tree, ending: false })
+        Ok(Self { types, workers, places, askers, started: 0, tree, ending: false, looks_left: 0 })
     }
 
     /// The crew of a request type, where it has one.
@@ -344,6 +349,34 @@ impl Secondary {
                 descendants::signal(below, &[parent, own], Signal::KILL);
             }
             descendants::signal(pid, &[own], Signal::KILL);
+        }
+    }
+
+    /// A worker has ended: who has left its family before comes to us one by one.
+    pub(super) fn look_for_worker_strays(&mut self, reactor: &mut Handle<Key>) {
+        if std::mem::replace(&mut self.crews.looks_left, LOOKS) == 0 {
+            self.timers.arm(reactor.now(), Timer::Strays);
+        }
+    }
+
+    /// Kills those of our children whose worker is no more. Looks again for a while: whoever is still
+    /// somebody's child now will come here when that one is gone.
+    pub(super) fn sweep_worker_strays(&mut self, reactor: &mut Handle<Key>) {
+        let Crews { workers, tree, looks_left, .. } = &mut self.crews;
+        let own = std::process::id();
+        for pid in descendants::own_children() {
+            let is_stray = descendants::worker_of(pid, tree)
+                .is_some_and(|of| workers.iter().all(|(_, worker)| worker.number != of));
+            if is_stray {
+                for (below, parent) in descendants::below(pid) {
+                    descendants::signal(below, &[parent, own], Signal::KILL);
+                }
+                descendants::signal(pid, &[own], Signal::KILL);
+            }
+        }
+        *looks_left -= 1;
+        if *looks_left > 0 {
+            self.timers.arm(reactor.now() + LOOK_EVERY, Timer::Strays);
         }
     }
 

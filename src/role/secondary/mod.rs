@@ -89,6 +89,10 @@ enum Timer {
     Arrival(usize),
     /// Something is due with a command.
     Run(usize),
+    /// More children have ended than are reaped in one turn.
+    Reap,
+    /// Look again for what workers that have ended have started.
+    Strays,
     /// The client of a job that workers serve has been silent for too long.
     Asker(usize),
     /// A connection whose exchange is over is closed, whatever its client does.
@@ -343,6 +347,24 @@ impl Secondary {
         self.end_crews(reactor);
     }
 
+    fn on_timer(&mut self, reactor: &mut Handle<Key>, timer: Timer) {
+        match timer {
+            Timer::Exchange(key) => self.on_exchange_timer(reactor, key),
+            Timer::Arrival(key) => self.on_arrival_timer(reactor, key),
+            Timer::Run(key) => self.on_run_timer(reactor, key),
+            Timer::Reap => self.reap(reactor),
+            Timer::Strays => self.sweep_worker_strays(reactor),
+            Timer::Asker(key) => self.on_asker_timer(reactor, key),
+            Timer::Lingering(key) => self.close_lingering(reactor, key),
+            Timer::Accept => {
+                self.scarcity.paused();
+                for listener in &self.listeners {
+                    reactor.again(listener.id, fifo::READABLE);
+                }
+            }
+        }
+    }
+
     /// Does what the core says.
     fn carry_out(&mut self, reactor: &mut Handle<Key>, action: Action) {
         match action {
@@ -442,18 +464,10 @@ impl Role for Secondary {
             let Some(timer) = self.timers.pop_due(reactor.now()) else {
                 break;
             };
-            match timer {
-                Timer::Exchange(key) => self.on_exchange_timer(reactor, key),
-                Timer::Arrival(key) => self.on_arrival_timer(reactor, key),
-                Timer::Run(key) => self.on_run_timer(reactor, key),
-                Timer::Asker(key) => self.on_asker_timer(reactor, key),
-                Timer::Lingering(key) => self.close_lingering(reactor, key),
-                Timer::Accept => {
-                    self.scarcity.paused();
-                    for listener in &self.listeners {
-                        reactor.again(listener.id, fifo::READABLE);
-                    }
-                }
+            self.on_timer(reactor, timer);
+            // What is due stays so: it comes in the next turn.
+            if !reactor.has_time() {
+                break;
             }
         }
         if self.crews.poll_timeout().is_some_and(|at| at <= reactor.now()) {

@@ -1,7 +1,7 @@
 //! Jobs of commands, from their claim to their end: each waits for its turn, then its connection
 //! becomes the standard input and output of a program.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -32,6 +32,8 @@ use crate::wire::tube::JobRef;
 const ERRORS_PER_TURN: usize = 16 * 1024;
 /// Longer lines of standard error are cut.
 const LONGEST_LINE: usize = 1024;
+/// So often is read what a command has said before its end.
+const LAST_READS: usize = 8;
 /// Children that are reaped in one turn.
 const REAPED_PER_TURN: usize = 1024;
 
@@ -214,7 +216,12 @@ impl Secondary {
     /// SIGCHLD: some children have ended, leaders of commands or those that came to us as orphans.
     pub(super) fn reap(&mut self, reactor: &mut Handle<Key>) {
         let (mut strays, mut workers) = (false, false);
-        for _ in 0..REAPED_PER_TURN {
+        for reaped in 0.. {
+            if reaped == REAPED_PER_TURN {
+                // SIGCHLD does not come again for those that have ended before.
+                self.timers.arm(reactor.now(), Timer::Reap);
+                break;
+            }
             let Ok(Some((pid, exit))) = descendants::ended_child() else {
                 break;
             };
@@ -230,6 +237,7 @@ impl Secondary {
         }
         if workers {
             self.run_crews(reactor);
+            self.look_for_worker_strays(reactor);
         }
         if strays {
             // Perhaps somebody waits for just those.
@@ -312,19 +320,24 @@ impl Secondary {
 
     fn remove_run(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) {
         if let Stage::Running { .. } = self.runs.all[key].stage {
-            // What it said last, as far as that goes.
-            let _ = self.read_errors(key);
+            // What it said last: a pipe holds more than is read in one turn.
+            let _ = (0..LAST_READS).find(|_| self.read_errors(key) == Progress::Drained);
         }
-        let Run { job, kind, stage, .. } = self.runs.all.remove(key);
+        let Run { job, kind, client, stage } = self.runs.all.remove(key);
         match stage {
             Stage::Waiting { mut stream, id } => {
                 if let Some(id) = id {
                     reactor.deregister(&mut stream, id);
                 }
+                if let Some(of) = self.command_type(kind) {
+                    of.waiting.remove(client.into(), |&waits| waits == key);
+                }
             }
             Stage::Running { errors, mut timer, leader, .. } => {
                 timer.cancel(&mut self.timers);
-                self.runs.leaders.remove(&leader);
+                if self.runs.leaders.get(&leader) == Some(&key) {
+                    self.runs.leaders.remove(&leader);
+                }
                 if let Some(id) = errors.id {
                     reactor.deregister(&mut SourceFd(&errors.pipe.as_raw_fd()), id);
                 }
@@ -359,11 +372,21 @@ impl Secondary {
             of.waiting.drain();
         }
         let open: Vec<usize> = self.runs.all.iter().map(|(key, _)| key).collect();
-        for key in &open {
-            self.sweep(*key, Signal::KILL);
-        }
         for key in open {
+            // The last of them ends whose job cannot be told.
+            self.sweep(key, Signal::KILL);
             self.remove_run(reactor, key, End::Failed(Reason::Stopping));
+        }
+        // No job is left, so whoever is left has none.
+        let own = std::process::id();
+        let left = descendants::own_children().into_iter().filter(|&pid| {
+            !self.crews.is_worker(pid) && descendants::worker_of(pid, &self.runs.tree).is_none()
+        });
+        for pid in left {
+            for (below, parent) in descendants::below(pid) {
+                descendants::signal(below, &[parent, own], Signal::KILL);
+            }
+            descendants::signal(pid, &[own], Signal::KILL);
         }
     }
 
@@ -377,7 +400,8 @@ impl Secondary {
         };
         let (own, job, leader) = (std::process::id(), job.number, *leader);
         let mut found = false;
-        if leaders.contains_key(&leader) {
+        let leads = leaders.get(&leader) == Some(&key);
+        if leads {
             // Before the group: who has lost its parent is harder to find.
             let below = if command.is_led() { descendants::below(leader) } else { Vec::new() };
             for (pid, parent) in below {
@@ -388,18 +412,28 @@ impl Secondary {
             }
             descendants::signal_group(leader, signal);
         }
-        let children = descendants::own_children();
+        let children: HashSet<u32> = descendants::own_children().into_iter().collect();
         strangers.retain(|pid, _| children.contains(pid));
         for pid in children.into_iter().filter(|&pid| !is_known(pid)) {
-            let Some(stat) = proc::stat(pid).ok().filter(|stat| !matches!(stat.letter, 'Z' | 'X')) else {
+            let Ok(stat) = proc::stat(pid) else {
                 continue;
             };
             let group = u32::try_from(stat.group).unwrap_or(0);
+            if matches!(stat.letter, 'Z' | 'X') {
+                // Its children may be on their way to us: they are seen once it is reaped.
+                found |= !is_known(group) || group == leader;
+                continue;
+            }
+            let mut is_own = true;
             let belongs = match descendants::job_of(pid, tree) {
-                _ if group == leader => true,
+                _ if group == leader && (leads || !is_known(group)) => true,
                 _ if is_known(group) => false,
                 Some(of) if of == job => true,
-                Some(of) => !all.iter().any(|(_, run)| run.job.number == of),
+                Some(of) => {
+                    // A job of the past: nobody waits for those that cannot be killed.
+                    is_own = false;
+                    !all.iter().any(|(_, run)| run.job.number == of)
+                }
                 // The worker sees to that when it ends.
                 None if descendants::worker_of(pid, tree).is_some() => false,
                 None => {
@@ -413,7 +447,7 @@ impl Secondary {
                 for (below, parent) in descendants::below(pid) {
                     descendants::signal(below, &[parent, own], signal);
                 }
-                found |= descendants::signal(pid, &[own], signal);
+                found |= descendants::signal(pid, &[own], signal) && is_own;
             }
         }
         found
