@@ -37,20 +37,25 @@ impl Session for Primes {
     fn on_input(&mut self, input: &[u8], turn: &mut Turn<'_>) {
         self.lines.add(input);
         while let Some(line) = self.lines.next() {
-            self.judge(&line, turn);
+            if !self.judge(&line, turn) {
+                return turn.fail();
+            }
         }
     }
 
     /// The last line may have no end.
     fn on_end(&mut self, turn: &mut Turn<'_>) {
-        if let Some(line) = self.lines.rest() {
-            self.judge(&line, turn);
+        if let Some(line) = self.lines.rest()
+            && !self.judge(&line, turn)
+        {
+            turn.fail();
         }
     }
 }
 
 impl Primes {
-    fn judge(&self, line: &str, turn: &mut Turn<'_>) {
+    /// Answers a line. Returns whether it was a number.
+    fn judge(&self, line: &str, turn: &mut Turn<'_>) -> bool {
         match line.trim().parse() {
             Ok(number) if number <= self.settings.largest => {
                 self.fall_into_trap(number);
@@ -60,9 +65,10 @@ impl Primes {
             Ok(number) => turn.answer(format!("{number} is too large\n")),
             Err(error) => {
                 turn.answer(format!("{line:?}: {error}\n"));
-                turn.fail();
+                return false;
             }
         }
+        true
     }
 
     #[expect(clippy::empty_loop, reason = "to be stuck is what this trap is for")]
