@@ -71,6 +71,16 @@ pub fn signal(pid: u32, parents: &[u32], signal: Signal) -> bool {
     sent.is_ok()
 }
 
+/// Sends a signal to a child of this process and to all below it. Returns whether the child was
+/// there and is told.
+pub fn signal_family(child: u32, signal: Signal) -> bool {
+    let own = std::process::id();
+    for (pid, parent) in below(child) {
+        self::signal(pid, &[parent, own], signal);
+    }
+    self::signal(child, &[own], signal)
+}
+
 /// Sends a signal to the process group of a child that was not reaped yet: so long its number is
 /// nobody else's.
 pub fn signal_group(leader: u32, signal: Signal) {

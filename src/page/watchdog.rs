@@ -149,6 +149,13 @@ impl WatchdogPage {
         (u32::try_from(self.page.get(SELF_AT)).unwrap_or(0), self.page.get(SELF_AT + 1))
     }
 
+    /// The name of the tree, which marks the processes of its commands (`OSPS_RUN`).
+    #[must_use]
+    pub fn tree(&self) -> String {
+        let (pid, start_time) = self.watchdog();
+        format!("{pid}.{start_time}")
+    }
+
     /// When the watchdog started.
     #[must_use]
     pub fn started_at(&self) -> Moment {

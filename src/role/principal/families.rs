@@ -54,8 +54,8 @@ impl Principal {
     /// Kills whom it finds of those families, and looks again until nobody is found.
     pub(super) fn sweep_families(&mut self, reactor: &mut Handle<Key>) {
         let now = reactor.now();
-        let (watchdog, since) = self.liveness.watchdog_page().watchdog();
-        let tree = format!("{watchdog}.{since}");
+        let (watchdog, _) = self.liveness.watchdog_page().watchdog();
+        let tree = self.liveness.watchdog_page().tree();
         let mut found = vec![false; self.families.len()];
         for (pid, parent) in descendants::below(watchdog) {
             let whose = match descendants::secondary_of(pid, &tree) {

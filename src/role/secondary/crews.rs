@@ -342,13 +342,9 @@ impl Secondary {
     /// process when they lose their parent.
     fn kill_strays(&self, place: usize) {
         let Crews { workers, tree, .. } = &self.crews;
-        let own = std::process::id();
         let left = descendants::own_children().into_iter().filter(|&pid| !self.crews.is_worker(pid));
         for pid in left.filter(|&pid| descendants::worker_of(pid, tree) == Some(workers[place].number)) {
-            for (below, parent) in descendants::below(pid) {
-                descendants::signal(below, &[parent, own], Signal::KILL);
-            }
-            descendants::signal(pid, &[own], Signal::KILL);
+            descendants::signal_family(pid, Signal::KILL);
         }
     }
 
@@ -363,15 +359,11 @@ impl Secondary {
     /// somebody's child now will come here when that one is gone.
     pub(super) fn sweep_worker_strays(&mut self, reactor: &mut Handle<Key>) {
         let Crews { workers, tree, looks_left, .. } = &mut self.crews;
-        let own = std::process::id();
         for pid in descendants::own_children() {
             let is_stray = descendants::worker_of(pid, tree)
                 .is_some_and(|of| workers.iter().all(|(_, worker)| worker.number != of));
             if is_stray {
-                for (below, parent) in descendants::below(pid) {
-                    descendants::signal(below, &[parent, own], Signal::KILL);
-                }
-                descendants::signal(pid, &[own], Signal::KILL);
+                descendants::signal_family(pid, Signal::KILL);
             }
         }
         *looks_left -= 1;

@@ -173,9 +173,8 @@ impl Secondary {
         let tube = fifo::Reader::from(inheritance.take_file()?);
         let to_principal = fifo::Writer::from(inheritance.take_file()?);
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
-        let (watchdog, since) = liveness.watchdog_page().watchdog();
         let owner = Owner {
-            run: format!("{watchdog}.{since}"),
+            run: liveness.watchdog_page().tree(),
             secondary: format!("{}.{}", sheet.slot, sheet.incarnation),
         };
         let crews = Crews::of(&sheet.config, &owner, sheet.open_files, reactor.now())?;

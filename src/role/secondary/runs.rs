@@ -378,15 +378,11 @@ impl Secondary {
             self.remove_run(reactor, key, End::Failed(Reason::Stopping));
         }
         // No job is left, so whoever is left has none.
-        let own = std::process::id();
         let left = descendants::own_children().into_iter().filter(|&pid| {
             !self.crews.is_worker(pid) && descendants::worker_of(pid, &self.runs.tree).is_none()
         });
         for pid in left {
-            for (below, parent) in descendants::below(pid) {
-                descendants::signal(below, &[parent, own], Signal::KILL);
-            }
-            descendants::signal(pid, &[own], Signal::KILL);
+            descendants::signal_family(pid, Signal::KILL);
         }
     }
 
@@ -444,10 +440,7 @@ impl Secondary {
                 }
             };
             if belongs {
-                for (below, parent) in descendants::below(pid) {
-                    descendants::signal(below, &[parent, own], signal);
-                }
-                found |= descendants::signal(pid, &[own], signal) && is_own;
+                found |= descendants::signal_family(pid, signal) && is_own;
             }
         }
         found
