@@ -292,3 +292,30 @@ fn a_user_who_cannot_reach_the_directory_is_an_error_at_the_start() {
     assert!(system.log().contains("cannot reach the runtime directory"), "{}", system.log());
     assert_eq!(system.files(), ["lock"]);
 }
+
+#[test]
+#[ignore = "needs root: it looks with the eyes of another user"]
+fn a_program_that_its_user_cannot_execute_is_named_by_check() {
+    let dir = tempfile::tempdir().unwrap();
+    let [program, config] = ["program", "osps.toml"].map(|name| dir.path().join(name));
+    fs::copy("/bin/cat", &program).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let request = format!("[[request]]\nname = \"a\"\nhandler = \"exec\"\ncommand = [{program:?}]\n");
+    for (mode, text, is_good) in [
+        (0o755, format!("{request}user = \"nobody\"\n"), true),
+        (0o700, request.clone(), true),
+        (0o700, format!("{request}user = \"nobody\"\n"), false),
+        (0o700, format!("user = \"nobody\"\n{request}"), false),
+    ] {
+        fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
+        fs::write(&config, &text).unwrap();
+        let mut check = Command::new(env!("CARGO_BIN_EXE_osps"));
+        let output = check.arg("check").arg("--config").arg(&config).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(if is_good { 0 } else { 78 }), "{text}: {said}");
+        let names_it = ["request.command", "cannot be executed by user \"nobody\"", "ermission denied"]
+            .iter()
+            .all(|part| said.contains(part));
+        assert!(is_good || names_it, "{text}: {said}");
+    }
+}

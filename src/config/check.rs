@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use humantime_serde::re::humantime::format_duration;
+
 use crate::config::listen::{covers, is_mapped};
 use crate::config::{Address, Config, ConfigError, DataPorts, Size, Watchdog, printable};
 use crate::os::account;
@@ -180,13 +182,14 @@ impl Config {
         ] {
             let least = Duration::from_millis(least);
             if !(least..=LONGEST_TIME).contains(&time) {
-                let wanted = format!("must be from {least:?} to 365 days");
-                return wrong(key, quoted(&humantime_serde::re::humantime::format_duration(time)), wanted);
+                let wanted = format!("must be from {} to 365 days", format_duration(least));
+                return wrong(key, written(time), wanted);
             }
         }
         if suspect_after >= kill_after {
-            let wanted = format!("must be shorter than watchdog.kill_after = {kill_after:?}");
-            return wrong("watchdog.suspect_after", format!("{suspect_after:?}"), wanted);
+            let wanted =
+                format!("must be shorter than watchdog.kill_after = {}", format_duration(kill_after));
+            return wrong("watchdog.suspect_after", written(suspect_after), wanted);
         }
         Ok(())
     }
@@ -253,6 +256,11 @@ pub(super) fn wrong<T>(key: &str, value: impl fmt::Display, wanted: impl Into<St
 
 pub(super) fn quoted(value: &dyn fmt::Display) -> String {
     format!("\"{value}\"")
+}
+
+/// A time as it is written in the configuration.
+pub(super) fn written(time: Duration) -> String {
+    quoted(&format_duration(time))
 }
 
 pub(super) fn between(key: &str, value: usize, least: usize, most: usize) -> Result<(), Wrong> {

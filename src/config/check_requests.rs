@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::check::{LONGEST_TIME, Wrong, between, known, quoted, wrong};
+use humantime_serde::re::humantime::format_duration;
+
+use crate::config::check::{LONGEST_TIME, Wrong, between, known, quoted, written, wrong};
 use crate::config::{Config, Handler, Landlock, Request, Size};
-use crate::os::{account, landlock, process, program};
+use crate::os::{account, landlock, privileges, process, program};
 use crate::page::principal::MAX_TYPES;
 use crate::wire::client::is_type_name;
 
@@ -41,7 +43,7 @@ impl Config {
             } else if let Some(key) = request.command_keys().next() {
                 let wanted =
                     format!("is of no use in request \"{name}\": only handler = \"exec\" runs a command");
-                return wrong(&format!("request.{key}"), "(given)", wanted);
+                return wrong(&format!("request.{key}"), request.written(key), wanted);
             }
         }
         Ok(())
@@ -50,9 +52,9 @@ impl Config {
     /// Checks what commands need on this machine.
     pub(super) fn look_for_commands(&self) -> Result<(), Wrong> {
         for request in self.request.iter().filter(|request| request.handler == Handler::Exec) {
-            look_for_program(request)?;
-            look_for_files(request)?;
             look_for_user(request)?;
+            look_for_program(request, self.user.as_deref())?;
+            look_for_files(request)?;
             look_for_paths(request)?;
         }
         Ok(())
@@ -83,14 +85,12 @@ fn check_delay(request: &Request) -> Result<(), Wrong> {
             let wanted = format!("missing in request \"{name}\": its handler needs one, such as \"20ms\"");
             wrong("request.delay", "(none)", wanted)
         }
-        Some(delay) if waits && delay > LONGEST_TIME => wrong(
-            "request.delay",
-            format!("{delay:?}"),
-            format!("in request \"{name}\": must be at most 365 days"),
-        ),
+        Some(delay) if waits && delay > LONGEST_TIME => {
+            wrong("request.delay", written(delay), format!("in request \"{name}\": must be at most 365 days"))
+        }
         Some(delay) if !waits => {
             let wanted = format!("is of no use in request \"{name}\": {} does not wait", handler.name());
-            wrong("request.delay", format!("{delay:?}"), wanted)
+            wrong("request.delay", written(delay), wanted)
         }
         Some(_) | None => Ok(()),
     }
@@ -102,7 +102,7 @@ fn check_settings(request: &Request) -> Result<(), Wrong> {
         let wanted = format!(
             "is of no use in request \"{name}\": only handlers that a program has registered have settings"
         );
-        return wrong("request.settings", "(given)", wanted);
+        return wrong("request.settings", request.written("settings"), wanted);
     }
     // Servers are told their configuration as JSON.
     if request.settings.values().any(has_odd_number) {
@@ -127,8 +127,12 @@ fn has_odd_number(value: &toml::Value) -> bool {
 fn check_time(request: &Request, key: &str, time: Option<Duration>, least: Duration) -> Result<(), Wrong> {
     match time {
         Some(time) if !(least..=LONGEST_TIME).contains(&time) => {
-            let wanted = format!("in request \"{}\": must be from {least:?} to 365 days", request.name);
-            wrong(key, format!("{time:?}"), wanted)
+            let wanted = format!(
+                "in request \"{}\": must be from {} to 365 days",
+                request.name,
+                format_duration(least)
+            );
+            wrong(key, written(time), wanted)
         }
         Some(_) | None => Ok(()),
     }
@@ -140,6 +144,10 @@ fn check_command(request: &Request) -> Result<(), Wrong> {
     if request.command.is_empty() {
         let wanted = format!("missing in request \"{name}\": exec needs one, such as [\"sha256sum\"]");
         return wrong("request.command", "[]", wanted);
+    }
+    if request.command[0].is_empty() {
+        let wanted = format!("in request \"{name}\": the first word names the program");
+        return wrong("request.command", request.written("command"), wanted);
     }
     if request.command.iter().any(|word| word.contains('\0')) {
         return wrong("request.command", format!("{:?}", request.command), "must not contain a zero byte");
@@ -166,8 +174,8 @@ fn look_for_files(request: &Request) -> Result<(), Wrong> {
     }
 }
 
-/// The program can be executed, where it is to be.
-fn look_for_program(request: &Request) -> Result<(), Wrong> {
+/// The program can be executed, where it is to be and by whom.
+fn look_for_program(request: &Request, user_of_all: Option<&str>) -> Result<(), Wrong> {
     let (name, program) = (&request.name, request.command.first().map_or("", String::as_str));
     if let Some(directory) = &request.directory
         && !directory.is_dir()
@@ -175,11 +183,20 @@ fn look_for_program(request: &Request) -> Result<(), Wrong> {
         let wanted = format!("in request \"{name}\": is no directory that can be seen from here");
         return wrong("request.directory", format!("{directory:?}"), wanted);
     }
-    match request.program() {
+    let user = request.user.as_deref().or(user_of_all).filter(|_| rustix::process::geteuid().is_root());
+    let found = match user.map(account::identity).transpose() {
+        Ok(Some(identity)) if identity.uid != 0 => {
+            privileges::try_as(&identity, || request.program()).flatten()
+        }
+        // Who the user is will be looked for.
+        Ok(_) | Err(_) => request.program(),
+    };
+    match found {
         Ok(_) => Ok(()),
         Err(error) => {
-            let why = if program.contains('/') { "" } else { " in PATH" };
-            let wanted = format!("in request \"{name}\": cannot be executed: {error}{why}");
+            let by = user.map_or_else(String::new, |user| format!(" by user \"{user}\""));
+            let place = if program.contains('/') { "" } else { " in PATH" };
+            let wanted = format!("in request \"{name}\": cannot be executed{by}: {error}{place}");
             wrong("request.command", format!("{program:?}"), wanted)
         }
     }
@@ -211,7 +228,7 @@ fn check_limits(request: &Request) -> Result<(), Wrong> {
         && time.subsec_nanos() != 0
     {
         let wanted = format!("in request \"{name}\": the kernel counts whole seconds");
-        return wrong("request.cpu_time", format!("{time:?}"), wanted);
+        return wrong("request.cpu_time", written(time), wanted);
     }
     for (key, value, least) in [
         ("request.address_space", request.address_space.map(|size| size.0), 1 << 20),
@@ -267,7 +284,7 @@ fn look_for_user(request: &Request) -> Result<(), Wrong> {
 fn check_landlock(request: &Request) -> Result<(), Wrong> {
     if request.landlock.is_some() && !request.is_confined() {
         let wanted = format!("is of no use in request \"{}\" without read or write", request.name);
-        return wrong("request.landlock", "(given)", wanted);
+        return wrong("request.landlock", request.written("landlock"), wanted);
     }
     Ok(())
 }
@@ -317,6 +334,12 @@ impl Request {
         let here = std::env::current_dir()?;
         let directory = self.directory.as_ref().map_or(here.clone(), |directory| here.join(directory));
         program::find(name, path.as_deref(), &directory)
+    }
+
+    /// What stands at a key, as it is written in the configuration.
+    fn written(&self, key: &str) -> String {
+        let table = toml::Table::try_from(self).unwrap_or_default();
+        table.get(key).map_or_else(|| "(given)".to_owned(), toml::Value::to_string)
     }
 
     /// Whether it may not read and write everywhere.
@@ -412,11 +435,18 @@ mod tests {
                 "handler = \"exec\"\ncommand = [\"/etc/passwd\"]".to_owned(),
                 &["/etc/passwd", "cannot be executed"],
             ),
+            ("handler = \"exec\"\ncommand = [\"\"]".to_owned(), &["request.command", "[\"\"]", "program"]),
             ("handler = \"exec\"\ncommand = \"sort\"".to_owned(), &["command", "list", "sort"]),
             ("handler = \"echo\"\ncommand = [\"sort\"]".to_owned(), &["request.command", "exec"]),
-            ("handler = \"echo\"\ntime_limit = \"0s\"".to_owned(), &["request.time_limit", "1ms"]),
+            (
+                "handler = \"echo\"\ntime_limit = \"0s\"".to_owned(),
+                &["request.time_limit = \"0s\"", "from 1ms"],
+            ),
             ("handler = \"mine\"".to_owned(), &["request.handler", "mine", "echo"]),
-            ("handler = \"echo\"\nsettings = { a = 1 }".to_owned(), &["request.settings", "registered"]),
+            (
+                "handler = \"echo\"\nsettings = { a = 1 }".to_owned(),
+                &["request.settings = { a = 1 }", "registered"],
+            ),
             ("handler = \"echo\"\nsettings = 5".to_owned(), &["settings = 5", "a table is wanted"]),
             (exec("delay = \"1s\""), &["request.delay", "exec does not wait"]),
             (exec("mode = \"forever\""), &["mode", "forever", "persistent"]),
@@ -430,7 +460,8 @@ mod tests {
             (exec("cpu_time = \"1500ms\""), &["request.cpu_time", "whole seconds"]),
             (exec("address_space = \"1KiB\""), &["request.address_space", "at least"]),
             (exec("processes = 5"), &["request.processes", "user"]),
-            (exec("landlock = \"optional\""), &["request.landlock", "read"]),
+            (exec("landlock = \"optional\""), &["request.landlock = \"optional\"", "read"]),
+            (exec("max_parallel = -1"), &["max_parallel = -1", "a whole number above 0"]),
             (exec("read = [\"usr\"]"), &["request.read", "usr", "absolute"]),
             (exec("write = [\"/no/such\"]"), &["request.write", "/no/such"]),
             (exec("read = [\"/etc\"]"), &["request.read", "/etc", "sort"]),

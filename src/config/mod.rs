@@ -340,13 +340,18 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
             "; a time is written \"250ms\", \"10s\""
         }
         "secondaries" => "; a whole number from 1 to 1024 is wanted",
-        "max_clients_per_address" => "; a whole number is wanted, 0 for no limit",
-        "max_clients" | "max_jobs" => "; a whole number above 0 is wanted",
+        "max_clients_per_address" | "max_jobs_served" => "; a whole number is wanted, 0 for no limit",
+        "max_clients" | "max_jobs" | "max_parallel" | "open_files" | "processes" => {
+            "; a whole number above 0 is wanted"
+        }
         "data_ports" => "; a range such as \"2223-2999\" is wanted",
         "max_memory" | "max_message" | "address_space" | "file_size" => {
             "; a size is written \"64MiB\" or 4096"
         }
         "command" => "; a list is wanted, the program first, such as [\"sort\", \"-n\"]",
+        "environment" => "; a table is wanted, such as { LC_ALL = \"C\" }",
+        "read" | "write" => "; a list of paths is wanted, such as [\"/usr\", \"/etc\"]",
+        "no_new_privs" => "; true or false is wanted",
         "settings" => "; a table is wanted, such as { limit = 5 }",
         "runtime_dir" => "; a path such as \"/run/osps\" is wanted",
         _ => "",

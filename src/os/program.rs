@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 /// Where programs are looked for if `PATH` is not set (`execvp(3)`).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -34,7 +34,8 @@ fn executable(program: PathBuf) -> io::Result<PathBuf> {
     if !std::fs::metadata(&program)?.is_file() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    access(&program, Access::EXEC_OK)?;
+    // By whom this process is just now, for whom it may try it.
+    accessat(CWD, &program, Access::EXEC_OK, AtFlags::EACCESS)?;
     Ok(program)
 }
 
