@@ -97,10 +97,22 @@ fn misbehave(word: &str, rest: &str) -> io::Result<bool> {
         "failed" => answer(FAILED, rest.as_bytes())?,
         "pid" => answer(0, std::process::id().to_string().as_bytes())?,
         "child" => {
-            // With a session of its own where that is asked for, so that it is in no group of ours.
-            let program = if rest == "apart" { "setsid" } else { "env" };
-            let child = std::process::Command::new(program).args(["sleep", "3600"]).spawn()?;
+            // With a session of its own where that is asked for, so that it is in no group of ours, and
+            // without our environment.
+            let mut child = std::process::Command::new(if rest.is_empty() { "env" } else { "setsid" });
+            if rest == "bare" {
+                child.env_clear();
+            }
+            let child = child.args(["sleep", "3600"]).spawn()?;
             answer(0, child.id().to_string().as_bytes())?;
+        }
+        "deaf" => {
+            // It has answered, closes its input, and stays.
+            answer(0, b"what?")?;
+            let stays = ["-c", "exec <&-; sleep 3600"];
+            let error =
+                std::os::unix::process::CommandExt::exec(std::process::Command::new("sh").args(stays));
+            return Err(error);
         }
         "bytes" => answer(0, &vec![b'x'; rest.parse().unwrap_or(0)])?,
         "length" => answer(0, rest.len().to_string().as_bytes())?,

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{REQUESTS, System, eventually, request, say};
+use common::{REQUESTS, System, eventually, request, say, worker};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -41,6 +41,25 @@ fn dies_traced(slot: u64) {
     let of_pid: Vec<_> = obituaries.filter(|obituary| obituary["pid"] == pid).collect();
     assert_eq!(of_pid.len(), 1, "{status}");
     assert_eq!(of_pid[0]["cause"], "signal 9");
+    let _ = system.books_are_exact();
+    assert!(system.stop().success());
+    assert!(!system.has_processes());
+}
+
+#[test]
+fn a_worker_that_dies_under_a_tracer_holds_up_nobody() {
+    let mut system =
+        System::start("secondaries = 1", &worker::request("upper", &[], "time_limit = \"300ms\""));
+    let first: u32 = worker::done(&system, "upper", "pid").parse().unwrap();
+    ptrace::seize(raw(first), Options::empty()).unwrap();
+    assert_eq!(worker::job(&system, "upper", "hang"), (String::new(), "time limit".to_owned()));
+    assert_eq!(worker::done(&system, "upper", "on"), "ON");
+    assert_eq!(proc::stat(first).unwrap().letter, 'Z', "nobody but the tracer may reap it yet");
+    eventually("the tracer asks", || {
+        let asked = waitpid(raw(first), Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
+        asked.ok().filter(|status| status.pid().is_some())
+    });
+    eventually("it is reaped", || proc::stat(first).is_err().then_some(()));
     let _ = system.books_are_exact();
     assert!(system.stop().success());
     assert!(!system.has_processes());

@@ -1,8 +1,8 @@
 //! Finding and ending processes that descend from a command, wherever they have gone: out of its
 //! process group, out of its session, away from their parents.
 //!
-//! What tells a descendant is its parent, as long as that lives, then its process group, then the
-//! marks in its environment (`OSPS_RUN`, `OSPS_JOB`) that it was started with. Where the kernel does
+//! What tells a descendant is its parent, as long as that lives, then the mark that it has inherited
+//! ([`crate::core::mark`]), then its process group. Where the kernel does
 //! not tell who is whose child (`CONFIG_PROC_CHILDREN`), only process groups are found.
 
 use std::fs::{read_dir, read_to_string};
@@ -12,7 +12,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use rustix::process::{Signal, kill_process_group};
 
-use crate::core::job::Incarnation;
+use crate::core::mark::{Mark, Tree, Whose};
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc;
 
@@ -92,47 +92,41 @@ pub fn signal_group(leader: u32, signal: Signal) {
     }
 }
 
-/// The job for which a process was started, by the marks in its environment.
+/// What a process bears that a secondary of that tree has started, or whatever that has started.
 #[must_use]
-pub fn job_of(pid: u32, run: &str) -> Option<u64> {
-    mark_of(pid, run, "OSPS_JOB=")
+pub fn mark_of(pid: u32, tree: Tree) -> Option<Mark> {
+    mark_in_limits(pid, tree).or_else(|| mark_in_environment(pid, tree))
 }
 
-/// The worker from which a process descends, by the marks in its environment.
-#[must_use]
-pub fn worker_of(pid: u32, run: &str) -> Option<u64> {
-    mark_of(pid, run, "OSPS_WORKER=")
+fn mark_in_limits(pid: u32, tree: Tree) -> Option<Mark> {
+    Mark::from_limits(proc::lock_limits(pid).ok()?, tree)
 }
 
-fn mark_of(pid: u32, run: &str, mark: &str) -> Option<u64> {
-    text_of(pid, run, mark)?.parse().ok()
-}
-
-/// The secondary whose command a process is, or comes from: its slot and incarnation.
-#[must_use]
-pub fn secondary_of(pid: u32, run: &str) -> Option<(u16, Incarnation)> {
-    let name = text_of(pid, run, "OSPS_SECONDARY=")?;
-    let (slot, incarnation) = name.split_once('.')?;
-    Some((slot.parse().ok()?, incarnation.parse().ok()?))
-}
-
-fn text_of(pid: u32, run: &str, mark: &str) -> Option<String> {
+/// Who may not raise the limits that it was started with cannot mark by them: its commands are known
+/// by what they were told, for as long as they keep it.
+fn mark_in_environment(pid: u32, tree: Tree) -> Option<Mark> {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
     let value = |name: &str| {
-        let found =
-            environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(name.as_bytes()));
+        let entries = &mut environment.split(|&byte| byte == 0);
+        let found = entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
         found.and_then(|value| std::str::from_utf8(value).ok())
     };
-    (value("OSPS_RUN=") == Some(run)).then(|| value(mark).map(str::to_owned))?
+    if value("OSPS_RUN")? != tree.to_string() {
+        return None;
+    }
+    let (slot, incarnation) = value("OSPS_SECONDARY")?.split_once('.')?;
+    let number = |name| value(name).and_then(|number| number.parse().ok());
+    let whose = number("OSPS_JOB").map(Whose::job).or_else(|| number("OSPS_WORKER").map(Whose::worker))?;
+    Some(Mark { slot: slot.parse().ok()?, incarnation: incarnation.parse().ok()?, whose })
 }
 
 /// All processes that bear the mark of a tree, each with its start time.
 ///
 /// # Errors
 /// What `readdir(3)` says of `/proc`.
-pub fn of_tree(run: &str) -> io::Result<Vec<(u32, u64)>> {
+pub fn of_tree(tree: Tree) -> io::Result<Vec<(u32, u64)>> {
     let all = read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let marked = all.filter(|&pid| text_of(pid, run, "OSPS_RUN=").is_some());
+    let marked = all.filter(|&pid| mark_of(pid, tree).is_some());
     Ok(marked.filter_map(|pid| Some((pid, proc::stat(pid).ok()?.start_time))).collect())
 }
 
@@ -160,28 +154,54 @@ pub fn reap(pid: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader};
-    use std::process::{Command, Stdio};
+    use rustix::process::{Resource, Rlimit, prlimit};
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Child, Command, Stdio};
 
-    #[test]
-    fn who_has_a_session_of_its_own_is_found_below_and_by_its_marks() {
-        let mut shell = Command::new("sh")
-            .args(["-c", "setsid sleep 600 & echo $!; wait"])
-            .envs([("OSPS_RUN", "7.8"), ("OSPS_JOB", "9")])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+    const TREE: Tree = Tree { pid: 7, start_time: 8 };
+
+    fn said_pid(shell: &mut Child) -> u32 {
         let mut line = String::new();
         BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let found = below(shell.id());
-        let (sleeper, parent) = found[0];
-        assert_eq!((line.trim().parse(), parent), (Ok(sleeper), shell.id()));
-        // Between its birth and its program a process shows no environment.
-        while job_of(sleeper, "7.8").is_none() {
+        line.trim().parse().unwrap()
+    }
+
+    #[test]
+    fn who_has_a_session_of_its_own_is_found_below_and_by_its_environment() {
+        let variables = [("OSPS_RUN", "7.8"), ("OSPS_SECONDARY", "2.3"), ("OSPS_JOB", "9")];
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "setsid sleep 600 & echo $!; wait"]).envs(variables);
+        let mut shell = shell.stdout(Stdio::piped()).spawn().unwrap();
+        let sleeper = said_pid(&mut shell);
+        assert_eq!(below(shell.id())[0], (sleeper, shell.id()));
+        // Before its own program it shows the shell's environment, or none.
+        let is_sleep =
+            || std::fs::read_to_string(format!("/proc/{sleeper}/comm")).is_ok_and(|name| name == "sleep\n");
+        while !is_sleep() || mark_of(sleeper, TREE).is_none() {
             std::thread::yield_now();
         }
-        assert_eq!((job_of(sleeper, "7.8"), job_of(sleeper, "7.9")), (Some(9), None));
+        let mark = Mark { slot: 2, incarnation: 3, whose: Whose::job(9) };
+        assert_eq!(mark_of(sleeper, TREE), Some(mark));
+        assert_eq!(mark_of(sleeper, Tree { pid: 7, start_time: 9 }), None);
         assert!(!signal(sleeper, &[1], Signal::KILL), "it is no child of that one");
+        assert!(signal(sleeper, &[shell.id()], Signal::KILL));
+        assert!(shell.wait().unwrap().code().is_some());
+    }
+
+    #[test]
+    fn a_limit_marks_whoever_has_shed_all_else() {
+        let mark = Mark { slot: 2, incarnation: 3, whose: Whose::worker(9) };
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "read go; env -i setsid sleep 600 & echo $!; wait"]);
+        let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (soft, hard) = mark.limits(TREE);
+        let limits = Rlimit { current: Some(soft), maximum: Some(hard) };
+        let pid = rustix::process::Pid::from_child(&shell);
+        prlimit(Some(pid), Resource::Locks, limits).unwrap();
+        shell.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let sleeper = said_pid(&mut shell);
+        // The subshell is the sleeper once it has executed that.
+        assert_eq!(mark_of(sleeper, TREE), Some(mark));
         assert!(signal(sleeper, &[shell.id()], Signal::KILL));
         assert!(shell.wait().unwrap().code().is_some());
     }

@@ -154,6 +154,27 @@ impl Recurrence {
     }
 }
 
+/// Failures of several kinds, each told as a [`Recurrence`].
+#[derive(Clone, Debug, Default)]
+pub struct Recurrences(Vec<(String, Recurrence)>);
+
+impl Recurrences {
+    /// Kinds that are told apart; more are not told.
+    const MAX_KINDS: usize = 16;
+
+    /// It has failed so. Whether that is news.
+    pub fn is_news(&mut self, now: Moment, what: &str) -> bool {
+        if let Some((_, recurrence)) = self.0.iter_mut().find(|(kind, _)| kind == what) {
+            return recurrence.is_news(now);
+        }
+        let has_room = self.0.len() < Self::MAX_KINDS;
+        if has_room {
+            self.0.push((what.to_owned(), Recurrence { last: Some(now) }));
+        }
+        has_room
+    }
+}
+
 /// What env_logger writes to: it hands over one formatted record at a time.
 struct Records(Lines);
 

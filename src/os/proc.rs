@@ -69,6 +69,24 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
 }
 
+/// The soft and the hard limit of file locks of a process (`/proc/<pid>/limits`), which the kernel keeps
+/// but does not use: see [`crate::core::mark`].
+///
+/// # Errors
+/// `NotFound` where there is no such process; `InvalidData` where the file is not what its manual says.
+pub fn lock_limits(pid: u32) -> io::Result<(u64, u64)> {
+    let limits = read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file locks"));
+    let mut values = line
+        .ok_or(io::ErrorKind::InvalidData)?
+        .split_ascii_whitespace()
+        .map(|value| if value == "unlimited" { Ok(u64::MAX) } else { value.parse() });
+    match (values.next(), values.next()) {
+        (Some(Ok(soft)), Some(Ok(hard))) => Ok((soft, hard)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
 /// Whether a process is about to end, or has ended: SIGKILL is on its way to it, or it is being
 /// taken apart, for which a busy machine may need a while.
 #[must_use]

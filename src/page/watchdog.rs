@@ -23,6 +23,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::core::job::Incarnation;
+use crate::core::mark::Tree;
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::page::obituary::{self, Ring};
@@ -149,11 +150,11 @@ impl WatchdogPage {
         (u32::try_from(self.page.get(SELF_AT)).unwrap_or(0), self.page.get(SELF_AT + 1))
     }
 
-    /// The name of the tree, which marks the processes of its commands (`OSPS_RUN`).
+    /// The tree, which marks the processes of its commands.
     #[must_use]
-    pub fn tree(&self) -> String {
+    pub fn tree(&self) -> Tree {
         let (pid, start_time) = self.watchdog();
-        format!("{pid}.{start_time}")
+        Tree { pid, start_time }
     }
 
     /// When the watchdog started.

@@ -1,8 +1,10 @@
 //! How jobs of commands end, and that their processes do.
 
+use std::io::Write;
 use std::net::Shutdown;
 
 use nix::sys::signal::Signal;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::common::{System, eventually};
 use crate::{Control, processes, rest, start, tree, until_processes};
@@ -57,7 +59,7 @@ fn who_takes_too_long_is_gone_with_its_whole_family() {
         let (mut data, jeton) = control.begin(kind);
         assert_eq!(control.end(&jeton), "errtraitement time limit", "{kind}");
         assert_eq!(rest(&mut data), "");
-        assert_eq!(processes(&tree), [0_u32; 0], "{kind}");
+        assert_eq!(processes(tree), [0_u32; 0], "{kind}");
         assert_eq!(strays(&system), [0_u32; 0], "{kind}");
     }
     system.books_are_exact();
@@ -67,7 +69,7 @@ fn who_takes_too_long_is_gone_with_its_whole_family() {
 /// Children of secondaries, marked or not.
 fn strays(system: &System) -> Vec<u32> {
     let servers = system.pids();
-    let below = servers[1..].iter().flat_map(|&pid| osps::os::descendants::below(pid));
+    let below = osps::os::descendants::below(servers[1]).into_iter();
     below.map(|(pid, _)| pid).filter(|pid| !servers.contains(pid)).collect()
 }
 
@@ -80,9 +82,44 @@ fn what_a_command_leaves_behind_ends_with_its_job() {
     let (mut other, other_jeton) = control.begin("cat");
     let (said, end) = control.run("daemon");
     assert_eq!((said.as_str(), end.as_str()), ("done\n", "fintraitement"));
-    assert_eq!(processes(&tree).len(), 1, "only the other job's");
+    assert_eq!(processes(tree).len(), 1, "only the other job's");
     other.shutdown(Shutdown::Write).unwrap();
     assert_eq!((rest(&mut other), control.end(&other_jeton)), (String::new(), "fintraitement".to_owned()));
+}
+
+#[test]
+fn who_sheds_group_session_and_environment_ends_with_his_own_job() {
+    // The marks tell of which job it is, also while older ones run.
+    let script = "env -i setsid sleep 1000 >/dev/null 2>&1 & sleep 0.05; echo done";
+    let system = start("secondaries = 1", &[("daemon", script, ""), ("cat", "exec cat", "")]);
+    let mut control = Control::new(&system);
+    let (mut other, other_jeton) = control.begin("cat");
+    let cat = strays(&system);
+    for _ in 0..3 {
+        assert_eq!(control.run("daemon"), ("done\n".to_owned(), "fintraitement".to_owned()));
+        assert_eq!(strays(&system), cat);
+    }
+    other.shutdown(Shutdown::Write).unwrap();
+    assert_eq!((rest(&mut other), control.end(&other_jeton)), (String::new(), "fintraitement".to_owned()));
+}
+
+#[test]
+fn who_has_spoilt_even_his_mark_ends_with_the_last_who_may_have_started_him() {
+    let script = "read go; env -i setsid sleep 1000 >/dev/null 2>&1 & sleep 0.05; exit 0";
+    let system = start("secondaries = 1", &[("daemon", script, ""), ("cat", "exec cat", "")]);
+    let mut control = Control::new(&system);
+    let (mut other, other_jeton) = control.begin("cat");
+    let (mut data, jeton) = control.begin("daemon");
+    for pid in strays(&system) {
+        let spoilt = Rlimit { current: Some(1), maximum: Some(2) };
+        prlimit(Some(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()), Resource::Locks, spoilt).unwrap();
+    }
+    data.write_all(b"go\n").unwrap();
+    assert_eq!(control.end(&jeton), "fintraitement");
+    assert_eq!(strays(&system).len(), 2, "the other job's, and the daemon");
+    other.shutdown(Shutdown::Write).unwrap();
+    assert_eq!((rest(&mut other), control.end(&other_jeton)), (String::new(), "fintraitement".to_owned()));
+    assert_eq!(strays(&system), [0_u32; 0]);
 }
 
 #[test]
@@ -95,7 +132,7 @@ fn a_fork_bomb_is_put_out() {
     let mut control = Control::new(&system);
     let (_data, jeton) = control.begin("bomb");
     assert_eq!(control.end(&jeton), "errtraitement time limit");
-    until_processes(&tree, 0);
+    until_processes(tree, 0);
     assert_eq!(system.status()["servers"][1]["restarts"], 0);
     system.books_are_exact();
 }
@@ -115,7 +152,7 @@ fn clients_that_do_not_read_and_commands_that_do_not_read_disturb_nobody() {
     let (flood, flood_jeton) = control.begin("floods");
     let (mut ignored, ignored_jeton) = control.begin("ignores");
     ignored.set_nonblocking(true).unwrap();
-    while std::io::Write::write(&mut ignored, &[0; 4096]).is_ok() {}
+    while Write::write(&mut ignored, &[0; 4096]).is_ok() {}
     let (mut closed, closed_jeton) = control.begin("closes");
     // Its standard input is the same connection: that is not closed before it ends.
     closed.shutdown(Shutdown::Write).unwrap();
@@ -146,7 +183,7 @@ fn a_graceful_stop_lets_a_command_finish_and_a_stop_at_once_does_not() {
     assert_eq!(rest(&mut data), "finished\n");
     assert_eq!(control.end(&jeton), "fintraitement");
     assert!(system.ended().success());
-    until_processes(&tree_name, 0);
+    until_processes(tree_name, 0);
 
     system.start_again();
     let tree_name = tree(&system);
@@ -158,7 +195,7 @@ fn a_graceful_stop_lets_a_command_finish_and_a_stop_at_once_does_not() {
     system.signal(watchdog, Signal::SIGTERM);
     assert_eq!(control.end(&jeton), "errtraitement stopping");
     assert!(system.ended().success());
-    until_processes(&tree_name, 0);
+    until_processes(tree_name, 0);
 }
 
 #[test]
@@ -170,7 +207,7 @@ fn nobody_is_missed_who_loses_his_parent_at_the_last_moment() {
     for _ in 0..20 {
         let (_data, jeton) = control.begin("leaves");
         assert_eq!(control.end(&jeton), "fintraitement");
-        assert_eq!(processes(&tree), [0_u32; 0]);
+        assert_eq!(processes(tree), [0_u32; 0]);
     }
 }
 
@@ -183,6 +220,6 @@ fn more_children_than_are_reaped_at_once_are_reaped_all_the_same() {
     let (_data, jeton) = control.begin("litters");
     assert_eq!(control.end(&jeton), "fintraitement");
     assert_eq!(control.run("cat").1, "fintraitement");
-    until_processes(&tree, 0);
+    until_processes(tree, 0);
     eventually("no zombie", || system.zombies().is_empty().then_some(()));
 }

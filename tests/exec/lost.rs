@@ -5,8 +5,8 @@ use nix::sys::signal::Signal;
 use crate::common::eventually;
 use crate::{Control, start, tree, until_processes};
 
-/// One in the leader's group, one in a session of its own, and the leader.
-const FAMILY: &str = "sleep 1000 & setsid sleep 1001 & exec sleep 1003";
+/// One in the leader's group, one in a session of its own with an empty environment, and the leader.
+const FAMILY: &str = "sleep 1000 & env -i setsid sleep 1001 & exec sleep 1003";
 
 #[test]
 fn a_secondary_that_dies_leaves_no_command() {
@@ -14,16 +14,16 @@ fn a_secondary_that_dies_leaves_no_command() {
     let tree = tree(&system);
     let mut control = Control::new(&system);
     let (_data, jeton) = control.begin("family");
-    until_processes(&tree, 3);
+    until_processes(tree, 3);
     system.signal(system.pid(1), Signal::SIGKILL);
     assert_eq!(control.end(&jeton), "errtraitement secondary lost");
-    until_processes(&tree, 0);
+    until_processes(tree, 0);
     system.books_are_exact();
     eventually("nobody's child is left", || system.zombies().is_empty().then_some(()));
 }
 
 #[test]
-fn who_bears_no_mark_dies_with_its_secondary_and_with_the_system() {
+fn who_has_an_empty_environment_dies_with_its_secondary_and_with_the_system() {
     let script = "env -i setsid sleep 1000 & env -i setsid sleep 1001 & exec sleep 1003";
     let mut system = start("secondaries = 1", &[("family", script, "")]);
     let sleeps = |system: &crate::System| {
@@ -61,12 +61,12 @@ fn principal_and_secondary_that_die_together_leave_no_command() {
     let mut control = Control::new(&system);
     let (_first, _) = control.begin("family");
     let (_second, _) = control.begin("family");
-    until_processes(&tree, 6);
+    until_processes(tree, 6);
     let pids = system.pids();
     for pid in &pids[1..] {
         system.strike(*pid, Signal::SIGKILL);
     }
-    until_processes(&tree, 0);
+    until_processes(tree, 0);
     let status = system.books_are_exact();
     assert_eq!(status["ledger"]["failed"], 2);
 }
@@ -77,12 +77,12 @@ fn the_next_start_ends_what_a_crash_has_left() {
     let tree = tree(&system);
     let mut control = Control::new(&system);
     let (_data, _) = control.begin("family");
-    until_processes(&tree, 3);
+    until_processes(tree, 3);
     for pid in system.pids() {
         system.strike(pid, Signal::SIGKILL);
     }
     system.start_again();
-    until_processes(&tree, 0);
+    until_processes(tree, 0);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn what_an_idle_worker_has_started_dies_with_the_secondary_too() {
     let script = "setsid sleep 1000 & sleep 1001 & exec cat >/dev/null";
     let system = start("secondaries = 2", &[("worker", script, more)]);
     let tree = tree(&system);
-    until_processes(&tree, 6);
+    until_processes(tree, 6);
     let first = system.pid(1);
     system.signal(first, Signal::SIGKILL);
     system.until("another serves", |status| {
@@ -99,10 +99,10 @@ fn what_an_idle_worker_has_started_dies_with_the_secondary_too() {
         server["pid"] != first && server["state"] == "ready"
     });
     // Those of the other secondary, and of the successor.
-    until_processes(&tree, 6);
+    until_processes(tree, 6);
     for pid in &system.pids()[1..] {
         system.strike(*pid, Signal::SIGKILL);
     }
     system.all_ready();
-    until_processes(&tree, 6);
+    until_processes(tree, 6);
 }

@@ -12,6 +12,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use common::{System, connect, eventually};
+use osps::core::mark::Tree;
 use osps::os::{descendants, proc};
 
 /// A system with these commands: a name, a script for `sh -c`, and more keys.
@@ -87,19 +88,19 @@ fn rest(data: &mut TcpStream) -> String {
 }
 
 /// By what the commands of a system are marked.
-fn tree(system: &System) -> String {
+fn tree(system: &System) -> Tree {
     let pid = u32::try_from(system.status()["pid"].as_u64().unwrap()).unwrap();
-    format!("{pid}.{}", proc::stat(pid).unwrap().start_time)
+    Tree { pid, start_time: proc::stat(pid).unwrap().start_time }
 }
 
 /// Processes of commands that live.
-fn processes(tree: &str) -> Vec<u32> {
+fn processes(tree: Tree) -> Vec<u32> {
     let all = descendants::of_tree(tree).unwrap().into_iter().map(|(pid, _)| pid);
     all.filter(|&pid| proc::stat(pid).is_ok_and(|stat| stat.letter != 'Z')).collect()
 }
 
 /// Waits until so many processes of commands live.
-fn until_processes(tree: &str, count: usize) -> Vec<u32> {
+fn until_processes(tree: Tree, count: usize) -> Vec<u32> {
     eventually(&format!("{count} processes of commands"), || {
         Some(processes(tree)).filter(|pids| pids.len() == count)
     })

@@ -71,7 +71,7 @@ fn who_finds_no_place_waits_for_one_and_may_leave() {
     let (mut first, first_jeton) = control.begin("cat");
     let (mut second, second_jeton) = control.begin("cat");
     let (third, third_jeton) = control.begin("cat");
-    until_processes(&tree, 1);
+    until_processes(tree, 1);
     rustix::net::sockopt::set_socket_linger(&third, Some(std::time::Duration::ZERO)).unwrap();
     drop(third);
     assert_eq!(control.end(&third_jeton), "errtraitement connection lost");
@@ -130,6 +130,6 @@ fn many_at_once_leave_nothing_behind() {
         let now: Vec<usize> = system.pids()[1..].iter().map(|&pid| descriptors(pid)).collect();
         (now <= before).then_some(())
     });
-    assert_eq!(until_processes(&tree(&system), 0), [0_u32; 0]);
+    assert_eq!(until_processes(tree(&system), 0), [0_u32; 0]);
     assert_eq!(system.zombies(), [0_u32; 0]);
 }

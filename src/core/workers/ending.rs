@@ -33,7 +33,7 @@ impl Workers {
             match self.workers[seat] {
                 Worker::Down { .. } => self.workers[seat] = Worker::Gone,
                 Worker::Idle { .. } => self.dismiss(seat),
-                Worker::Busy { life, .. } | Worker::Closing { life, .. } => self.kill(seat, life),
+                Worker::Busy { life, .. } | Worker::Closing { life, .. } => self.kill(now, seat, life),
                 Worker::Starting | Worker::Dying { .. } | Worker::Leaving { .. } | Worker::Gone => {}
             }
         }
@@ -52,13 +52,19 @@ impl Workers {
         self.actions.push_back(Action::Dismiss(seat));
     }
 
+    /// A worker was killed and does not end.
+    pub(super) fn abandon(&mut self, now: Moment, seat: Seat, life: Life) {
+        self.actions.push_back(Action::Abandon(seat));
+        self.free(now, seat, Some(life));
+    }
+
     /// A worker that was dismissed is still there.
     pub(super) fn press(&mut self, now: Moment, seat: Seat, terminated: bool) {
         let Some(since) = self.ending_since else {
             return;
         };
         if kill_at(since) <= now {
-            self.kill(seat, Life { since, useful: false });
+            self.kill(now, seat, Life { since, useful: false });
         } else if !terminated && terminate_at(since) <= now {
             self.workers[seat] = Worker::Leaving { terminated: true };
             self.actions.push_back(Action::Terminate(seat));

@@ -16,6 +16,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::core::command::GIVE_UP_AFTER;
 use crate::core::crowd::Network;
 use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
@@ -56,6 +57,8 @@ pub enum Action {
     },
     /// Kill a worker and all its group.
     Kill(Seat),
+    /// Forget a worker that was killed and does not end of it: another has its seat.
+    Abandon(Seat),
     /// Close the input of a worker: it shall end.
     Dismiss(Seat),
     /// Send SIGTERM to a worker that was dismissed and is still there.
@@ -91,8 +94,8 @@ enum Worker {
     Busy { life: Life, job: Option<Place>, until: Option<Moment> },
     /// It has closed its input or output, so that it is of no more use; it may still have a job.
     Closing { life: Life, job: Option<Place>, until: Moment },
-    /// It was killed.
-    Dying { life: Life },
+    /// It was killed; it is waited for until then.
+    Dying { life: Life, until: Moment },
     /// It was dismissed.
     Leaving { terminated: bool },
     /// There is none, and none will come.
@@ -276,14 +279,14 @@ impl Workers {
     pub fn handle_nonsense(&mut self, now: Moment, seat: Seat, untouched: bool) {
         match self.workers[seat] {
             Worker::Busy { life, job, .. } | Worker::Closing { life, job, .. } => {
-                self.kill(seat, Life { useful: life.useful || job.is_some() && !untouched, ..life });
+                self.kill(now, seat, Life { useful: life.useful || job.is_some() && !untouched, ..life });
                 if let Some(job) = job {
                     self.give_up(job, Reason::HandlerError, untouched);
                 }
                 self.assign(now);
             }
-            Worker::Idle { life } => self.kill(seat, life),
-            Worker::Leaving { .. } => self.kill(seat, Life { since: now, useful: false }),
+            Worker::Idle { life } => self.kill(now, seat, life),
+            Worker::Leaving { .. } => self.kill(now, seat, Life { since: now, useful: false }),
             Worker::Dying { .. } | Worker::Down { .. } | Worker::Starting | Worker::Gone => {}
         }
         self.check_invariants();
@@ -300,7 +303,7 @@ impl Workers {
                 let useful = life.useful || job.is_some() && !untouched;
                 self.free(now, seat, Some(Life { useful, ..life }));
             }
-            Worker::Idle { life } | Worker::Dying { life } => self.free(now, seat, Some(life)),
+            Worker::Idle { life } | Worker::Dying { life, .. } => self.free(now, seat, Some(life)),
             Worker::Leaving { .. } => self.workers[seat] = Worker::Gone,
             Worker::Down { .. } | Worker::Starting | Worker::Gone => {}
         }
@@ -314,13 +317,14 @@ impl Workers {
         for seat in 0..self.workers.len() {
             match self.workers[seat] {
                 Worker::Busy { life, job, until: Some(until) } if until <= now => {
-                    self.kill(seat, Life { useful: true, ..life });
+                    self.kill(now, seat, Life { useful: true, ..life });
                     if let Some(job) = job {
                         self.end(job, End::Failed(Reason::TimeLimit));
                     }
                 }
                 Worker::Closing { until, .. } if until <= now => self.handle_nonsense(now, seat, false),
                 Worker::Leaving { terminated } => self.press(now, seat, terminated),
+                Worker::Dying { life, until } if until <= now => self.abandon(now, seat, life),
                 Worker::Busy { .. }
                 | Worker::Closing { .. }
                 | Worker::Down { .. }
@@ -343,11 +347,13 @@ impl Workers {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Moment> {
         let due = |&worker: &Worker| match worker {
-            Worker::Down { start_at: at } | Worker::Closing { until: at, .. } => Some(at),
+            Worker::Down { start_at: at }
+            | Worker::Closing { until: at, .. }
+            | Worker::Dying { until: at, .. } => Some(at),
             Worker::Busy { until, .. } => until,
             Worker::Leaving { terminated: false } => self.ending_since.map(ending::terminate_at),
             Worker::Leaving { terminated: true } => self.ending_since.map(ending::kill_at),
-            Worker::Starting | Worker::Idle { .. } | Worker::Dying { .. } | Worker::Gone => None,
+            Worker::Starting | Worker::Idle { .. } | Worker::Gone => None,
         };
         self.workers.iter().filter_map(due).min()
     }
@@ -418,8 +424,8 @@ impl Workers {
         self.actions.push_back(Action::End { job, end });
     }
 
-    fn kill(&mut self, seat: Seat, life: Life) {
-        self.workers[seat] = Worker::Dying { life };
+    fn kill(&mut self, now: Moment, seat: Seat, life: Life) {
+        self.workers[seat] = Worker::Dying { life, until: now + GIVE_UP_AFTER };
         self.actions.push_back(Action::Kill(seat));
     }
 

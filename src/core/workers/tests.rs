@@ -81,12 +81,30 @@ fn a_hung_worker_is_killed_and_replaced_once_it_was_reaped() {
     assert_eq!(pool.poll_timeout(), Some(at(110)));
     pool.handle_timeout(at(110));
     assert_eq!(actions(&mut pool), [Action::Kill(0), failed(0, Reason::TimeLimit)]);
-    assert_eq!(pool.poll_timeout(), None);
     pool.handle_ended(at(111), 0, Reason::Signal(9), false);
     assert_eq!(actions(&mut pool), [Action::Start(0)]);
     pool.handle_started(at(112), 0);
     assert_eq!(actions(&mut pool), [Action::Hand { job: 1, seat: 0 }]);
     assert_eq!(pool.poll_timeout(), Some(at(212)), "its time begins when a worker gets it");
+}
+
+#[test]
+fn who_does_not_end_of_sigkill_loses_its_seat() {
+    let mut pool = started(1, Some(100));
+    ask(&mut pool, 10, 0);
+    ask(&mut pool, 10, 1);
+    pool.handle_timeout(at(110));
+    actions(&mut pool);
+    assert_eq!(pool.poll_timeout(), Some(at(1110)));
+    pool.handle_timeout(at(1110));
+    assert_eq!(actions(&mut pool), [Action::Abandon(0), Action::Start(0)]);
+    pool.handle_started(at(1110), 0);
+    assert_eq!(actions(&mut pool), [Action::Hand { job: 1, seat: 0 }]);
+    pool.handle_stop(at(1111));
+    assert_eq!(actions(&mut pool), [failed(1, Reason::Stopping), Action::Kill(0)]);
+    pool.handle_timeout(at(2111));
+    assert_eq!(actions(&mut pool), [Action::Abandon(0)]);
+    assert!(pool.has_ended());
 }
 
 #[test]
@@ -285,6 +303,10 @@ impl World {
                 Action::Kill(seat) => {
                     assert!(self.living[seat].is_some(), "killed though it is not there");
                     self.killed[seat] = true;
+                }
+                Action::Abandon(seat) => {
+                    assert!(std::mem::take(&mut self.killed[seat]), "abandoned though it was not killed");
+                    self.living[seat] = None;
                 }
                 Action::Dismiss(seat) | Action::Terminate(seat) => assert!(self.living[seat].is_some()),
                 Action::End { job, .. } => {

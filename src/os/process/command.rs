@@ -110,8 +110,8 @@ impl Command {
         Ok(())
     }
 
-    /// Starts it with these as standard input, output and error, which stay open here, and with
-    /// `more` in its environment. It leads a process group of its own, has default
+    /// Starts it with these as standard input, output and error, which stay open here, with
+    /// `more` in its environment, and with that mark, as the soft and the hard limit that it is. It leads a process group of its own, has default
     /// dispositions and no signal blocked, and is killed when this process dies. Returns its pid,
     /// which is free again only once this process has reaped it.
     ///
@@ -121,6 +121,7 @@ impl Command {
         &mut self,
         streams: [BorrowedFd<'_>; 3],
         more: &[(&str, String)],
+        mark: (u64, u64),
     ) -> Result<u32, NotStarted> {
         let failed = |step, source| NotStarted { step, source };
         let more = more.iter().map(|(name, value)| assignment(OsString::from(name), value.as_ref()));
@@ -130,6 +131,7 @@ impl Command {
             command: self,
             environment: environment.as_ptr(),
             streams: streams.map(|stream| stream.as_raw_fd()),
+            mark,
             parent: getpid(),
             failed: None,
         };
@@ -160,6 +162,8 @@ struct Birth<'a> {
     command: &'a mut Command,
     environment: *const *const c_char,
     streams: [RawFd; 3],
+    /// Soft and hard limit ([`crate::core::mark`]).
+    mark: (u64, u64),
     parent: rustix::process::Pid,
     /// Written by the child where it does not come to execute the program.
     failed: Option<(&'static str, Errno)>,
@@ -195,13 +199,12 @@ impl Birth<'_> {
                 check("change to its directory", libc::chdir(directory.as_ptr()))?;
             }
         }
-        for &(resource, soft, hard) in &plan.limits {
-            let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
-            let null = ptr::null_mut::<libc::rlimit64>();
-            // SAFETY: as above. Limits are of a process, not of its memory: the parent keeps its own.
-            let set = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, null) };
-            Errno::result(set).map_err(|error| ("limit its resources", error))?;
+        for &limit in &plan.limits {
+            set_limit(limit).map_err(|error| ("limit its resources", error))?;
         }
+        // A tree that was itself started with a lower one has to do without: it may not raise that.
+        let (soft, hard) = self.mark;
+        let _ = set_limit((libc::RLIMIT_LOCKS, soft, hard));
         if let Some(identity) = &plan.identity {
             identity.assume()?;
         }
@@ -270,6 +273,16 @@ impl Identity {
     }
 }
 
+/// A resource with its soft and hard limit. Limits are of a process, not of its memory: the parent keeps
+/// its own.
+fn set_limit((resource, soft, hard): (u32, u64, u64)) -> Result<(), Errno> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let null = ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: a plain system call that reads `limit`.
+    let set = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, null) };
+    Errno::result(set).map(drop)
+}
+
 /// What is ignored stays so across `execve(2)`; a command expects the defaults, also of the two
 /// signals that the C library keeps to itself and refuses to touch.
 fn default_dispositions() {
@@ -302,6 +315,8 @@ mod tests {
     use std::os::fd::AsFd;
     use std::time::Duration;
 
+    const MARK: (u64, u64) = (1 << 20, 1 << 21);
+
     fn plan(words: &[&str]) -> Plan {
         Plan {
             program: PathBuf::from("/bin/sh"),
@@ -323,7 +338,7 @@ mod tests {
         let null = File::open("/dev/null").unwrap();
         let mut command = Command::new(plan).unwrap();
         let streams = [null.as_fd(), write.as_fd(), write.as_fd()];
-        let child = command.start(streams, &[("OSPS_JOB", "7".to_owned())]).unwrap();
+        let child = command.start(streams, &[("OSPS_JOB", "7".to_owned())], MARK).unwrap();
         drop(write);
         let mut said = String::new();
         read.read_to_string(&mut said).unwrap();
@@ -350,12 +365,15 @@ mod tests {
 
     #[test]
     fn it_is_limited_and_works_where_it_should() {
-        let (said, _) = run("pwd; ulimit -n; ulimit -H -n; grep NoNewPrivs /proc/$$/status", |plan| {
+        let script = "pwd; ulimit -n; ulimit -H -n; grep NoNewPrivs /proc/$$/status; \
+                      sed -n 's/Max file locks//p' /proc/self/limits";
+        let (said, _) = run(script, |plan| {
             plan.directory = Some("/".into());
             plan.limits.push((libc::RLIMIT_NOFILE, 20, 30));
             plan.no_new_privs = true;
         });
-        assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["/", "20", "30", "NoNewPrivs:", "1"]);
+        let said: Vec<&str> = said.split_whitespace().collect();
+        assert_eq!(said, ["/", "20", "30", "NoNewPrivs:", "1", "1048576", "2097152", "locks"]);
     }
 
     #[test]
@@ -365,7 +383,7 @@ mod tests {
         let why = |change: fn(&mut Plan)| {
             let mut plan = plan(&["sh"]);
             change(&mut plan);
-            let error = Command::new(plan).unwrap().start(streams, &[]).unwrap_err();
+            let error = Command::new(plan).unwrap().start(streams, &[], MARK).unwrap_err();
             (error.step, error.source.kind())
         };
         let missing = why(|plan| plan.program = "/no/such/program".into());

@@ -6,7 +6,7 @@
 use rustix::process::Signal;
 
 use crate::core::command::{GIVE_UP_AFTER, LOOK_EVERY};
-use crate::core::job::Incarnation;
+use crate::core::mark::Mark;
 use crate::core::moment::Moment;
 use crate::os::reactor::Handle;
 use crate::os::{descendants, proc};
@@ -58,12 +58,12 @@ impl Principal {
         let tree = self.liveness.watchdog_page().tree();
         let mut found = vec![false; self.families.len()];
         for (pid, parent) in descendants::below(watchdog) {
-            let whose = match descendants::secondary_of(pid, &tree) {
-                Some((slot, incarnation)) if self.is_alive(slot, incarnation) => continue,
+            let whose = match descendants::mark_of(pid, tree) {
+                Some(mark) if self.is_alive(mark) => continue,
                 Some(_) => Whose::Departed,
                 // Orphans of secondaries that live come to those. As PID 1 it gets everybody's.
                 None if parent == watchdog && watchdog != 1 && !proc::is_same_program(pid) => Whose::Departed,
-                // Who has an empty environment, or is about to end, is told by its group.
+                // Who has lost its mark, or is about to end, is told by its group.
                 None => {
                     let group = proc::stat(pid).map_or(0, |stat| u32::try_from(stat.group).unwrap_or(0));
                     Whose::Group(group)
@@ -84,8 +84,8 @@ impl Principal {
         }
     }
 
-    /// Whether that secondary, whose slot is counted from 1, serves or drains.
-    fn is_alive(&self, slot: u16, incarnation: Incarnation) -> bool {
+    /// Whether the secondary that has set the mark, its slot counted from 1, serves or drains.
+    fn is_alive(&self, Mark { slot, incarnation, .. }: Mark) -> bool {
         let slot = usize::from(slot).checked_sub(1).and_then(|slot| self.slots.get(slot));
         slot.is_some_and(|slot| {
             slot.current.iter().any(|server| server.incarnation == incarnation)

@@ -9,10 +9,11 @@ use std::time::Duration;
 use nix::libc;
 
 use crate::config::{Config, Landlock, Request};
-use crate::core::job::{End, JobNumber, Reason};
+use crate::core::job::{End, Incarnation, JobNumber, Reason};
+use crate::core::mark::{Mark, Tree, Whose};
 use crate::core::turns::Turns;
 use crate::exit::Failure;
-use crate::os::log::Recurrence;
+use crate::os::log::Recurrences;
 use crate::os::pidfd::Exit;
 use crate::os::process::{Command, Identity, Plan};
 use crate::os::{account, landlock};
@@ -21,12 +22,21 @@ use crate::os::{account, landlock};
 const OWN_VARIABLES: [&str; 5] = ["OSPS_TYPE", "OSPS_JOB", "OSPS_RUN", "OSPS_SECONDARY", "OSPS_WORKER"];
 
 /// Of whom a command is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Owner {
-    /// The tree, by its watchdog's pid and start time.
-    pub run: String,
-    /// The secondary, by its slot and incarnation.
-    pub secondary: String,
+    /// The tree.
+    pub tree: Tree,
+    /// The secondary's slot, from 1.
+    pub slot: u16,
+    /// Which of those that the slot has had.
+    pub incarnation: Incarnation,
+}
+
+impl Owner {
+    /// The limits that mark a process which serves `whose`.
+    pub fn mark(self, whose: Whose) -> (u64, u64) {
+        Mark { slot: self.slot, incarnation: self.incarnation, whose }.limits(self.tree)
+    }
 }
 
 /// The command of one request type.
@@ -45,7 +55,7 @@ pub struct CommandType {
     /// Jobs that wait until fewer run, by their place.
     pub waiting: Turns<usize>,
     /// Starts that failed, for the log.
-    pub trouble: Recurrence,
+    pub trouble: Recurrences,
     cpu_time: Option<Duration>,
     limits_file_size: bool,
     request: Request,
@@ -56,7 +66,7 @@ impl CommandType {
     ///
     /// # Errors
     /// A [`Failure`] where its user or its paths are no more what they were when they were checked.
-    pub fn new(request: &Request, owner: &Owner, open_files: u64) -> Result<Self, Failure> {
+    pub fn new(request: &Request, owner: Owner, open_files: u64) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
             Failure::internal(&format!("prepare the command of \"{}\"", request.name), error)
         };
@@ -78,7 +88,7 @@ impl CommandType {
             max_parallel: request.max_parallel.map_or(usize::MAX, |parallel| parallel as usize),
             running: 0,
             waiting: Turns::default(),
-            trouble: Recurrence::default(),
+            trouble: Recurrences::default(),
             cpu_time: request.cpu_time,
             limits_file_size: request.file_size.is_some(),
             request: request.clone(),
@@ -98,7 +108,7 @@ impl CommandType {
     ///
     /// # Errors
     /// See [`CommandType::new`].
-    pub fn of(config: &Config, owner: &Owner, open_files: u64) -> Result<Vec<Option<Self>>, Failure> {
+    pub fn of(config: &Config, owner: Owner, open_files: u64) -> Result<Vec<Option<Self>>, Failure> {
         let command = |request: &Request| {
             let is_command = !request.command.is_empty() && !request.is_persistent();
             is_command.then(|| Self::new(request, owner, open_files)).transpose()
@@ -147,7 +157,7 @@ pub fn variables(
 }
 
 /// Our own environment, but for what is set anew; then what the configuration adds.
-fn environment(request: &Request, owner: &Owner) -> Vec<(OsString, OsString)> {
+fn environment(request: &Request, owner: Owner) -> Vec<(OsString, OsString)> {
     let is_set_anew = |name: &str| {
         name == "PROTO"
             || name.starts_with("TCPLOCAL")
@@ -160,8 +170,8 @@ fn environment(request: &Request, owner: &Owner) -> Vec<(OsString, OsString)> {
     inherited
         .chain(added.map(|(name, value)| (name.into(), value.into())))
         .chain([
-            ("OSPS_RUN".into(), owner.run.clone().into()),
-            ("OSPS_SECONDARY".into(), owner.secondary.clone().into()),
+            ("OSPS_RUN".into(), owner.tree.to_string().into()),
+            ("OSPS_SECONDARY".into(), format!("{}.{}", owner.slot, owner.incarnation).into()),
         ])
         .collect()
 }

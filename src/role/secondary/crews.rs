@@ -6,8 +6,8 @@ use rustix::process::Signal;
 use slab::Slab;
 
 use crate::config::{Config, Size};
-use crate::core::command::LOOK_EVERY;
 use crate::core::job::{End, Reason};
+use crate::core::mark::Whose;
 use crate::core::moment::Moment;
 use crate::core::workers::{Action, Place, Seat, Settings, Workers};
 use crate::exit::Failure;
@@ -18,7 +18,7 @@ use crate::os::reactor::{Handle, Progress, Ready};
 use crate::role::secondary::commands::{CommandType, Owner};
 use crate::role::secondary::messages::Asker;
 use crate::role::secondary::worker::{Output, Worker};
-use crate::role::secondary::{Key, Secondary, Timer};
+use crate::role::secondary::{Key, Secondary};
 use crate::wire::client::TypeIndex;
 use crate::wire::frame::{LONGEST_PAYLOAD, Wrong};
 
@@ -26,8 +26,6 @@ use crate::wire::frame::{LONGEST_PAYLOAD, Wrong};
 const MAX_MESSAGE: Size = Size(1 << 20);
 /// Of a worker that has ended, so many reads: more than any pipe holds.
 const LAST_READS: usize = 32;
-/// So often is looked for what a worker has left behind.
-const LOOKS: u8 = 20;
 
 /// The workers of one request type.
 pub struct Crew {
@@ -44,17 +42,11 @@ pub struct Crew {
 pub struct Crews {
     /// By request type; `None` where no workers serve it.
     types: Vec<Option<Crew>>,
-    workers: Slab<Worker>,
+    pub(super) workers: Slab<Worker>,
     /// Workers that were not reaped, by pid.
     places: HashMap<u32, usize>,
     /// Clients with their jobs.
     pub(super) askers: Slab<Asker>,
-    /// Workers started so far.
-    started: u64,
-    /// Marks what belongs to this tree.
-    tree: String,
-    /// How often is still looked for what workers have left behind.
-    looks_left: u8,
     /// The process ends once no worker is left.
     ending: bool,
 }
@@ -64,7 +56,7 @@ impl Crews {
     ///
     /// # Errors
     /// See [`CommandType::new`].
-    pub fn of(config: &Config, owner: &Owner, open_files: u64, now: Moment) -> Result<Self, Failure> {
+    pub fn of(config: &Config, owner: Owner, open_files: u64, now: Moment) -> Result<Self, Failure> {
         let mut types = Vec::new();
         for request in &config.request {
             if !request.is_persistent() {
@@ -85,8 +77,7 @@ impl Crews {
             }));
         }
         let (workers, askers) = (Slab::new(), Slab::new());
-        let (places, tree) = (HashMap::new(), owner.run.clone());
-        Ok(Self { types, workers, places, askers, started: 0, tree, ending: false, looks_left: 0 })
+        Ok(Self { types, workers, places: HashMap::new(), askers, ending: false })
     }
 
     /// The crew of a request type, where it has one.
@@ -94,9 +85,10 @@ impl Crews {
         self.types.get_mut(kind)?.as_mut()
     }
 
-    /// Whether a process is a worker, or leads the group of one, that was not reaped.
-    pub fn is_worker(&self, pid: u32) -> bool {
-        self.places.contains_key(&pid)
+    /// The worker that a process is, if it was not reaped; it leads the process group of that number.
+    pub fn led_by(&self, pid: u32) -> Option<Whose> {
+        let place = *self.places.get(&pid)?;
+        Some(Whose::worker(self.workers.get(place)?.number))
     }
 
     /// When [`Secondary::on_crews_timeout`] must be called next.
@@ -132,6 +124,7 @@ impl Secondary {
                         kill_all(worker.pid);
                     }
                 }
+                Action::Abandon(seat) => self.abandon(reactor, kind, seat),
                 Action::Dismiss(seat) => {
                     if let Some(worker) = self.worker_at(kind, seat) {
                         worker.close_input(reactor);
@@ -156,12 +149,12 @@ impl Secondary {
         let Some(Crew { of, pool, seats, max_message }) = self.crews.types[kind].as_mut() else {
             return;
         };
-        self.crews.started += 1;
-        let number = self.crews.started;
-        let mut worker = match Worker::start(&mut of.command, &of.name, number, (kind, seat), *max_message) {
+        let number = self.strays.number();
+        let (owner, at) = (self.strays.owner, (kind, seat));
+        let mut worker = match Worker::start(&mut of.command, &of.name, owner, number, at, *max_message) {
             Ok(worker) => worker,
             Err(error) => {
-                if of.trouble.is_news(now) {
+                if of.trouble.is_news(now, &error.to_string()) {
                     log::error!("a worker of \"{}\" does not start: {error}", of.name);
                 }
                 pool.handle_not_started(now, seat);
@@ -205,11 +198,28 @@ impl Secondary {
 
     /// There is room in a worker's input, or it was closed.
     pub(super) fn on_worker_input(&mut self, reactor: &mut Handle<Key>, place: usize) -> Progress {
-        let written = self.crews.workers.get_mut(place).map(Worker::write);
-        written.unwrap_or(Ok(Progress::Drained)).unwrap_or_else(|_| {
-            self.worker_closed(reactor, place);
-            Progress::Drained
-        })
+        let Some(worker) = self.crews.workers.get_mut(place) else {
+            return Progress::Drained;
+        };
+        match worker.write() {
+            Ok(progress) if worker.hears() => progress,
+            Ok(_) | Err(_) => {
+                self.worker_closed(reactor, place);
+                Progress::Drained
+            }
+        }
+    }
+
+    /// A worker does not end of SIGKILL: it is in the hands of the kernel (state D), or of somebody who
+    /// traces it. When it does end, it is reaped like any other child.
+    fn abandon(&mut self, reactor: &mut Handle<Key>, kind: TypeIndex, seat: Seat) {
+        let Some(place) = self.crews.crew(kind).and_then(|crew| crew.seats[seat].take()) else {
+            return;
+        };
+        let mut worker = self.crews.workers.remove(place);
+        worker.unwatch(reactor);
+        self.crews.places.remove(&worker.pid);
+        log::warn!("worker {} does not end of SIGKILL: another takes its place", worker.pid);
     }
 
     /// A worker has written.
@@ -309,7 +319,8 @@ impl Secondary {
         };
         // What it has left behind; until it is reaped the group's number is nobody else's.
         descendants::signal_group(pid, Signal::KILL);
-        self.kill_strays(place);
+        let number = self.crews.workers[place].number;
+        self.sweep_strays(Some((Whose::worker(number), pid)), Signal::KILL);
         self.worker_closed(reactor, place);
         for _ in 0..LAST_READS {
             let all = Ready { readable: true, read_closed: true, writable: false };
@@ -336,40 +347,6 @@ impl Secondary {
         crew.pool.handle_ended(reactor.now(), worker.seat, reason, untouched);
         // Whoever takes the seat is started once this one was reaped, in the same turn.
         true
-    }
-
-    /// Kills whom a worker that has ended has started out of its process group: such come to this
-    /// process when they lose their parent.
-    fn kill_strays(&self, place: usize) {
-        let Crews { workers, tree, .. } = &self.crews;
-        let left = descendants::own_children().into_iter().filter(|&pid| !self.crews.is_worker(pid));
-        for pid in left.filter(|&pid| descendants::worker_of(pid, tree) == Some(workers[place].number)) {
-            descendants::signal_family(pid, Signal::KILL);
-        }
-    }
-
-    /// A worker has ended: who has left its family before comes to us one by one.
-    pub(super) fn look_for_worker_strays(&mut self, reactor: &mut Handle<Key>) {
-        if std::mem::replace(&mut self.crews.looks_left, LOOKS) == 0 {
-            self.timers.arm(reactor.now(), Timer::Strays);
-        }
-    }
-
-    /// Kills those of our children whose worker is no more. Looks again for a while: whoever is still
-    /// somebody's child now will come here when that one is gone.
-    pub(super) fn sweep_worker_strays(&mut self, reactor: &mut Handle<Key>) {
-        let Crews { workers, tree, looks_left, .. } = &mut self.crews;
-        for pid in descendants::own_children() {
-            let is_stray = descendants::worker_of(pid, tree)
-                .is_some_and(|of| workers.iter().all(|(_, worker)| worker.number != of));
-            if is_stray {
-                descendants::signal_family(pid, Signal::KILL);
-            }
-        }
-        *looks_left -= 1;
-        if *looks_left > 0 {
-            self.timers.arm(reactor.now() + LOOK_EVERY, Timer::Strays);
-        }
     }
 
     /// Time has passed.

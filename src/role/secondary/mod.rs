@@ -7,6 +7,7 @@ mod exchange;
 mod linger;
 mod messages;
 mod runs;
+mod strays;
 mod worker;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ use crews::Crews;
 use exchange::Exchange;
 use linger::Lingering;
 use runs::Runs;
+use strays::Strays;
 
 /// Bytes read from one client in one turn.
 const READ_BYTES: usize = 64 * 1024;
@@ -125,6 +127,8 @@ struct Secondary {
     runs: Runs,
     /// Workers and their jobs.
     crews: Crews,
+    /// What both have left behind.
+    strays: Strays,
     /// Connections that are over, until their clients have seen it.
     lingering: Slab<Lingering>,
     /// Jobs were announced in this turn.
@@ -173,12 +177,10 @@ impl Secondary {
         let tube = fifo::Reader::from(inheritance.take_file()?);
         let to_principal = fifo::Writer::from(inheritance.take_file()?);
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
-        let owner = Owner {
-            run: liveness.watchdog_page().tree(),
-            secondary: format!("{}.{}", sheet.slot, sheet.incarnation),
-        };
-        let crews = Crews::of(&sheet.config, &owner, sheet.open_files, reactor.now())?;
-        let types_of_commands = CommandType::of(&sheet.config, &owner, sheet.open_files)?;
+        let tree = liveness.watchdog_page().tree();
+        let owner = Owner { tree, slot: sheet.slot, incarnation: sheet.incarnation };
+        let crews = Crews::of(&sheet.config, owner, sheet.open_files, reactor.now())?;
+        let types_of_commands = CommandType::of(&sheet.config, owner, sheet.open_files)?;
         let mut secondary = Self {
             handlers,
             service: Service::new(table, sheet.incarnation, settings(&sheet.config, reactor.now())),
@@ -190,8 +192,9 @@ impl Secondary {
             exchanges: Slab::new(),
             arrivals: Slab::new(),
             undecided: Undecided::default(),
-            runs: Runs::new(types_of_commands, owner.run),
+            runs: Runs::new(types_of_commands),
             crews,
+            strays: Strays::new(owner),
             lingering: Slab::new(),
             announced: false,
             timers: Timers::default(),
@@ -352,7 +355,7 @@ impl Secondary {
             Timer::Arrival(key) => self.on_arrival_timer(reactor, key),
             Timer::Run(key) => self.on_run_timer(reactor, key),
             Timer::Reap => self.reap(reactor),
-            Timer::Strays => self.sweep_worker_strays(reactor),
+            Timer::Strays => self.look_for_strays_again(reactor),
             Timer::Asker(key) => self.on_asker_timer(reactor, key),
             Timer::Lingering(key) => self.close_lingering(reactor, key),
             Timer::Accept => {

@@ -1,7 +1,7 @@
 //! Jobs of commands, from their claim to their end: each waits for its turn, then its connection
 //! becomes the standard input and output of a program.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -17,12 +17,13 @@ use slab::Slab;
 use crate::core::command::{Action, Command};
 use crate::core::crowd::Network;
 use crate::core::job::{End, Reason};
+use crate::core::mark::Whose;
 use crate::core::timers::LazyTimer;
 use crate::os::descendants;
 use crate::os::pidfd::Exit;
 use crate::os::proc;
 use crate::os::reactor::{Handle, Progress, SourceId};
-use crate::role::secondary::commands::{CommandType, variables};
+use crate::role::secondary::commands::{CommandType, Owner, variables};
 use crate::role::secondary::{Key, Secondary, Timer};
 use crate::wire::client::TypeIndex;
 use crate::wire::lines::Lines;
@@ -44,19 +45,24 @@ pub struct Runs {
     all: Slab<Run>,
     /// Runs by the pid of their leader, until that is reaped.
     leaders: HashMap<u32, usize>,
-    /// Marks what belongs to this tree.
-    tree: String,
-    /// Commands started so far.
-    started: u64,
-    /// Children whose job cannot be told, and how many commands had been started when they
-    /// were met: they belong to one of those.
-    strangers: HashMap<u32, u64>,
 }
 
 impl Runs {
-    /// The commands of these types, in the tree of that name.
-    pub fn new(types: Vec<Option<CommandType>>, tree: String) -> Self {
-        Self { types, all: Slab::new(), leaders: HashMap::new(), tree, started: 0, strangers: HashMap::new() }
+    /// The commands of these types.
+    pub fn new(types: Vec<Option<CommandType>>) -> Self {
+        Self { types, all: Slab::new(), leaders: HashMap::new() }
+    }
+
+    /// The job whose command a process leads, if that was not reaped; it leads the process group of that
+    /// number.
+    pub fn led_by(&self, pid: u32) -> Option<Whose> {
+        let run = self.all.get(*self.leaders.get(&pid)?)?;
+        Some(Whose::job(run.job.number))
+    }
+
+    /// The jobs that are there, each with the number of the start of its command, if it was started.
+    pub fn jobs(&self) -> impl Iterator<Item = (Whose, Option<u64>)> {
+        self.all.iter().map(|(_, run)| (Whose::job(run.job.number), run.number()))
     }
 }
 
@@ -75,7 +81,7 @@ enum Stage {
     Running {
         command: Command,
         leader: u32,
-        /// It was the n-th command that this secondary started.
+        /// It was the n-th command or worker that this secondary has started.
         number: u64,
         errors: Errors,
         timer: LazyTimer,
@@ -149,16 +155,15 @@ impl Secondary {
         let Some(of) = self.runs.types[kind].as_mut() else {
             return;
         };
-        match spawn(of, stream, job) {
+        match spawn(of, stream, job, self.strays.owner) {
             Ok((leader, pipe)) => {
                 self.service.note_group(job, leader);
                 of.running += 1;
-                self.runs.started += 1;
                 self.runs.leaders.insert(leader, key);
                 self.runs.all[key].stage = Stage::Running {
                     command: Command::new(now, of.time_limit),
                     leader,
-                    number: self.runs.started,
+                    number: self.strays.number(),
                     errors: Errors { pipe: File::from(pipe), id: None, lines: Lines::default() },
                     timer: LazyTimer::default(),
                 };
@@ -172,7 +177,7 @@ impl Secondary {
                     Reason::CannotStart
                 };
                 of.look_for_program();
-                if reason == Reason::CannotStart && of.trouble.is_news(now) {
+                if reason == Reason::CannotStart && of.trouble.is_news(now, &error.to_string()) {
                     log::error!("job {} ({}): its command does not start: {error}", job.number, of.name);
                 }
                 self.remove_run(reactor, key, End::Failed(reason));
@@ -234,10 +239,11 @@ impl Secondary {
                 strays = true;
             }
             descendants::reap(pid);
+            self.strays.reaped(pid);
         }
         if workers {
             self.run_crews(reactor);
-            self.look_for_worker_strays(reactor);
+            self.look_for_strays(reactor);
         }
         if strays {
             // Perhaps somebody waits for just those.
@@ -373,31 +379,22 @@ impl Secondary {
         }
         let open: Vec<usize> = self.runs.all.iter().map(|(key, _)| key).collect();
         for key in open {
-            // The last of them ends whose job cannot be told.
             self.sweep(key, Signal::KILL);
             self.remove_run(reactor, key, End::Failed(Reason::Stopping));
         }
-        // No job is left, so whoever is left has none.
-        let left = descendants::own_children().into_iter().filter(|&pid| {
-            !self.crews.is_worker(pid) && descendants::worker_of(pid, &self.runs.tree).is_none()
-        });
-        for pid in left {
-            descendants::signal_family(pid, Signal::KILL);
-        }
+        self.sweep_strays(None, Signal::KILL);
     }
 
     /// Sends a signal to all who belong to a job's command. Returns whether any of them was there
     /// beside its leader and its process group.
     fn sweep(&mut self, key: usize, signal: Signal) -> bool {
-        let Self { crews, runs: Runs { all, leaders, tree, started, strangers, .. }, .. } = self;
-        let is_known = |pid: u32| leaders.contains_key(&pid) || crews.is_worker(pid);
-        let Some(Run { job, stage: Stage::Running { leader, command, .. }, .. }) = all.get(key) else {
+        let Some(Run { job, stage: Stage::Running { leader, command, .. }, .. }) = self.runs.all.get(key)
+        else {
             return false;
         };
-        let (own, job, leader) = (std::process::id(), job.number, *leader);
+        let (own, whose, leader) = (std::process::id(), Whose::job(job.number), *leader);
         let mut found = false;
-        let leads = leaders.get(&leader) == Some(&key);
-        if leads {
+        if self.runs.leaders.get(&leader) == Some(&key) {
             // Before the group: who has lost its parent is harder to find.
             let below = if command.is_led() { descendants::below(leader) } else { Vec::new() };
             for (pid, parent) in below {
@@ -408,42 +405,7 @@ impl Secondary {
             }
             descendants::signal_group(leader, signal);
         }
-        let children: HashSet<u32> = descendants::own_children().into_iter().collect();
-        strangers.retain(|pid, _| children.contains(pid));
-        for pid in children.into_iter().filter(|&pid| !is_known(pid)) {
-            let Ok(stat) = proc::stat(pid) else {
-                continue;
-            };
-            let group = u32::try_from(stat.group).unwrap_or(0);
-            if matches!(stat.letter, 'Z' | 'X') {
-                // Its children may be on their way to us: they are seen once it is reaped.
-                found |= !is_known(group) || group == leader;
-                continue;
-            }
-            let mut is_own = true;
-            let belongs = match descendants::job_of(pid, tree) {
-                _ if group == leader && (leads || !is_known(group)) => true,
-                _ if is_known(group) => false,
-                Some(of) if of == job => true,
-                Some(of) => {
-                    // A job of the past: nobody waits for those that cannot be killed.
-                    is_own = false;
-                    !all.iter().any(|(_, run)| run.job.number == of)
-                }
-                // The worker sees to that when it ends.
-                None if descendants::worker_of(pid, tree).is_some() => false,
-                None => {
-                    let met = *strangers.entry(pid).or_insert(*started);
-                    let oldest =
-                        all.iter().filter(|(other, _)| *other != key).filter_map(|(_, run)| run.number());
-                    oldest.min().is_none_or(|oldest| oldest > met)
-                }
-            };
-            if belongs {
-                found |= descendants::signal_family(pid, signal) && is_own;
-            }
-        }
-        found
+        self.sweep_strays(Some((whose, leader)), signal) | found
     }
 }
 
@@ -458,13 +420,16 @@ impl Run {
 
 /// Starts a command on a connection, which is closed here. Returns its leader, and where its
 /// standard error can be read.
-fn spawn(of: &mut CommandType, stream: &TcpStream, job: JobRef) -> io::Result<(u32, OwnedFd)> {
+fn spawn(of: &mut CommandType, stream: &TcpStream, job: JobRef, owner: Owner) -> io::Result<(u32, OwnedFd)> {
     let (errors, their_errors) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&errors, true)?;
     // The flag belongs to the connection, not to our descriptor of it (fcntl(2)).
     rustix::io::ioctl_fionbio(stream, false)?;
     let variables = variables(&of.name, job.number, stream.local_addr()?, stream.peer_addr()?);
     let streams = [stream.as_fd(), stream.as_fd(), their_errors.as_fd()];
-    let leader = of.command.start(streams, &variables).map_err(io::Error::other)?;
+    let leader = of
+        .command
+        .start(streams, &variables, owner.mark(Whose::job(job.number)))
+        .map_err(io::Error::other)?;
     Ok((leader, errors))
 }

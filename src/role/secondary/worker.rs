@@ -6,16 +6,19 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use mio::Interest;
 use mio::unix::SourceFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::ioctl_fionread;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::core::job::JobNumber;
+use crate::core::mark::Whose;
 use crate::core::workers::{Place, Seat};
 use crate::os::process::{Command, NotStarted};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, WRITE_BUDGET, write_some};
 use crate::role::secondary::Key;
+use crate::role::secondary::commands::Owner;
 use crate::wire::client::TypeIndex;
 use crate::wire::frame::{Answer, Decoder, Wrong};
 use crate::wire::lines::Lines;
@@ -29,7 +32,7 @@ const LONGEST_LINE: usize = 1024;
 pub struct Worker {
     /// Its pid, and the number of its process group.
     pub pid: u32,
-    /// Marks what it has started: among all workers that its secondary has had.
+    /// Marks what it has started: it was the n-th command or worker that its secondary has started.
     pub number: u64,
     /// What it serves.
     pub kind: TypeIndex,
@@ -79,6 +82,7 @@ impl Worker {
     pub fn start(
         command: &mut Command,
         name: &str,
+        owner: Owner,
         number: u64,
         (kind, seat): (TypeIndex, Seat),
         max_message: usize,
@@ -97,8 +101,8 @@ impl Worker {
         let [input, output, errors] = pipes;
         let (input, output, errors) = (input?, output?, errors?);
         let streams = [its_input.as_fd(), its_output.as_fd(), its_errors.as_fd()];
-        let pid =
-            command.start(streams, &[("OSPS_TYPE", name.to_owned()), ("OSPS_WORKER", number.to_string())])?;
+        let variables = [("OSPS_TYPE", name.to_owned()), ("OSPS_WORKER", number.to_string())];
+        let pid = command.start(streams, &variables, owner.mark(Whose::worker(number)))?;
         Ok(Self {
             pid,
             number,
@@ -164,6 +168,17 @@ impl Worker {
         }
         let is_cut = self.written == end && end < self.frame.len();
         Ok(if is_cut { Progress::Again } else { Progress::Drained })
+    }
+
+    /// Whether it has its input open still, or was dismissed: who has closed it will read no message.
+    pub fn hears(&self) -> bool {
+        let Some(input) = &self.input else {
+            return true;
+        };
+        // Of a pipe without a reader POLLERR is told, wanted or not (poll(2)).
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&input.file, PollFlags::empty())];
+        !(poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::ERR))
     }
 
     /// Has the reactor come back to its input.

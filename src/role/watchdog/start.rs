@@ -173,7 +173,7 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
             refuse_if_alive(rundir, page.watchdog())?;
             processes.extend(page.watched().map(|watched| (watched.pid, watched.start_time, owner)));
             // What its commands have left behind may be anybody's child by now.
-            let left = descendants::of_tree(&page.tree()).map_err(failure)?;
+            let left = descendants::of_tree(page.tree()).map_err(failure)?;
             processes.extend(left.into_iter().map(|(pid, start_time)| (pid, start_time, owner)));
         }
         if let Ok(page) = PrincipalPage::attach(path, Access::ReadOnly) {
