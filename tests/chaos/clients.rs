@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub struct World {
 }
 
 /// The types that clients ask for; `stall` is asked for only when the storm wants it.
-pub const WANTED: [&str; 3] = ["echo", "requetetype1", "block"];
+pub const WANTED: [&str; 5] = ["echo", "requetetype1", "block", "cat", "frames"];
 
 /// One client and its ways.
 struct Client {
@@ -189,22 +189,28 @@ impl Client {
         request: &mut Request,
         answers: &mut u64,
     ) -> io::Result<Outcome> {
-        let messages = if name == "stall" { 1 } else { 1 + self.dice.below(3) };
+        let messages = if ["stall", "frames"].contains(&name) { 1 } else { 1 + self.dice.below(3) };
         let mut data = connect(SocketAddr::new(self.world.principal.ip(), port))?;
         for message in 1..=messages {
             let mark = self.world.journal.mark();
             let text = format!("message {message} of {}\n", self.dice.roll());
             data.write_all(text.as_bytes())?;
+            if name == "frames" {
+                data.shutdown(Shutdown::Write)?;
+            }
             let answer = receive_line(&mut data)?;
             let expected = match name {
-                "echo" => text.trim_end().to_owned(),
+                "echo" | "cat" | "frames" => text.trim_end().to_owned(),
                 _ => format!("ok message {message} secondary {}", request.slot),
             };
             if answer != expected {
                 return Ok(Outcome::Wrong(format!("{text:?} is answered {answer:?}, not {expected:?}")));
             }
             *answers = message;
-            request.since = mark;
+            // A command may outlive its secondary, and that one's obituary, for a moment.
+            if name != "cat" {
+                request.since = mark;
+            }
         }
         Ok(Outcome::Served)
     }

@@ -54,7 +54,7 @@ impl Household {
         let mut servers: Vec<Server> = Vec::new();
         let watched = self.watchdog.watched().map(|watched| {
             let slot = if watched.name.role == Role::Principal { 0 } else { watched.name.slot };
-            let is_predecessor = watched.verdict == Verdict::Draining;
+            let is_predecessor = matches!(watched.verdict, Verdict::Draining | Verdict::Recycling);
             (slot, watched.name.incarnation, is_predecessor, watched.pid, watched.start_time)
         });
         // The watchdog may not have met them yet, or sleep.

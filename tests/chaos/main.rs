@@ -26,6 +26,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use osps::core::mark::Tree;
+use osps::os::{descendants, proc};
 use serde_json::Value;
 
 use clients::{Record, World, ask_and_ask, stall};
@@ -40,6 +42,19 @@ use verdict::Trial;
 const SECONDARIES: u16 = 4;
 /// Clients that make the requests that block for too long.
 const STALLERS: usize = 2;
+/// A process for each job, and one that stays: a frame that `cat` is given, it gives back.
+const COMMANDS: &str = r#"
+[[request]]
+name = "cat"
+handler = "exec"
+command = ["cat"]
+
+[[request]]
+name = "frames"
+handler = "exec"
+mode = "persistent"
+command = ["cat"]
+"#;
 /// How much more memory of its own the watchdog may have at the end than after the first
 /// quarter: less than one page for each process that it has seen.
 const GROWTH_KIB: u64 = 512;
@@ -52,6 +67,8 @@ struct Options {
     seed: u64,
     clients: usize,
     kill_after: Duration,
+    /// `max_jobs_served`.
+    jobs: u64,
     /// The short one: it shall be over soon.
     short: bool,
 }
@@ -60,10 +77,13 @@ impl Options {
     fn from_environment() -> Self {
         let seconds = variable::<f64>("OSPS_CHAOS_SECONDS");
         let short = seconds.is_none();
+        let seed = variable("OSPS_CHAOS_SEED").unwrap_or_else(|| common::now().as_nanos());
         Self {
             length: Duration::from_secs_f64(seconds.unwrap_or(4.0)),
             rate: variable("OSPS_CHAOS_RATE").unwrap_or(5.0),
-            seed: variable("OSPS_CHAOS_SEED").unwrap_or_else(|| common::now().as_nanos()),
+            seed,
+            // In every other short storm.
+            jobs: variable("OSPS_CHAOS_JOBS").unwrap_or(if short { seed % 2 * 40 } else { 0 }),
             kill_after: Duration::from_millis(variable("OSPS_CHAOS_KILL_AFTER").unwrap_or(if short {
                 500
             } else {
@@ -76,12 +96,12 @@ impl Options {
 
     /// What brings the same storm again.
     fn replay(&self) -> String {
-        let Self { length, rate, seed, clients, kill_after, short } = self;
+        let Self { length, rate, seed, clients, kill_after, jobs, short } = self;
         let (seconds, kill_after) = (length.as_secs_f64(), kill_after.as_millis());
         let length = if *short { String::new() } else { format!("OSPS_CHAOS_SECONDS={seconds} ") };
         format!(
             "OSPS_CHAOS_SEED={seed} {length}OSPS_CHAOS_RATE={rate} OSPS_CHAOS_CLIENTS={clients} \
-             OSPS_CHAOS_KILL_AFTER={kill_after}"
+             OSPS_CHAOS_KILL_AFTER={kill_after} OSPS_CHAOS_JOBS={jobs}"
         )
     }
 
@@ -94,13 +114,13 @@ impl Options {
             ("start_within", kill_after * 5),
         ];
         let times = times.map(|(key, millis)| format!("{key} = \"{millis}ms\"\n")).concat();
-        let mut top = format!("secondaries = {SECONDARIES}\n");
+        let mut top = format!("secondaries = {SECONDARIES}\nmax_jobs_served = {}\n", self.jobs);
         if self.short {
             top += "claim_within = \"3s\"\nqueue_within = \"10m\"\n";
         }
         let stall = kill_after * 2;
         let stall = format!("[[request]]\nname = \"stall\"\nhandler = \"block\"\ndelay = \"{stall}ms\"\n");
-        System::start(&top, &format!("{REQUESTS}\n{stall}\n[watchdog]\n{times}"))
+        System::start(&top, &format!("{REQUESTS}\n{stall}\n{COMMANDS}\n[watchdog]\n{times}"))
     }
 }
 
@@ -222,6 +242,20 @@ fn only_the_tree_lives(system: &System) {
     });
 }
 
+/// Waits until of commands there is the one worker of each secondary and nobody else.
+fn only_workers_live(system: &System) {
+    settles("a worker in each secondary and no other command", || {
+        let servers = system.pids();
+        let below = descendants::below(system.watchdog.id()).into_iter();
+        let left: Vec<_> = below.filter(|(pid, _)| !servers.contains(pid)).collect();
+        let each_has_one = servers[2..]
+            .iter()
+            .all(|&server| left.iter().filter(|&&(_, parent)| parent == server).count() == 1);
+        let is_all = each_has_one && left.len() == usize::from(SECONDARIES);
+        is_all.then_some(()).ok_or_else(|| format!("the status says {servers:?}, commands are {left:?}"))
+    });
+}
+
 /// What watchdog and principal hold when nobody is connected.
 fn holdings(system: &System) -> [Vec<String>; 2] {
     [system.watchdog.id(), system.pid(0)].map(descriptors)
@@ -247,14 +281,21 @@ fn a_storm_breaks_nothing_but_what_it_strikes() {
 
     let status = quiet(&system);
     only_the_tree_lives(&system);
+    only_workers_live(&system);
     hold_what_they_held(&system, &before);
     let memory_after = own_memory_kib(system.pid(0));
     for _ in 0..20 {
         assert_eq!(say(&mut request(system.address(), "echo"), "calm"), "calm");
     }
     system.books_are_exact();
-    system.signal(system.watchdog.id(), Signal::SIGINT);
+    let pid = system.watchdog.id();
+    let tree = Tree { pid, start_time: proc::stat(pid).unwrap().start_time };
+    system.signal(pid, Signal::SIGINT);
     let exit = system.ended();
+    settles("the end of all commands", || {
+        let left = descendants::of_tree(tree).unwrap();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?} are left")) }
+    });
 
     let chronicle = world.journal.read();
     let trial = Trial {

@@ -135,7 +135,7 @@ impl Trial<'_> {
         let was_started_in_vain =
             |obituary: &Obituary| obituary.never_answered && of_principals().next().is_some();
         let unexplained = self.chronicle.obituaries.iter().filter(|obituary| match obituary.exit.as_str() {
-            "exit 0" => false,
+            "exit 0" | "recycled" => false,
             "signal 9" => !killed(obituary) && !was_started_in_vain(obituary),
             // Its parent died during its start.
             "exit 69" => !was_started_in_vain(obituary),
