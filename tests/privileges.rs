@@ -294,6 +294,30 @@ fn a_user_who_cannot_reach_the_directory_is_an_error_at_the_start() {
 }
 
 #[test]
+#[ignore = "needs root: a command of another user"]
+fn a_command_is_the_first_that_its_user_can_execute() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
+    for (place, mode, says) in [(&first, 0o700, "first"), (&second, 0o755, "second")] {
+        fs::create_dir(place).unwrap();
+        fs::write(place.join("work"), format!("#!/bin/sh\necho {says}\n")).unwrap();
+        fs::set_permissions(place.join("work"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(place, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let request = format!(
+        "[[request]]\nname = \"work\"\nhandler = \"exec\"\ncommand = [\"work\"]\nuser = \"nobody\"\n\
+         environment = {{ PATH = \"{}:{}\" }}\n",
+        first.display(),
+        second.display()
+    );
+    let system = System::start("secondaries = 1", &request);
+    let mut data = common::request(system.address(), "work");
+    assert_eq!(read_to_end(&mut data), "second\n");
+    system.books_are_exact();
+}
+
+#[test]
 #[ignore = "needs root: it looks with the eyes of another user"]
 fn a_program_that_its_user_cannot_execute_is_named_by_check() {
     let dir = tempfile::tempdir().unwrap();
@@ -301,7 +325,11 @@ fn a_program_that_its_user_cannot_execute_is_named_by_check() {
     fs::copy("/bin/cat", &program).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let request = format!("[[request]]\nname = \"a\"\nhandler = \"exec\"\ncommand = [{program:?}]\n");
+    let group = account::group("daemon").unwrap();
+    chown(&program, None, Some(group)).unwrap();
     for (mode, text, is_good) in [
+        (0o750, format!("user = \"nobody\"\ngroup = \"daemon\"\n{request}"), true),
+        (0o750, format!("user = \"nobody\"\n{request}"), false),
         (0o755, format!("{request}user = \"nobody\"\n"), true),
         (0o700, request.clone(), true),
         (0o700, format!("{request}user = \"nobody\"\n"), false),

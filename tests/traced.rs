@@ -48,8 +48,7 @@ fn dies_traced(slot: u64) {
 
 #[test]
 fn a_worker_that_dies_under_a_tracer_holds_up_nobody() {
-    let mut system =
-        System::start("secondaries = 1", &worker::request("upper", &[], "time_limit = \"300ms\""));
+    let mut system = System::start("secondaries = 1", &worker::request("upper", &[], "time_limit = \"2s\""));
     let first: u32 = worker::done(&system, "upper", "pid").parse().unwrap();
     ptrace::seize(raw(first), Options::empty()).unwrap();
     assert_eq!(worker::job(&system, "upper", "hang"), (String::new(), "time limit".to_owned()));

@@ -186,6 +186,16 @@ fn a_worker_that_closes_its_input_is_replaced_before_the_next_job() {
 }
 
 #[test]
+fn a_worker_that_closes_its_input_may_answer_what_it_has_read() {
+    let system = system(&[], "");
+    let first = worker(&system);
+    assert_eq!(done(&system, "upper", "last"), "the last");
+    assert_eq!(done(&system, "upper", "hello"), "HELLO");
+    is_gone(first);
+    assert_eq!(system.books_are_exact()["ledger"]["failed"], 0);
+}
+
+#[test]
 fn a_worker_can_say_that_a_job_has_failed_and_why() {
     let system = system(&[], "");
     let first = worker(&system);
@@ -341,13 +351,30 @@ fn workers_of(system: &System) -> Vec<u32> {
 
 #[test]
 fn a_worker_that_ends_leaves_nobody_behind() {
-    let system = system(&[], "time_limit = \"300ms\"");
+    let system = system(&[], "time_limit = \"2s\"");
     for (last, reason) in [("exit 1", "exit 1"), ("crash", "signal 6"), ("hang", "time limit")] {
-        let children = ["child", "child apart", "child bare"]
+        let children = ["child", "child apart", "child bare", "child headless"]
             .map(|message| done(&system, "upper", message).parse::<u32>().unwrap());
         assert_eq!(job(&system, "upper", last), ends(("", reason)));
         children.into_iter().for_each(is_gone);
     }
+}
+
+#[test]
+fn a_worker_that_leaves_its_group_is_killed_all_the_same() {
+    let mut system = system(&[], "time_limit = \"2s\"");
+    let first = worker(&system);
+    assert_eq!(job(&system, "upper", "elsewhere stay"), ends(("", "time limit")));
+    is_gone(first);
+    let second = worker(&system);
+    assert_eq!(done(&system, "upper", "elsewhere"), "moved");
+    assert_eq!(job(&system, "upper", "hang"), ends(("", "time limit")));
+    is_gone(second);
+    let third = worker(&system);
+    assert_eq!(done(&system, "upper", "elsewhere"), "moved");
+    assert!(!system.log().contains("does not end of SIGKILL"));
+    assert!(system.stop().success());
+    is_gone(third);
 }
 
 #[test]

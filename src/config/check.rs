@@ -11,6 +11,7 @@ use humantime_serde::re::humantime::format_duration;
 use crate::config::listen::{covers, is_mapped};
 use crate::config::{Address, Config, ConfigError, DataPorts, Size, Watchdog, printable};
 use crate::os::account;
+use crate::os::process::Identity;
 use crate::os::rundir;
 use crate::page::principal::MAX_SLOTS;
 use crate::wire::client::Host;
@@ -201,6 +202,32 @@ impl Config {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// As whom all is to run; `None` where nothing is to be changed: who is not root was found to be
+    /// that user already.
+    ///
+    /// # Errors
+    /// Which user or group is not to be had, and why.
+    pub fn identity(&self) -> Result<Option<Identity>, String> {
+        let wrong = |key: &str, name: &str, error: &std::io::Error| format!("{key} = \"{name}\": {error}");
+        let user = |name: &str| account::identity(name).map_err(|error| wrong("user", name, &error));
+        let group = |name: &str| account::group(name).map_err(|error| wrong("group", name, &error));
+        let user = self.user.as_deref().map(user).transpose()?;
+        let group = self.group.as_deref().map(group).transpose()?;
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        Ok(match (user, group) {
+            (None, None) => None,
+            (None, Some(gid)) => Some(Identity { uid: 0, gid, groups: vec![gid] }),
+            (Some(user), Some(gid)) if gid != user.gid => {
+                // As `initgroups(3)` does it: the group that is asked for, and those that list the user.
+                let others = user.groups.into_iter().filter(|group| *group != user.gid);
+                Some(Identity { gid, groups: others.chain([gid]).collect(), ..user })
+            }
+            (Some(user), _) => Some(user),
+        })
     }
 
     /// Users and groups exist, and this process may become them.

@@ -1,13 +1,13 @@
 //! Whether request types can be served as they are configured.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use humantime_serde::re::humantime::format_duration;
 
-use crate::config::check::{LONGEST_TIME, Wrong, between, known, quoted, written, wrong};
-use crate::config::{Config, Handler, Landlock, Request, Size};
-use crate::os::{account, landlock, privileges, process, program};
+use crate::config::check::{LONGEST_TIME, Wrong, between, quoted, written, wrong};
+use crate::config::{Config, Handler, Request, Size};
+use crate::os::program;
 use crate::page::principal::MAX_TYPES;
 use crate::wire::client::is_type_name;
 
@@ -45,17 +45,6 @@ impl Config {
                     format!("is of no use in request \"{name}\": only handler = \"exec\" runs a command");
                 return wrong(&format!("request.{key}"), request.written(key), wanted);
             }
-        }
-        Ok(())
-    }
-
-    /// Checks what commands need on this machine.
-    pub(super) fn look_for_commands(&self) -> Result<(), Wrong> {
-        for request in self.request.iter().filter(|request| request.handler == Handler::Exec) {
-            look_for_user(request)?;
-            look_for_program(request, self.user.as_deref())?;
-            look_for_files(request)?;
-            look_for_paths(request)?;
         }
         Ok(())
     }
@@ -162,46 +151,6 @@ fn check_command(request: &Request) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// What the kernel allows this process, it allows its commands.
-fn look_for_files(request: &Request) -> Result<(), Wrong> {
-    let most = process::most_descriptors();
-    match request.open_files {
-        Some(files) if files > most && !rustix::process::geteuid().is_root() => {
-            let wanted = format!("in request \"{}\": the hard limit of this process is {most}", request.name);
-            wrong("request.open_files", files, wanted)
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// The program can be executed, where it is to be and by whom.
-fn look_for_program(request: &Request, user_of_all: Option<&str>) -> Result<(), Wrong> {
-    let (name, program) = (&request.name, request.command.first().map_or("", String::as_str));
-    if let Some(directory) = &request.directory
-        && !directory.is_dir()
-    {
-        let wanted = format!("in request \"{name}\": is no directory that can be seen from here");
-        return wrong("request.directory", format!("{directory:?}"), wanted);
-    }
-    let user = request.user.as_deref().or(user_of_all).filter(|_| rustix::process::geteuid().is_root());
-    let found = match user.map(account::identity).transpose() {
-        Ok(Some(identity)) if identity.uid != 0 => {
-            privileges::try_as(&identity, || request.program()).flatten()
-        }
-        // Who the user is will be looked for.
-        Ok(_) | Err(_) => request.program(),
-    };
-    match found {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let by = user.map_or_else(String::new, |user| format!(" by user \"{user}\""));
-            let place = if program.contains('/') { "" } else { " in PATH" };
-            let wanted = format!("in request \"{name}\": cannot be executed{by}: {error}{place}");
-            wrong("request.command", format!("{program:?}"), wanted)
-        }
-    }
-}
-
 fn check_mode(request: &Request) -> Result<(), Wrong> {
     if let Some(parallel) = request.max_parallel {
         between("request.max_parallel", parallel as usize, 1, MAX_PARALLEL)?;
@@ -265,22 +214,6 @@ fn check_user(request: &Request, user_of_all: Option<&str>) -> Result<(), Wrong>
     }
 }
 
-fn look_for_user(request: &Request) -> Result<(), Wrong> {
-    let name = &request.name;
-    let own = rustix::process::geteuid();
-    match known("request.user", request.user.as_deref(), account::user)? {
-        Some((user, account)) if !own.is_root() && account.uid != own.as_raw() => {
-            let wanted = format!("in request \"{name}\": only root can become another user");
-            wrong("request.user", quoted(&user), wanted)
-        }
-        Some((user, account)) if account.uid == 0 && request.processes.is_some() => {
-            let wanted = format!("in request \"{name}\": the number of root's processes has no limit");
-            wrong("request.user", quoted(&user), wanted)
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
 fn check_landlock(request: &Request) -> Result<(), Wrong> {
     if request.landlock.is_some() && !request.is_confined() {
         let wanted = format!("is of no use in request \"{}\" without read or write", request.name);
@@ -289,69 +222,32 @@ fn check_landlock(request: &Request) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// Where the command may read and write exists, and the kernel can hold it to that.
-fn look_for_paths(request: &Request) -> Result<(), Wrong> {
-    let name = &request.name;
-    if !request.is_confined() {
-        return Ok(());
-    }
-    let lists = [("request.read", &request.read), ("request.write", &request.write)];
-    for (key, paths) in lists {
-        for path in paths.iter().flatten() {
-            if !path.is_absolute() || !path.exists() {
-                let wanted = format!("in request \"{name}\": must be an absolute path that exists");
-                return wrong(key, format!("{path:?}"), wanted);
-            }
-        }
-    }
-    if let Ok(program) = request.program()
-        && !request.may_execute(&program)
-    {
-        let wanted = format!(
-            "in request \"{name}\": {} is below none of these, nor could it be executed",
-            program.display()
-        );
-        return wrong("request.read", format!("{:?}", request.read.as_deref().unwrap_or_default()), wanted);
-    }
-    if request.landlock != Some(Landlock::Optional) && !landlock::is_supported() {
-        let wanted = format!(
-            "in request \"{name}\": this kernel has no Landlock; landlock = \"optional\" serves without it"
-        );
-        return wrong("request.landlock", "\"required\"", wanted);
-    }
-    Ok(())
-}
-
 impl Request {
-    /// The program of its command.
+    /// Where the program of its command may stand.
     ///
     /// # Errors
-    /// See [`program::find`].
-    pub fn program(&self) -> std::io::Result<PathBuf> {
+    /// What `getcwd(2)` says.
+    pub fn programs(&self) -> std::io::Result<Vec<PathBuf>> {
         let name = self.command.first().map_or("", String::as_str);
         let path =
             self.environment.get("PATH").map(std::ffi::OsString::from).or_else(|| std::env::var_os("PATH"));
         let here = std::env::current_dir()?;
         let directory = self.directory.as_ref().map_or(here.clone(), |directory| here.join(directory));
-        program::find(name, path.as_deref(), &directory)
+        Ok(program::candidates(name, path.as_deref(), &directory))
     }
 
     /// What stands at a key, as it is written in the configuration.
     fn written(&self, key: &str) -> String {
         let table = toml::Table::try_from(self).unwrap_or_default();
-        table.get(key).map_or_else(|| "(given)".to_owned(), toml::Value::to_string)
+        // What stands in an environment may be a secret.
+        let value = table.get(key).filter(|_| key != "environment");
+        value.map_or_else(|| "(given)".to_owned(), toml::Value::to_string)
     }
 
     /// Whether it may not read and write everywhere.
     #[must_use]
     pub fn is_confined(&self) -> bool {
         self.read.is_some() || self.write.is_some()
-    }
-
-    fn may_execute(&self, program: &Path) -> bool {
-        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let program = real(program);
-        self.read.iter().flatten().any(|path| program.starts_with(real(path)))
     }
 
     /// The keys that it has of those which only a command needs.

@@ -5,6 +5,7 @@
 mod check;
 mod check_requests;
 mod listen;
+mod look;
 mod request;
 mod size;
 
@@ -351,6 +352,7 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
         "command" => "; a list is wanted, the program first, such as [\"sort\", \"-n\"]",
         "environment" => "; a table is wanted, such as { LC_ALL = \"C\" }",
         "read" | "write" => "; a list of paths is wanted, such as [\"/usr\", \"/etc\"]",
+        "user" | "group" => "; a name is wanted, in quotes",
         "no_new_privs" => "; true or false is wanted",
         "settings" => "; a table is wanted, such as { limit = 5 }",
         "runtime_dir" => "; a path such as \"/run/osps\" is wanted",

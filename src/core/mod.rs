@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod allowance;
 pub mod arrival;
 pub mod command;
 pub mod conversation;

@@ -1,27 +1,27 @@
 //! Whose are the processes that have come to a secondary because their parents have ended: with
 //! whom does each of them end?
 
-use crate::core::mark::Whose;
+use crate::core::mark::Start;
 
 /// A child of a secondary that it has not started itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stray {
-    /// Whom it serves, by its mark.
-    pub mark: Option<Whose>,
-    /// Whom the leader of its process group serves, where that is one of a command or of a worker that
-    /// lives, or the one who is being ended.
-    pub group: Option<Whose>,
-    /// How many commands and workers had been started when it was first seen: it comes from one of those.
-    pub met: u64,
+    /// From which start it descends, by its mark.
+    pub mark: Option<Start>,
+    /// The start of the leader of its process group, where that lives or is being ended.
+    pub group: Option<Start>,
+    /// The last start before it was first seen: it descends from that one or one before.
+    pub met: Start,
 }
 
 /// Who lives in a secondary beside the one who is being ended.
 pub trait Household {
-    /// Whether that job or worker is there.
-    fn lives(&self, whose: Whose) -> bool;
+    /// Whether the command or worker of that start is there.
+    fn lives(&self, start: Start) -> bool;
 
-    /// The start of the oldest command or worker: it was the n-th.
-    fn oldest(&self) -> Option<u64>;
+    /// The start of the oldest command. Workers do not count: they may stay for ever, and then so would who
+    /// has made himself unknown.
+    fn oldest(&self) -> Option<Start>;
 }
 
 /// What becomes of a stray.
@@ -38,10 +38,10 @@ pub enum Fate {
 impl Stray {
     /// Decides, while `ended` is being ended; or while nobody is.
     #[must_use]
-    pub fn fate(self, ended: Option<Whose>, household: &impl Household) -> Fate {
+    pub fn fate(self, ended: Option<Start>, household: &impl Household) -> Fate {
         match self.mark.or(self.group) {
-            Some(whose) if ended == Some(whose) => Fate::Ends,
-            Some(whose) if household.lives(whose) => Fate::Stays,
+            Some(start) if ended == Some(start) => Fate::Ends,
+            Some(start) if household.lives(start) => Fate::Stays,
             Some(_) => Fate::IsOverdue,
             // It bears no sign: it is anybody's who was there before it.
             None if household.oldest().is_some_and(|oldest| oldest <= self.met) => Fate::Stays,
@@ -55,28 +55,26 @@ impl Stray {
 mod tests {
     use super::*;
 
-    /// Those who live, each with the number of its start.
-    struct Living(Vec<(Whose, u64)>);
+    /// The starts of those who live.
+    struct Living(Vec<u64>);
 
     impl Household for Living {
-        fn lives(&self, whose: Whose) -> bool {
-            self.0.iter().any(|(living, _)| *living == whose)
+        fn lives(&self, start: Start) -> bool {
+            self.0.iter().any(|&living| Start::new(living) == start)
         }
 
-        fn oldest(&self) -> Option<u64> {
-            self.0.iter().map(|(_, start)| *start).min()
+        fn oldest(&self) -> Option<Start> {
+            self.0.iter().copied().min().map(Start::new)
         }
     }
 
-    const ENDED: Whose = Whose::Job(3);
-    const LIVING: Whose = Whose::Job(5);
-    const WORKER: Whose = Whose::Worker(3);
-    const GONE: Whose = Whose::Job(2);
+    const GONE: u64 = 2;
+    const ENDED: u64 = 3;
+    const LIVING: u64 = 5;
 
-    fn fate(mark: Option<Whose>, group: Option<Whose>) -> [Fate; 2] {
-        let household = Living(vec![(LIVING, 5), (WORKER, 6)]);
-        let stray = Stray { mark, group, met: 4 };
-        [Some(ENDED), None].map(|ended| stray.fate(ended, &household))
+    fn fate(mark: Option<u64>, group: Option<u64>) -> [Fate; 2] {
+        let stray = Stray { mark: mark.map(Start::new), group: group.map(Start::new), met: Start::new(4) };
+        [Some(ENDED), None].map(|ended| stray.fate(ended.map(Start::new), &Living(vec![LIVING, 6])))
     }
 
     #[test]
@@ -84,21 +82,19 @@ mod tests {
         assert_eq!(fate(Some(ENDED), None), [Fate::Ends, Fate::IsOverdue]);
         assert_eq!(fate(Some(ENDED), Some(LIVING)), [Fate::Ends, Fate::IsOverdue]);
         assert_eq!(fate(Some(LIVING), Some(ENDED)), [Fate::Stays; 2]);
-        assert_eq!(fate(Some(WORKER), Some(ENDED)), [Fate::Stays; 2], "numbers of workers are others");
         assert_eq!(fate(Some(GONE), Some(LIVING)), [Fate::IsOverdue; 2]);
         assert_eq!(fate(None, Some(ENDED)), [Fate::Ends, Fate::IsOverdue]);
-        assert_eq!(fate(None, Some(WORKER)), [Fate::Stays; 2]);
+        assert_eq!(fate(None, Some(LIVING)), [Fate::Stays; 2]);
     }
 
     #[test]
     fn who_bears_no_sign_ends_with_the_last_who_may_have_started_it() {
-        let stray = |met| Stray { mark: None, group: None, met };
-        let household = Living(vec![(LIVING, 5), (WORKER, 6)]);
-        assert_eq!(stray(4).fate(Some(ENDED), &household), Fate::Ends);
-        assert_eq!(stray(5).fate(Some(ENDED), &household), Fate::Stays);
-        assert_eq!(stray(5).fate(None, &household), Fate::Stays);
-        let nobody = Living(Vec::new());
-        assert_eq!(stray(5).fate(Some(ENDED), &nobody), Fate::Ends);
-        assert_eq!(stray(5).fate(None, &nobody), Fate::IsOverdue);
+        let stray = |met| Stray { mark: None, group: None, met: Start::new(met) };
+        let ended = Some(Start::new(ENDED));
+        assert_eq!(stray(4).fate(ended, &Living(vec![LIVING, 6])), Fate::Ends);
+        assert_eq!(stray(5).fate(ended, &Living(vec![LIVING, 6])), Fate::Stays);
+        assert_eq!(stray(5).fate(None, &Living(vec![LIVING, 6])), Fate::Stays);
+        assert_eq!(stray(5).fate(ended, &Living(Vec::new())), Fate::Ends);
+        assert_eq!(stray(5).fate(None, &Living(Vec::new())), Fate::IsOverdue);
     }
 }

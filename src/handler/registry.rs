@@ -106,7 +106,7 @@ impl Registry {
         let failed = |why: String| MakerError {
             request: request.name.clone(),
             handler: name.to_owned(),
-            why: config::printable(why.trim()),
+            why: config::printable(&why.trim().replace('\n', " ")),
         };
         let maker = self.makers.get(name).ok_or_else(|| failed("is not part of this program".to_owned()))?;
         let setup = Setup { request: request.name.clone(), slot, settings: request.settings.clone() };
@@ -175,7 +175,7 @@ mod tests {
             let request = vec![request(settings)];
             registry().check(&Config { request, ..Config::default() }).unwrap_err().to_string()
         };
-        assert_eq!(error("word = \"\""), "request \"work\": handler \"says\": word must not be\\nempty");
+        assert_eq!(error("word = \"\""), "request \"work\": handler \"says\": word must not be empty");
         for (settings, part) in [("", "word"), ("words = 1", "words"), ("word = 5", "string")] {
             let error = error(settings);
             assert!(error.contains(part) && !error.contains(char::is_control), "{settings}: {error:?}");

@@ -1,6 +1,6 @@
 //! Users and groups by name, as the system knows them (`getpwnam(3)`, `getgrnam(3)`).
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
 
 use nix::unistd::{Group, User, getgrouplist};
@@ -39,6 +39,17 @@ pub fn identity(name: &str) -> io::Result<Identity> {
     let entry = User::from_uid(uid.into())?.ok_or(io::ErrorKind::NotFound)?;
     let groups = getgrouplist(&CString::new(entry.name)?, gid.into())?;
     Ok(Identity { uid, gid, groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect() })
+}
+
+/// What `login(1)` tells a user's programs of the user: `HOME`, `USER`, `LOGNAME`, `SHELL`.
+///
+/// # Errors
+/// As [`user`].
+pub fn variables(name: &str) -> io::Result<[(&'static str, OsString); 4]> {
+    let Account { uid, .. } = user(name)?;
+    let entry = User::from_uid(uid.into())?.ok_or(io::ErrorKind::NotFound)?;
+    let name = OsString::from(entry.name);
+    Ok([("HOME", entry.dir.into()), ("USER", name.clone()), ("LOGNAME", name), ("SHELL", entry.shell.into())])
 }
 
 /// The number of a group by its name, or by its number where that has an entry.

@@ -12,7 +12,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use rustix::process::{Signal, kill_process_group};
 
-use crate::core::mark::{Mark, Tree, Whose};
+use crate::core::mark::{Mark, Tree};
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc;
 
@@ -92,32 +92,10 @@ pub fn signal_group(leader: u32, signal: Signal) {
     }
 }
 
-/// What a process bears that a secondary of that tree has started, or whatever that has started.
+/// What a process bears that a secondary has started, or whatever that has started.
 #[must_use]
-pub fn mark_of(pid: u32, tree: Tree) -> Option<Mark> {
-    mark_in_limits(pid, tree).or_else(|| mark_in_environment(pid, tree))
-}
-
-fn mark_in_limits(pid: u32, tree: Tree) -> Option<Mark> {
-    Mark::from_limits(proc::lock_limits(pid).ok()?, tree)
-}
-
-/// Who may not raise the limits that it was started with cannot mark by them: its commands are known
-/// by what they were told, for as long as they keep it.
-fn mark_in_environment(pid: u32, tree: Tree) -> Option<Mark> {
-    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let value = |name: &str| {
-        let entries = &mut environment.split(|&byte| byte == 0);
-        let found = entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
-        found.and_then(|value| std::str::from_utf8(value).ok())
-    };
-    if value("OSPS_RUN")? != tree.to_string() {
-        return None;
-    }
-    let (slot, incarnation) = value("OSPS_SECONDARY")?.split_once('.')?;
-    let number = |name| value(name).and_then(|number| number.parse().ok());
-    let whose = number("OSPS_JOB").map(Whose::job).or_else(|| number("OSPS_WORKER").map(Whose::worker))?;
-    Some(Mark { slot: slot.parse().ok()?, incarnation: incarnation.parse().ok()?, whose })
+pub fn mark_of(pid: u32) -> Option<Mark> {
+    Mark::from_soft_limit(proc::lock_limits(pid).ok()?.0)
 }
 
 /// All processes that bear the mark of a tree, each with its start time.
@@ -126,7 +104,8 @@ fn mark_in_environment(pid: u32, tree: Tree) -> Option<Mark> {
 /// What `readdir(3)` says of `/proc`.
 pub fn of_tree(tree: Tree) -> io::Result<Vec<(u32, u64)>> {
     let all = read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let marked = all.filter(|&pid| mark_of(pid, tree).is_some());
+    let is_of_tree = |pid| proc::lock_limits(pid).is_ok_and(|(_, hard)| hard == tree.hard_limit());
+    let marked = all.filter(|&pid| is_of_tree(pid));
     Ok(marked.filter_map(|pid| Some((pid, proc::stat(pid).ok()?.start_time))).collect())
 }
 
@@ -154,54 +133,30 @@ pub fn reap(pid: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::mark::Start;
     use rustix::process::{Resource, Rlimit, prlimit};
     use std::io::{BufRead, BufReader, Write};
-    use std::process::{Child, Command, Stdio};
-
-    const TREE: Tree = Tree { pid: 7, start_time: 8 };
-
-    fn said_pid(shell: &mut Child) -> u32 {
-        let mut line = String::new();
-        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        line.trim().parse().unwrap()
-    }
+    use std::process::{Command, Stdio};
 
     #[test]
-    fn who_has_a_session_of_its_own_is_found_below_and_by_its_environment() {
-        let variables = [("OSPS_RUN", "7.8"), ("OSPS_SECONDARY", "2.3"), ("OSPS_JOB", "9")];
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "setsid sleep 600 & echo $!; wait"]).envs(variables);
-        let mut shell = shell.stdout(Stdio::piped()).spawn().unwrap();
-        let sleeper = said_pid(&mut shell);
-        assert_eq!(below(shell.id())[0], (sleeper, shell.id()));
-        // Before its own program it shows the shell's environment, or none.
-        let is_sleep =
-            || std::fs::read_to_string(format!("/proc/{sleeper}/comm")).is_ok_and(|name| name == "sleep\n");
-        while !is_sleep() || mark_of(sleeper, TREE).is_none() {
-            std::thread::yield_now();
-        }
-        let mark = Mark { slot: 2, incarnation: 3, whose: Whose::job(9) };
-        assert_eq!(mark_of(sleeper, TREE), Some(mark));
-        assert_eq!(mark_of(sleeper, Tree { pid: 7, start_time: 9 }), None);
-        assert!(!signal(sleeper, &[1], Signal::KILL), "it is no child of that one");
-        assert!(signal(sleeper, &[shell.id()], Signal::KILL));
-        assert!(shell.wait().unwrap().code().is_some());
-    }
-
-    #[test]
-    fn a_limit_marks_whoever_has_shed_all_else() {
-        let mark = Mark { slot: 2, incarnation: 3, whose: Whose::worker(9) };
+    fn who_has_shed_group_session_and_environment_is_found_below_and_by_its_mark() {
+        let tree = Tree { pid: 7, start_time: 8 };
+        let mark = Mark { slot: 2, incarnation: 3, start: Start::new(9) };
         let mut shell = Command::new("sh");
         shell.args(["-c", "read go; env -i setsid sleep 600 & echo $!; wait"]);
         let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (soft, hard) = mark.limits(TREE);
-        let limits = Rlimit { current: Some(soft), maximum: Some(hard) };
+        let limits = Rlimit { current: Some(mark.soft_limit()), maximum: Some(tree.hard_limit()) };
         let pid = rustix::process::Pid::from_child(&shell);
         prlimit(Some(pid), Resource::Locks, limits).unwrap();
         shell.stdin.take().unwrap().write_all(b"go\n").unwrap();
-        let sleeper = said_pid(&mut shell);
-        // The subshell is the sleeper once it has executed that.
-        assert_eq!(mark_of(sleeper, TREE), Some(mark));
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let sleeper = line.trim().parse().unwrap();
+        assert_eq!(below(shell.id())[0], (sleeper, shell.id()));
+        assert_eq!(mark_of(sleeper), Some(mark));
+        assert!(of_tree(tree).unwrap().iter().any(|&(pid, _)| pid == sleeper));
+        assert!(of_tree(Tree { pid: 7, start_time: 9 }).unwrap().is_empty());
+        assert!(!signal(sleeper, &[1], Signal::KILL), "it is no child of that one");
         assert!(signal(sleeper, &[shell.id()], Signal::KILL));
         assert!(shell.wait().unwrap().code().is_some());
     }

@@ -159,7 +159,7 @@ impl Recurrence {
 pub struct Recurrences(Vec<(String, Recurrence)>);
 
 impl Recurrences {
-    /// Kinds that are told apart; more are not told.
+    /// Kinds that are remembered.
     const MAX_KINDS: usize = 16;
 
     /// It has failed so. Whether that is news.
@@ -167,11 +167,13 @@ impl Recurrences {
         if let Some((_, recurrence)) = self.0.iter_mut().find(|(kind, _)| kind == what) {
             return recurrence.is_news(now);
         }
-        let has_room = self.0.len() < Self::MAX_KINDS;
-        if has_room {
-            self.0.push((what.to_owned(), Recurrence { last: Some(now) }));
+        if self.0.len() == Self::MAX_KINDS {
+            let quietest = self.0.iter().enumerate().min_by_key(|(_, (_, recurrence))| recurrence.last);
+            let quietest = quietest.map_or(0, |(index, _)| index);
+            self.0.swap_remove(quietest);
         }
-        has_room
+        self.0.push((what.to_owned(), Recurrence { last: Some(now) }));
+        true
     }
 }
 

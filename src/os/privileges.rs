@@ -3,6 +3,7 @@
 use std::io;
 
 use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::unistd::{
     AccessFlags, Gid, Uid, eaccess, getegid, geteuid, getgroups, getresgid, getresuid, setegid, seteuid,
     setgroups, setresgid, setresuid,
@@ -44,21 +45,50 @@ pub fn assume(identity: &Identity) -> io::Result<()> {
     Ok(())
 }
 
-/// Does something as another user, then goes on as root.
+/// Does something as another user, then goes on as root. The parent-death signal and whether this
+/// process can be dumped are left as they were, both of which such a change takes away (prctl(2)).
 ///
 /// # Errors
-/// What the system calls say.
+/// What the system calls say on the way there. Where there is no way back the process ends: it must not
+/// go on as half of somebody else.
 pub fn try_as<T>(identity: &Identity, what: impl FnOnce() -> T) -> io::Result<T> {
-    let (user, group, groups) = (geteuid(), getegid(), getgroups()?);
+    let _back = WayBack {
+        user: geteuid(),
+        group: getegid(),
+        groups: getgroups()?,
+        death_signal: prctl::get_pdeathsig()?,
+        dumpable: prctl::get_dumpable()?,
+    };
     let theirs: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
     setgroups(&theirs)?;
     setegid(Gid::from_raw(identity.gid))?;
     seteuid(Uid::from_raw(identity.uid))?;
-    let done = what();
-    seteuid(user)?;
-    setegid(group)?;
-    setgroups(&groups)?;
-    Ok(done)
+    Ok(what())
+}
+
+/// Who this process was.
+struct WayBack {
+    user: Uid,
+    group: Gid,
+    groups: Vec<Gid>,
+    death_signal: Option<Signal>,
+    dumpable: bool,
+}
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        // What was not changed need not be allowed.
+        let _ = seteuid(self.user);
+        let _ = setegid(self.group);
+        let _ = setgroups(&self.groups);
+        let is_back = (geteuid(), getegid()) == (self.user, self.group)
+            && getgroups().is_ok_and(|groups| groups == self.groups)
+            && prctl::set_dumpable(self.dumpable).is_ok()
+            && prctl::set_pdeathsig(self.death_signal).is_ok();
+        if !is_back {
+            std::process::abort();
+        }
+    }
 }
 
 /// Whether this program can be executed again: each server is.

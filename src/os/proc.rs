@@ -69,6 +69,13 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
 }
 
+/// How many descriptors the kernel lets any process have (`/proc/sys/fs/nr_open`, proc_sys_fs(5)).
+#[must_use]
+pub fn most_descriptors_of_any() -> u64 {
+    let text = read_to_string("/proc/sys/fs/nr_open").unwrap_or_default();
+    text.trim().parse().unwrap_or(u64::MAX)
+}
+
 /// The soft and the hard limit of file locks of a process (`/proc/<pid>/limits`), which the kernel keeps
 /// but does not use: see [`crate::core::mark`].
 ///

@@ -1,7 +1,9 @@
 //! Finding the program of a command, as a shell does: by its path, or in `PATH`.
 
 use std::ffi::OsStr;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -9,34 +11,70 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 /// Where programs are looked for if `PATH` is not set (`execvp(3)`).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// The absolute path of a program. One with a slash is taken as it is, from `directory` on where
-/// it is relative.
+/// Where a program may stand, by absolute paths. One with a slash is taken as it is, from `directory` on
+/// where it is relative.
+#[must_use]
+pub fn candidates(name: &str, path: Option<&OsStr>, directory: &Path) -> Vec<PathBuf> {
+    if name.contains('/') {
+        return vec![directory.join(name)];
+    }
+    let places = std::env::split_paths(path.unwrap_or(OsStr::new(DEFAULT_PATH)));
+    places.map(|place| directory.join(place).join(name)).collect()
+}
+
+/// The first of these programs that can be executed.
 ///
 /// # Errors
 /// `NotFound`, `PermissionDenied` where it cannot be executed, and what `stat(2)` says.
-pub fn find(name: &str, path: Option<&OsStr>, directory: &Path) -> io::Result<PathBuf> {
-    if name.contains('/') {
-        return executable(directory.join(name));
-    }
-    let mut found = Err(io::ErrorKind::NotFound.into());
-    for place in std::env::split_paths(path.unwrap_or(OsStr::new(DEFAULT_PATH))) {
-        match executable(directory.join(place).join(name)) {
-            Ok(program) => return Ok(program),
+pub fn find(candidates: &[PathBuf]) -> io::Result<&Path> {
+    let mut why = io::ErrorKind::NotFound.into();
+    for program in candidates {
+        match executable(program) {
+            Ok(()) => return Ok(program),
+            Err(error) if candidates.len() == 1 => return Err(error),
             // What stands there but cannot be executed is worth telling, if there is no other.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => found = Err(error),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => why = error,
             Err(_) => {}
         }
     }
-    found
+    Err(why)
 }
 
-fn executable(program: PathBuf) -> io::Result<PathBuf> {
-    if !std::fs::metadata(&program)?.is_file() {
+/// Whether a directory can be the working directory.
+///
+/// # Errors
+/// What `stat(2)` and `faccessat(2)` say; `NotADirectory`.
+pub fn can_be_entered(directory: &Path) -> io::Result<()> {
+    if !std::fs::metadata(directory)?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    Ok(accessat(CWD, directory, Access::EXEC_OK, AtFlags::EACCESS)?)
+}
+
+/// Whether a program can be executed, and its interpreter where it names one.
+fn executable(program: &Path) -> io::Result<()> {
+    if !std::fs::metadata(program)?.is_file() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     // By whom this process is just now, for whom it may try it.
-    accessat(CWD, &program, Access::EXEC_OK, AtFlags::EACCESS)?;
-    Ok(program)
+    accessat(CWD, program, Access::EXEC_OK, AtFlags::EACCESS)?;
+    // One that cannot be read can be executed all the same.
+    let Some(interpreter) = interpreter(program) else {
+        return Ok(());
+    };
+    accessat(CWD, &interpreter, Access::EXEC_OK, AtFlags::EACCESS).map_err(|error| {
+        let error = io::Error::from(error);
+        io::Error::new(error.kind(), format!("its interpreter {}: {error}", interpreter.display()))
+    })
+}
+
+/// What the first line of a script names (execve(2)).
+fn interpreter(program: &Path) -> Option<PathBuf> {
+    let mut head = [0; 256];
+    let length = File::open(program).ok()?.read(&mut head).ok()?;
+    let line = head[..length].strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
+    let word = line.split(|byte| b" \t".contains(byte)).find(|word| !word.is_empty())?;
+    Some(PathBuf::from(OsStr::from_bytes(word)))
 }
 
 #[cfg(test)]
@@ -55,12 +93,20 @@ mod tests {
         }
         let both = std::env::join_paths([&first, &second]).unwrap();
         let home = dir.path();
-        assert_eq!(find("work", Some(&both), home).unwrap(), second.join("work"));
-        assert_eq!(find("second/work", None, home).unwrap(), second.join("work"));
-        let kind = |name: &str, path: &Path| find(name, Some(path.as_os_str()), home).unwrap_err().kind();
+        assert_eq!(find(&candidates("work", Some(&both), home)).unwrap(), second.join("work"));
+        assert_eq!(find(&candidates("second/work", None, home)).unwrap(), second.join("work"));
+        let kind = |name: &str, path: &Path| {
+            find(&candidates(name, Some(path.as_os_str()), home)).unwrap_err().kind()
+        };
         assert_eq!(kind("work", &first), io::ErrorKind::PermissionDenied);
         assert_eq!(kind("first/work", &first), io::ErrorKind::PermissionDenied);
         assert_eq!(kind("first", home), io::ErrorKind::PermissionDenied, "a directory");
         assert_eq!(kind("rest", &second), io::ErrorKind::NotFound);
+        std::fs::write(second.join("work"), "#! /no/such/interpreter -x\n").unwrap();
+        let error = find(&candidates("second/work", None, home)).unwrap_err();
+        assert!(error.to_string().contains("/no/such/interpreter"), "{error}");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        can_be_entered(&second).unwrap();
+        assert_eq!(can_be_entered(&second.join("work")).unwrap_err().kind(), io::ErrorKind::NotADirectory);
     }
 }

@@ -93,6 +93,11 @@ impl Trial<'_> {
             });
             blocking.any(|record| record.since <= kill.at && kill.at <= record.until)
         };
+        // It waited for a command's program to be executed (vfork(2)), for which the machine had no time.
+        let was_starting_a_command = |kill: &Kill| {
+            let mut obituaries = self.chronicle.obituaries.iter();
+            obituaries.any(|obituary| obituary.who == kill.who && obituary.line.contains("state=D"))
+        };
         let windows = self.chronicle.windows(&self.report.strikes);
         let broken = self
             .records
@@ -110,7 +115,7 @@ impl Trial<'_> {
         let unjust = self.chronicle.kills.iter().filter(|kill| match kill.reason.as_str() {
             "stopped, no answer within kill_after" => !stopped(kill),
             "no answer within kill_after" | "spinning, no answer within kill_after" => {
-                !stopped(kill) && !blocked(kill)
+                !stopped(kill) && !blocked(kill) && !was_starting_a_command(kill)
             }
             // Who was just started serves nobody yet.
             "not ready when its principal died" => served(kill),

@@ -185,6 +185,8 @@ impl System {
         self.before.push(self.group());
         let next = Self::spawn(&self.program, self.dir.path(), |command| command);
         std::mem::replace(&mut self.watchdog, next).wait().unwrap();
+        // What the first has left tells of servers that were ready.
+        self.until("the status of the new one", |status| status["pid"] == self.watchdog.id());
         self.all_ready();
     }
 

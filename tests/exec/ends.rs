@@ -4,6 +4,8 @@ use std::io::Write;
 use std::net::Shutdown;
 
 use nix::sys::signal::Signal;
+use osps::core::mark::{Mark, Start};
+use osps::os::descendants;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::common::{System, eventually};
@@ -40,6 +42,9 @@ fn a_job_ends_as_its_command_does() {
 #[test]
 fn who_takes_too_long_is_gone_with_its_whole_family() {
     let limit = "time_limit = \"300ms\"";
+    let program = crate::common::worker::program().display();
+    let moves = format!("exec {program} elsewhere 0");
+    let deaf = format!("trap '' TERM; {moves}");
     let commands = [
         ("sleeps", "exec sleep 1000", limit),
         ("spins", "while :; do :; done", limit),
@@ -51,6 +56,8 @@ fn who_takes_too_long_is_gone_with_its_whole_family() {
             limit,
         ),
         ("vanishes", "(env -i setsid sleep 1000 &); sleep 1001", limit),
+        ("moves", &moves, limit),
+        ("moves_deaf", &deaf, limit),
     ];
     let system = start("secondaries = 2", &commands);
     let tree = tree(&system);
@@ -69,7 +76,7 @@ fn who_takes_too_long_is_gone_with_its_whole_family() {
 /// Children of secondaries, marked or not.
 fn strays(system: &System) -> Vec<u32> {
     let servers = system.pids();
-    let below = osps::os::descendants::below(servers[1]).into_iter();
+    let below = descendants::below(servers[1]).into_iter();
     below.map(|(pid, _)| pid).filter(|pid| !servers.contains(pid)).collect()
 }
 
@@ -87,11 +94,41 @@ fn what_a_command_leaves_behind_ends_with_its_job() {
     assert_eq!((rest(&mut other), control.end(&other_jeton)), (String::new(), "fintraitement".to_owned()));
 }
 
+/// Leaves group, session and environment; the substitution ends when it has, and is executed.
+const DAEMON: &str = "x=$(env -i setsid sh -c 'exec sleep 1000 <&- >&- 2>&-' &)";
+
+#[test]
+fn who_says_that_he_is_anothers_is_spared_as_long_as_that_one_lives_and_no_longer() {
+    let script = format!("read go; {DAEMON}");
+    let system = start("secondaries = 1", &[("daemon", &script, ""), ("cat", "exec cat", "")]);
+    let mut control = Control::new(&system);
+    let (mut other, other_jeton) = control.begin("cat");
+    let cat = strays(&system)[0];
+    let claims = Mark { start: Start::new(1), ..descendants::mark_of(cat).unwrap() };
+    assert_eq!(descendants::mark_of(cat), Some(claims), "it is the first command");
+    let foreign = Mark { incarnation: claims.incarnation + 7, ..claims };
+    for mark in [claims, foreign] {
+        let before = strays(&system).len();
+        let (mut data, jeton) = control.begin("daemon");
+        let pid = *strays(&system).iter().max().unwrap();
+        let (_, hard) = osps::os::proc::lock_limits(pid).unwrap();
+        let forged = Rlimit { current: Some(mark.soft_limit()), maximum: Some(hard) };
+        prlimit(Some(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()), Resource::Locks, forged).unwrap();
+        data.write_all(b"go\n").unwrap();
+        assert_eq!(control.end(&jeton), "fintraitement");
+        assert!(strays(&system).len() > before);
+    }
+    other.shutdown(Shutdown::Write).unwrap();
+    assert_eq!((rest(&mut other), control.end(&other_jeton)), (String::new(), "fintraitement".to_owned()));
+    assert_eq!(control.run("cat").1, "fintraitement");
+    assert_eq!(strays(&system), [0_u32; 0]);
+}
+
 #[test]
 fn who_sheds_group_session_and_environment_ends_with_his_own_job() {
     // The marks tell of which job it is, also while older ones run.
-    let script = "env -i setsid sleep 1000 >/dev/null 2>&1 & sleep 0.05; echo done";
-    let system = start("secondaries = 1", &[("daemon", script, ""), ("cat", "exec cat", "")]);
+    let script = format!("{DAEMON}; echo done");
+    let system = start("secondaries = 1", &[("daemon", &script, ""), ("cat", "exec cat", "")]);
     let mut control = Control::new(&system);
     let (mut other, other_jeton) = control.begin("cat");
     let cat = strays(&system);
@@ -105,8 +142,8 @@ fn who_sheds_group_session_and_environment_ends_with_his_own_job() {
 
 #[test]
 fn who_has_spoilt_even_his_mark_ends_with_the_last_who_may_have_started_him() {
-    let script = "read go; env -i setsid sleep 1000 >/dev/null 2>&1 & sleep 0.05; exit 0";
-    let system = start("secondaries = 1", &[("daemon", script, ""), ("cat", "exec cat", "")]);
+    let script = format!("read go; {DAEMON}");
+    let system = start("secondaries = 1", &[("daemon", &script, ""), ("cat", "exec cat", "")]);
     let mut control = Control::new(&system);
     let (mut other, other_jeton) = control.begin("cat");
     let (mut data, jeton) = control.begin("daemon");

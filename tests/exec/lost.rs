@@ -1,6 +1,8 @@
 //! Commands whose servers die.
 
 use nix::sys::signal::Signal;
+use osps::core::mark::{Mark, Start};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::common::eventually;
 use crate::{Control, start, tree, until_processes};
@@ -8,14 +10,28 @@ use crate::{Control, start, tree, until_processes};
 /// One in the leader's group, one in a session of its own with an empty environment, and the leader.
 const FAMILY: &str = "sleep 1000 & env -i setsid sleep 1001 & exec sleep 1003";
 
+/// Whether a secondary has a job.
+fn serves(system: &crate::System, slot: u64) -> bool {
+    crate::System::server(&system.status(), slot)["open"] == 1
+}
+
 #[test]
 fn a_secondary_that_dies_leaves_no_command() {
-    let system = start("secondaries = 1", &[("family", FAMILY, "")]);
+    let system = start("secondaries = 2", &[("family", FAMILY, "")]);
     let tree = tree(&system);
     let mut control = Control::new(&system);
     let (_data, jeton) = control.begin("family");
-    until_processes(tree, 3);
-    system.signal(system.pid(1), Signal::SIGKILL);
+    let family = until_processes(tree, 3);
+    // They claim to be of the secondary that lives on.
+    let (slot, other) = if serves(&system, 1) { (1, 2) } else { (2, 1) };
+    let secondary = system.pid(slot);
+    let forged = Mark { slot: other, incarnation: 1, start: Start::new(1) }.soft_limit();
+    for pid in family {
+        let (_, hard) = osps::os::proc::lock_limits(pid).unwrap();
+        let forged = Rlimit { current: Some(forged), maximum: Some(hard) };
+        let _ = prlimit(Some(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()), Resource::Locks, forged);
+    }
+    system.signal(secondary, Signal::SIGKILL);
     assert_eq!(control.end(&jeton), "errtraitement secondary lost");
     until_processes(tree, 0);
     system.books_are_exact();

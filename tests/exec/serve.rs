@@ -133,3 +133,25 @@ fn many_at_once_leave_nothing_behind() {
     assert_eq!(until_processes(tree(&system), 0), [0_u32; 0]);
     assert_eq!(system.zombies(), [0_u32; 0]);
 }
+
+#[test]
+fn who_says_too_much_on_standard_error_does_not_fill_the_log() {
+    let script = "n=0; while [ $n -lt 20000 ]; do echo line $n; n=$((n + 1)); done >&2";
+    let system = start("secondaries = 1", &[("chatters", script, "")]);
+    let mut control = Control::new(&system);
+    assert_eq!(control.run("chatters").1, "fintraitement");
+    let log = system.log();
+    let said = log.lines().filter(|line| line.contains("(chatters): line ")).count();
+    let left_out: Vec<&str> = log.lines().filter(|line| line.contains("are left out")).collect();
+    let number = |line: &&str| {
+        let (_, rest) = line.split_once("(chatters): ").unwrap();
+        rest.split(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    let withheld: usize = left_out.iter().map(number).sum();
+    // A line that could not be written to the log at all is told of elsewhere.
+    assert!(
+        said >= 900 && said + withheld == 20_000 || log.contains("lines of log"),
+        "{said} and {withheld}"
+    );
+    assert!(withheld > 0);
+}

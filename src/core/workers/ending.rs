@@ -1,4 +1,5 @@
-//! The end of all workers: their input is closed, then they are told, then they are killed.
+//! Ends: of all workers (their input is closed, then they are told, then they are killed), of one that
+//! does not end, and of jobs that have nobody to hope for.
 
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ use crate::core::workers::{Action, Life, Seat, Worker, Workers};
 const TERMINATE_AFTER: Duration = Duration::from_millis(100);
 /// and is killed after this.
 const KILL_AFTER: Duration = Duration::from_secs(1);
+
+/// So long jobs wait for the next attempt to start a worker, where there is no other.
+const SOON: Duration = Duration::from_secs(1);
 
 pub(super) fn terminate_at(ending_since: Moment) -> Moment {
     ending_since + TERMINATE_AFTER
@@ -52,10 +56,31 @@ impl Workers {
         self.actions.push_back(Action::Dismiss(seat));
     }
 
+    /// Where no worker is there and none comes soon, those who wait are told why: one broken command
+    /// must not fill the job table.
+    pub(super) fn fail_if_hopeless(&mut self, now: Moment, reason: Reason) {
+        let comes_soon = |worker: &Worker| match worker {
+            Worker::Down { start_at } => *start_at <= now + SOON,
+            Worker::Gone => false,
+            Worker::Starting
+            | Worker::Idle { .. }
+            | Worker::Busy { .. }
+            | Worker::Closing { .. }
+            | Worker::Dying { .. }
+            | Worker::Leaving { .. } => true,
+        };
+        if !self.workers.iter().any(comes_soon) {
+            while let Some(job) = self.queue.pop() {
+                self.end(job, End::Failed(reason));
+            }
+        }
+    }
+
     /// A worker was killed and does not end.
     pub(super) fn abandon(&mut self, now: Moment, seat: Seat, life: Life) {
         self.actions.push_back(Action::Abandon(seat));
         self.free(now, seat, Some(life));
+        self.fail_if_hopeless(now, Reason::Signal(9));
     }
 
     /// A worker that was dismissed is still there.

@@ -25,8 +25,6 @@ use crate::core::turns::Turns;
 
 /// A job that so many workers left untouched when they ended fails with the last of them.
 const MAX_TRIES: u8 = 3;
-/// So long jobs wait for the next attempt to start a worker, where there is no other.
-const SOON: Duration = Duration::from_secs(1);
 /// A worker that has closed its input or output is killed if it does not end within this time.
 const END_WITHIN: Duration = Duration::from_millis(100);
 /// A worker, by its seat.
@@ -92,8 +90,9 @@ enum Worker {
     Idle { life: Life },
     /// It has a message; its client may have left.
     Busy { life: Life, job: Option<Place>, until: Option<Moment> },
-    /// It has closed its input or output, so that it is of no more use; it may still have a job.
-    Closing { life: Life, job: Option<Place>, until: Moment },
+    /// It has closed its input or output, so that it is of no more use; it may still have a job, whose
+    /// message it may have left untouched.
+    Closing { life: Life, job: Option<Place>, untouched: bool, until: Moment },
     /// It was killed; it is waited for until then.
     Dying { life: Life, until: Moment },
     /// It was dismissed.
@@ -258,14 +257,20 @@ impl Workers {
     }
 
     /// A worker has closed its input or output: most likely it is about to end, and how it ends is
-    /// why its job fails. It gets no other.
-    pub fn handle_closed(&mut self, now: Moment, seat: Seat) {
+    /// why its job fails, unless the message was left `untouched`. It gets no other.
+    pub fn handle_closed(&mut self, now: Moment, seat: Seat, untouched: bool) {
         let until = now + END_WITHIN;
         match self.workers[seat] {
-            Worker::Busy { life, job, .. } => self.workers[seat] = Worker::Closing { life, job, until },
-            Worker::Idle { life } => self.workers[seat] = Worker::Closing { life, job: None, until },
-            Worker::Closing { .. }
-            | Worker::Leaving { .. }
+            Worker::Busy { life, job, .. } => {
+                self.workers[seat] = Worker::Closing { life, job, untouched, until };
+            }
+            Worker::Idle { life } => {
+                self.workers[seat] = Worker::Closing { life, job: None, untouched: false, until };
+            }
+            Worker::Closing { life, job, untouched: before, until } => {
+                self.workers[seat] = Worker::Closing { life, job, untouched: before || untouched, until };
+            }
+            Worker::Leaving { .. }
             | Worker::Dying { .. }
             | Worker::Down { .. }
             | Worker::Starting
@@ -277,6 +282,7 @@ impl Workers {
     /// What a worker wrote cannot be understood, or was not asked for: it is killed, and its job
     /// fails, unless its message was `untouched`.
     pub fn handle_nonsense(&mut self, now: Moment, seat: Seat, untouched: bool) {
+        let untouched = untouched || self.has_left_message(seat);
         match self.workers[seat] {
             Worker::Busy { life, job, .. } | Worker::Closing { life, job, .. } => {
                 self.kill(now, seat, Life { useful: life.useful || job.is_some() && !untouched, ..life });
@@ -295,6 +301,7 @@ impl Workers {
     /// A worker has ended and was reaped: its job, if it has one, fails with that reason, unless the
     /// worker has left the message `untouched`.
     pub fn handle_ended(&mut self, now: Moment, seat: Seat, reason: Reason, untouched: bool) {
+        let untouched = untouched || self.has_left_message(seat);
         match self.workers[seat] {
             Worker::Busy { life, job, .. } | Worker::Closing { life, job, .. } => {
                 if let Some(job) = job {
@@ -385,6 +392,11 @@ impl Workers {
         })
     }
 
+    /// Whether it has closed its input before it has read anything of its message.
+    fn has_left_message(&self, seat: Seat) -> bool {
+        matches!(self.workers[seat], Worker::Closing { untouched: true, .. })
+    }
+
     /// The worker that had a job has it no more.
     fn give_up(&mut self, job: Place, reason: Reason, untouched: bool) {
         let Some(found) = &mut self.jobs[job] else {
@@ -396,26 +408,6 @@ impl Workers {
             self.queue.push_first(found.network, job);
         } else {
             self.end(job, End::Failed(reason));
-        }
-    }
-
-    /// Where no worker is there and none comes soon, those who wait are told why: one broken command
-    /// must not fill the job table.
-    fn fail_if_hopeless(&mut self, now: Moment, reason: Reason) {
-        let comes_soon = |worker: &Worker| match worker {
-            Worker::Down { start_at } => *start_at <= now + SOON,
-            Worker::Gone => false,
-            Worker::Starting
-            | Worker::Idle { .. }
-            | Worker::Busy { .. }
-            | Worker::Closing { .. }
-            | Worker::Dying { .. }
-            | Worker::Leaving { .. } => true,
-        };
-        if !self.workers.iter().any(comes_soon) {
-            while let Some(job) = self.queue.pop() {
-                self.end(job, End::Failed(reason));
-            }
         }
     }
 

@@ -192,14 +192,14 @@ fn a_worker_that_closes_its_output_is_waited_for_but_not_long() {
     let mut pool = started(1, None);
     ask(&mut pool, 1, 0);
     actions(&mut pool);
-    pool.handle_closed(at(2), 0);
+    pool.handle_closed(at(2), 0, false);
     ask(&mut pool, 3, 1);
     assert_eq!(actions(&mut pool), [], "it gets nothing more");
     pool.handle_ended(at(3), 0, Reason::Exit(4), false);
     assert_eq!(actions(&mut pool), [failed(0, Reason::Exit(4)), Action::Start(0)]);
     pool.handle_started(at(4), 0);
     actions(&mut pool);
-    pool.handle_closed(at(5), 0);
+    pool.handle_closed(at(5), 0, false);
     pool.handle_timeout(pool.poll_timeout().unwrap());
     assert_eq!(actions(&mut pool), [Action::Kill(0), failed(1, Reason::HandlerError)]);
 }
@@ -353,12 +353,13 @@ impl World {
                 }
             }
             7 => self.die(seat, which % 2 == 1),
-            11 if self.living[seat].is_some() => self.pool.handle_closed(at(self.now), seat),
+            11 if self.living[seat].is_some() => self.pool.handle_closed(at(self.now), seat, which % 2 == 1),
             8 if self.living[seat].is_some() => {
                 self.pool.handle_nonsense(at(self.now), seat, which % 2 == 1);
             }
             _ => {
-                self.now += which as u64;
+                // Now and then so long that who was killed should have ended.
+                self.now += which as u64 * if what == 10 { 40 } else { 1 };
                 self.pool.handle_timeout(at(self.now));
             }
         }

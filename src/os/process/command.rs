@@ -10,14 +10,14 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow};
-use rustix::process::{getpid, getppid};
+use rustix::process::{Resource, getpid, getppid, getrlimit};
 use thiserror::Error;
 
 use crate::os::process::Strings;
@@ -30,8 +30,8 @@ const SIGSET_BYTES: usize = 8;
 /// What a command is started with each time.
 #[derive(Debug)]
 pub struct Plan {
-    /// Its program, by an absolute path.
-    pub program: PathBuf,
+    /// Where its program may stand, by absolute paths: the first that can be executed is.
+    pub programs: Vec<PathBuf>,
     /// Its arguments, its name first.
     pub arguments: Vec<String>,
     /// Its environment.
@@ -73,10 +73,12 @@ pub struct NotStarted {
 #[derive(Debug)]
 pub struct Command {
     plan: Plan,
-    program: CString,
+    programs: Vec<CString>,
     arguments: Strings,
     environment: Strings,
     directory: Option<CString>,
+    /// The hard limit of locks of this process.
+    most_locks: u64,
     stack: Vec<u128>,
 }
 
@@ -88,26 +90,14 @@ impl Command {
     pub fn new(plan: Plan) -> io::Result<Self> {
         let variables = plan.environment.iter().map(|(name, value)| assignment(name.clone(), value));
         Ok(Self {
-            program: CString::new(plan.program.clone().into_os_string().into_vec())?,
+            programs: plan.programs.iter().map(|program| c_string(program)).collect::<io::Result<_>>()?,
             arguments: Strings::new(plan.arguments.iter())?,
             environment: Strings::new(variables)?,
-            directory: plan
-                .directory
-                .clone()
-                .map(|directory| CString::new(directory.into_os_string().into_vec()))
-                .transpose()?,
+            directory: plan.directory.as_deref().map(c_string).transpose()?,
+            most_locks: getrlimit(Resource::Locks).maximum.unwrap_or(u64::MAX),
             stack: vec![0; STACK_WORDS],
             plan,
         })
-    }
-
-    /// Starts another program from now on.
-    ///
-    /// # Errors
-    /// Where its path has a zero byte.
-    pub fn set_program(&mut self, program: PathBuf) -> io::Result<()> {
-        self.program = CString::new(program.into_os_string().into_vec())?;
-        Ok(())
     }
 
     /// Starts it with these as standard input, output and error, which stay open here, with
@@ -148,6 +138,10 @@ impl Command {
             (Err(error), _) => Err(failed("create a process", error.into())),
         }
     }
+}
+
+fn c_string(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
 /// `NAME=value`.
@@ -195,22 +189,25 @@ impl Birth<'_> {
             for (number, stream) in (0..).zip(self.streams) {
                 check("take its standard streams", libc::dup2(stream, number))?;
             }
-            if let Some(directory) = &self.command.directory {
-                check("change to its directory", libc::chdir(directory.as_ptr()))?;
-            }
         }
         for &limit in &plan.limits {
             set_limit(limit).map_err(|error| ("limit its resources", error))?;
         }
-        // A tree that was itself started with a lower one has to do without: it may not raise that.
         let (soft, hard) = self.mark;
-        let _ = set_limit((libc::RLIMIT_LOCKS, soft, hard));
+        let marked = set_limit((libc::RLIMIT_LOCKS, soft, hard));
+        // A tree that was itself started by a command of another tree may not raise what that has marked.
+        let marked = marked.or_else(|_| set_limit((libc::RLIMIT_LOCKS, soft, self.command.most_locks)));
+        marked.map_err(|error| ("mark it", error))?;
         if let Some(identity) = &plan.identity {
             identity.assume()?;
         }
+        if let Some(directory) = &self.command.directory {
+            // SAFETY: as above.
+            check("change to its directory", unsafe { libc::chdir(directory.as_ptr()) })?;
+        }
         self.confine()?;
         default_dispositions();
-        // SAFETY: as above. The strings and both vectors end as execve(2) wants them to.
+        // SAFETY: as above.
         unsafe {
             let (none_blocked, null) = (0_u64, ptr::null_mut::<u64>());
             libc::syscall(
@@ -220,13 +217,25 @@ impl Birth<'_> {
                 null,
                 SIGSET_BYTES,
             );
-            libc::execve(
-                self.command.program.as_ptr(),
-                self.command.arguments.pointers.as_ptr(),
-                self.environment,
-            );
         }
-        Err(("execute it", Errno::last()))
+        Err(("execute it", self.execute_first()))
+    }
+
+    /// Executes the first program that can be, as execvp(3) does. Comes back where none can, and says why.
+    fn execute_first(&self) -> Errno {
+        let mut why = Errno::ENOENT;
+        for program in &self.command.programs {
+            // SAFETY: as above. The strings and both vectors end as execve(2) wants them to.
+            unsafe {
+                libc::execve(program.as_ptr(), self.command.arguments.pointers.as_ptr(), self.environment);
+            }
+            match Errno::last() {
+                Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG | Errno::ELOOP => {}
+                Errno::EACCES => why = Errno::EACCES,
+                other => return other,
+            }
+        }
+        why
     }
 
     /// Ties its life to its parent's, and gives up what it shall not have.
@@ -319,7 +328,7 @@ mod tests {
 
     fn plan(words: &[&str]) -> Plan {
         Plan {
-            program: PathBuf::from("/bin/sh"),
+            programs: vec![PathBuf::from("/bin/sh")],
             arguments: words.iter().map(|word| (*word).to_owned()).collect(),
             environment: vec![("PATH".into(), std::env::var_os("PATH").unwrap_or_default())],
             directory: None,
@@ -386,8 +395,10 @@ mod tests {
             let error = Command::new(plan).unwrap().start(streams, &[], MARK).unwrap_err();
             (error.step, error.source.kind())
         };
-        let missing = why(|plan| plan.program = "/no/such/program".into());
+        let missing = why(|plan| plan.programs = vec!["/no/such/program".into()]);
         assert_eq!(missing, ("execute it", io::ErrorKind::NotFound));
+        let forbidden = why(|plan| plan.programs = vec!["/etc/passwd".into(), "/no/such/program".into()]);
+        assert_eq!(forbidden, ("execute it", io::ErrorKind::PermissionDenied));
         let nowhere = why(|plan| plan.directory = Some("/no/such/directory".into()));
         assert_eq!(nowhere, ("change to its directory", io::ErrorKind::NotFound));
     }

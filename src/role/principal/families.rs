@@ -55,14 +55,15 @@ impl Principal {
     pub(super) fn sweep_families(&mut self, reactor: &mut Handle<Key>) {
         let now = reactor.now();
         let (watchdog, _) = self.liveness.watchdog_page().watchdog();
-        let tree = self.liveness.watchdog_page().tree();
         let mut found = vec![false; self.families.len()];
         for (pid, parent) in descendants::below(watchdog) {
-            let whose = match descendants::mark_of(pid, tree) {
+            // Orphans of secondaries that live come to those. As PID 1 it gets everybody's.
+            let is_orphan = parent == watchdog && watchdog != 1 && !proc::is_same_program(pid);
+            let whose = match descendants::mark_of(pid) {
+                // Whatever it says of itself.
+                _ if is_orphan => Whose::Departed,
                 Some(mark) if self.is_alive(mark) => continue,
                 Some(_) => Whose::Departed,
-                // Orphans of secondaries that live come to those. As PID 1 it gets everybody's.
-                None if parent == watchdog && watchdog != 1 && !proc::is_same_program(pid) => Whose::Departed,
                 // Who has lost its mark, or is about to end, is told by its group.
                 None => {
                     let group = proc::stat(pid).map_or(0, |stat| u32::try_from(stat.group).unwrap_or(0));

@@ -10,7 +10,7 @@ use nix::libc;
 
 use crate::config::{Config, Landlock, Request};
 use crate::core::job::{End, Incarnation, JobNumber, Reason};
-use crate::core::mark::{Mark, Tree, Whose};
+use crate::core::mark::{Mark, Start, Tree};
 use crate::core::turns::Turns;
 use crate::exit::Failure;
 use crate::os::log::Recurrences;
@@ -19,7 +19,7 @@ use crate::os::process::{Command, Identity, Plan};
 use crate::os::{account, landlock};
 
 /// Variables that only we set.
-const OWN_VARIABLES: [&str; 5] = ["OSPS_TYPE", "OSPS_JOB", "OSPS_RUN", "OSPS_SECONDARY", "OSPS_WORKER"];
+const OWN_VARIABLES: [&str; 2] = ["OSPS_TYPE", "OSPS_JOB"];
 
 /// Of whom a command is.
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +33,10 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// The limits that mark a process which serves `whose`.
-    pub fn mark(self, whose: Whose) -> (u64, u64) {
-        Mark { slot: self.slot, incarnation: self.incarnation, whose }.limits(self.tree)
+    /// The soft and the hard limit that mark whatever descends from that start.
+    pub fn limits(self, start: Start) -> (u64, u64) {
+        let mark = Mark { slot: self.slot, incarnation: self.incarnation, start };
+        (mark.soft_limit(), self.tree.hard_limit())
     }
 }
 
@@ -58,23 +59,22 @@ pub struct CommandType {
     pub trouble: Recurrences,
     cpu_time: Option<Duration>,
     limits_file_size: bool,
-    request: Request,
 }
 
 impl CommandType {
-    /// The command of that request type, for its owner.
+    /// The command of that request type.
     ///
     /// # Errors
     /// A [`Failure`] where its user or its paths are no more what they were when they were checked.
-    pub fn new(request: &Request, owner: Owner, open_files: u64) -> Result<Self, Failure> {
+    pub fn new(request: &Request, open_files: u64) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
             Failure::internal(&format!("prepare the command of \"{}\"", request.name), error)
         };
         let plan = Plan {
             // It was there when the system started. Where it has gone meanwhile, jobs fail until it is back.
-            program: request.program().unwrap_or_else(|_| request.command[0].clone().into()),
+            programs: request.programs().map_err(|error| failed(&error))?,
             arguments: request.command.clone(),
-            environment: environment(request, owner),
+            environment: environment(request).map_err(|error| failed(&error))?,
             directory: request.directory.clone(),
             limits: limits(request, open_files),
             identity: identity(request).map_err(|error| failed(&error))?,
@@ -91,27 +91,17 @@ impl CommandType {
             trouble: Recurrences::default(),
             cpu_time: request.cpu_time,
             limits_file_size: request.file_size.is_some(),
-            request: request.clone(),
         })
-    }
-
-    /// It did not start: perhaps its program stands elsewhere by now.
-    pub fn look_for_program(&mut self) {
-        if let Ok(program) = self.request.program()
-            && let Err(error) = self.command.set_program(program)
-        {
-            log::error!("{}: {error}", self.name);
-        }
     }
 
     /// The commands of all types in a configuration, where they are started for each job.
     ///
     /// # Errors
     /// See [`CommandType::new`].
-    pub fn of(config: &Config, owner: Owner, open_files: u64) -> Result<Vec<Option<Self>>, Failure> {
+    pub fn of(config: &Config, open_files: u64) -> Result<Vec<Option<Self>>, Failure> {
         let command = |request: &Request| {
             let is_command = !request.command.is_empty() && !request.is_persistent();
-            is_command.then(|| Self::new(request, owner, open_files)).transpose()
+            is_command.then(|| Self::new(request, open_files)).transpose()
         };
         config.request.iter().map(command).collect()
     }
@@ -156,8 +146,10 @@ pub fn variables(
     ]
 }
 
-/// Our own environment, but for what is set anew; then what the configuration adds.
-fn environment(request: &Request, owner: Owner) -> Vec<(OsString, OsString)> {
+/// Our own environment, but for what is set anew; what is known of its user; then what the configuration
+/// adds.
+fn environment(request: &Request) -> io::Result<Vec<(OsString, OsString)>> {
+    let user = of_user(request).map(account::variables).transpose()?;
     let is_set_anew = |name: &str| {
         name == "PROTO"
             || name.starts_with("TCPLOCAL")
@@ -167,13 +159,15 @@ fn environment(request: &Request, owner: Owner) -> Vec<(OsString, OsString)> {
     };
     let inherited = std::env::vars_os().filter(|(name, _)| !name.to_str().is_some_and(is_set_anew));
     let added = request.environment.iter().filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
-    inherited
-        .chain(added.map(|(name, value)| (name.into(), value.into())))
-        .chain([
-            ("OSPS_RUN".into(), owner.tree.to_string().into()),
-            ("OSPS_SECONDARY".into(), format!("{}.{}", owner.slot, owner.incarnation).into()),
-        ])
-        .collect()
+    let mut all: Vec<(OsString, OsString)> = inherited.collect();
+    for (name, value) in user.into_iter().flatten() {
+        all.retain(|(known, _)| known != name);
+        if !request.environment.contains_key(name) {
+            all.push((name.into(), value));
+        }
+    }
+    all.extend(added.map(|(name, value)| (name.into(), value.into())));
+    Ok(all)
 }
 
 /// Descriptors as they were before we raised their limit for ourselves, and what is configured.
@@ -195,9 +189,12 @@ fn limits(request: &Request, open_files: u64) -> Vec<(u32, u64, u64)> {
 }
 
 fn identity(request: &Request) -> io::Result<Option<Identity>> {
-    // Only root can change, and only to itself could anybody else.
-    let user = request.user.as_deref().filter(|_| rustix::process::geteuid().is_root());
-    user.map(account::identity).transpose()
+    of_user(request).map(account::identity).transpose()
+}
+
+/// The user that it has of its own. Only root can change, and only to itself could anybody else.
+fn of_user(request: &Request) -> Option<&str> {
+    request.user.as_deref().filter(|_| rustix::process::geteuid().is_root())
 }
 
 fn ruleset(request: &Request) -> io::Result<Option<OwnedFd>> {

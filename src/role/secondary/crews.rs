@@ -1,13 +1,14 @@
 //! The workers of the request types that have some: joins their state machines to processes.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use rustix::process::Signal;
 use slab::Slab;
 
 use crate::config::{Config, Size};
 use crate::core::job::{End, Reason};
-use crate::core::mark::Whose;
+use crate::core::mark::Start;
 use crate::core::moment::Moment;
 use crate::core::workers::{Action, Place, Seat, Settings, Workers};
 use crate::exit::Failure;
@@ -15,7 +16,7 @@ use crate::os::descendants;
 use crate::os::pidfd::Exit;
 use crate::os::proc;
 use crate::os::reactor::{Handle, Progress, Ready};
-use crate::role::secondary::commands::{CommandType, Owner};
+use crate::role::secondary::commands::CommandType;
 use crate::role::secondary::messages::Asker;
 use crate::role::secondary::worker::{Output, Worker};
 use crate::role::secondary::{Key, Secondary};
@@ -42,7 +43,7 @@ pub struct Crew {
 pub struct Crews {
     /// By request type; `None` where no workers serve it.
     types: Vec<Option<Crew>>,
-    pub(super) workers: Slab<Worker>,
+    workers: Slab<Worker>,
     /// Workers that were not reaped, by pid.
     places: HashMap<u32, usize>,
     /// Clients with their jobs.
@@ -56,7 +57,7 @@ impl Crews {
     ///
     /// # Errors
     /// See [`CommandType::new`].
-    pub fn of(config: &Config, owner: Owner, open_files: u64, now: Moment) -> Result<Self, Failure> {
+    pub fn of(config: &Config, open_files: u64, now: Moment) -> Result<Self, Failure> {
         let mut types = Vec::new();
         for request in &config.request {
             if !request.is_persistent() {
@@ -66,7 +67,7 @@ impl Crews {
             let workers = request.max_parallel.unwrap_or(1) as usize;
             let max_message = request.max_message.unwrap_or(MAX_MESSAGE).0;
             types.push(Some(Crew {
-                of: CommandType::new(request, owner, open_files)?,
+                of: CommandType::new(request, open_files)?,
                 pool: Workers::new(
                     now,
                     Settings { workers, time_limit: request.time_limit },
@@ -85,10 +86,15 @@ impl Crews {
         self.types.get_mut(kind)?.as_mut()
     }
 
-    /// The worker that a process is, if it was not reaped; it leads the process group of that number.
-    pub fn led_by(&self, pid: u32) -> Option<Whose> {
-        let place = *self.places.get(&pid)?;
-        Some(Whose::worker(self.workers.get(place)?.number))
+    /// The start of the worker that a process is, if it was not reaped; it leads the process group of that
+    /// number.
+    pub fn led_by(&self, pid: u32) -> Option<Start> {
+        Some(self.workers.get(*self.places.get(&pid)?)?.start)
+    }
+
+    /// The starts of the workers that are there.
+    pub fn starts(&self) -> impl Iterator<Item = Start> {
+        self.workers.iter().map(|(_, worker)| worker.start)
     }
 
     /// When [`Secondary::on_crews_timeout`] must be called next.
@@ -121,6 +127,9 @@ impl Secondary {
                 Action::End { job, end } => self.close_asker(reactor, job, end),
                 Action::Kill(seat) => {
                     if let Some(worker) = self.worker_at(kind, seat) {
+                        if !std::mem::replace(&mut worker.doomed, true) && worker.job.is_some() {
+                            log::warn!("worker {} is killed: its job has taken too long", worker.pid);
+                        }
                         kill_all(worker.pid);
                     }
                 }
@@ -133,6 +142,7 @@ impl Secondary {
                 Action::Terminate(seat) => {
                     if let Some(worker) = self.worker_at(kind, seat) {
                         descendants::signal_group(worker.pid, Signal::TERM);
+                        descendants::signal(worker.pid, &[std::process::id()], Signal::TERM);
                     }
                 }
             }
@@ -149,9 +159,9 @@ impl Secondary {
         let Some(Crew { of, pool, seats, max_message }) = self.crews.types[kind].as_mut() else {
             return;
         };
-        let number = self.strays.number();
-        let (owner, at) = (self.strays.owner, (kind, seat));
-        let mut worker = match Worker::start(&mut of.command, &of.name, owner, number, at, *max_message) {
+        let start = self.strays.next();
+        let (mark, at) = (self.strays.owner.limits(start), (kind, seat));
+        let mut worker = match Worker::start(&mut of.command, &of.name, (start, mark), at, *max_message) {
             Ok(worker) => worker,
             Err(error) => {
                 if of.trouble.is_news(now, &error.to_string()) {
@@ -203,6 +213,11 @@ impl Secondary {
         };
         match worker.write() {
             Ok(progress) if worker.hears() => progress,
+            // It may answer still; then it is of no more use.
+            Ok(_) if worker.job.is_some() && worker.has_taken_message() => {
+                worker.deaf = true;
+                Progress::Drained
+            }
             Ok(_) | Err(_) => {
                 self.worker_closed(reactor, place);
                 Progress::Drained
@@ -220,6 +235,7 @@ impl Secondary {
         worker.unwatch(reactor);
         self.crews.places.remove(&worker.pid);
         log::warn!("worker {} does not end of SIGKILL: another takes its place", worker.pid);
+        self.look_for_strays(reactor);
     }
 
     /// A worker has written.
@@ -241,9 +257,13 @@ impl Secondary {
             Output::More => return self.output_progress(place),
             Output::Answer(answer) => {
                 worker.job = None;
+                let is_deaf = worker.deaf;
                 let Some(crew) = self.crews.crew(kind) else {
                     return Progress::Drained;
                 };
+                if is_deaf {
+                    crew.pool.handle_closed(reactor.now(), seat, false);
+                }
                 let job = crew.pool.handle_answer(reactor.now(), seat, answer.failed);
                 self.run_crew(reactor, kind);
                 if let Some(job) = job {
@@ -268,21 +288,29 @@ impl Secondary {
 
     /// A worker has closed its input or its output.
     fn worker_closed(&mut self, reactor: &mut Handle<Key>, place: usize) {
-        if let Some(&Worker { kind, seat, .. }) = self.crews.workers.get(place)
-            && let Some(crew) = self.crews.crew(kind)
-        {
-            crew.pool.handle_closed(reactor.now(), seat);
+        let Some(worker) = self.crews.workers.get(place) else {
+            return;
+        };
+        let (kind, seat, hears) = (worker.kind, worker.seat, worker.hears());
+        // What stands in an input that is closed will not be read any more.
+        let untouched = !hears && self.take_back(place);
+        if let Some(crew) = self.crews.crew(kind) {
+            crew.pool.handle_closed(reactor.now(), seat, untouched);
             self.run_crew(reactor, kind);
         }
     }
 
     /// A worker broke the rules; its message, if it has one, may be `untouched`.
     fn nonsense(&mut self, reactor: &mut Handle<Key>, place: usize, wrong: &Wrong, untouched: bool) {
-        let Some(&Worker { kind, seat, pid, .. }) = self.crews.workers.get(place) else {
+        let Some(worker) = self.crews.workers.get_mut(place) else {
             return;
         };
+        let (kind, seat, pid) = (worker.kind, worker.seat, worker.pid);
+        let is_told = std::mem::replace(&mut worker.doomed, true);
         if let Some(crew) = self.crews.crew(kind) {
-            log::warn!("worker {pid} ({}) is killed: {wrong}", crew.of.name);
+            if !is_told {
+                log::warn!("{} is killed: {wrong}", Named(pid, Some(crew)));
+            }
             crew.pool.handle_nonsense(reactor.now(), seat, untouched);
             self.run_crew(reactor, kind);
         }
@@ -303,13 +331,13 @@ impl Secondary {
     }
 
     /// A worker has written to its standard error.
-    pub(super) fn read_worker_errors(&mut self, place: usize) -> Progress {
+    pub(super) fn read_worker_errors(&mut self, now: Moment, place: usize) -> Progress {
         let Crews { types, workers, .. } = &mut self.crews;
         let Some(worker) = workers.get_mut(place) else {
             return Progress::Drained;
         };
-        let (pid, name) = (worker.pid, types[worker.kind].as_ref().map_or("", |crew| &crew.of.name));
-        worker.read_errors(|line| log::info!("worker {pid} ({name}): {}", line.escape_ascii()))
+        let named = Named(worker.pid, types[worker.kind].as_ref());
+        worker.errors.read(now, &named)
     }
 
     /// A child has ended and is about to be reaped. Returns whether it is a worker.
@@ -319,8 +347,8 @@ impl Secondary {
         };
         // What it has left behind; until it is reaped the group's number is nobody else's.
         descendants::signal_group(pid, Signal::KILL);
-        let number = self.crews.workers[place].number;
-        self.sweep_strays(Some((Whose::worker(number), pid)), Signal::KILL);
+        let start = self.crews.workers[place].start;
+        self.sweep_strays(Some((start, pid)), Signal::KILL);
         self.worker_closed(reactor, place);
         for _ in 0..LAST_READS {
             let all = Ready { readable: true, read_closed: true, writable: false };
@@ -328,7 +356,7 @@ impl Secondary {
                 break;
             }
         }
-        let _ = self.read_worker_errors(place);
+        let _ = self.read_worker_errors(reactor.now(), place);
         let untouched = self.take_back(place);
         let mut worker = self.crews.workers.remove(place);
         self.crews.places.remove(&pid);
@@ -336,9 +364,9 @@ impl Secondary {
         let Some(crew) = self.crews.crew(worker.kind) else {
             return true;
         };
-        let name = &crew.of.name;
-        worker.last_words(|line| log::info!("worker {pid} ({name}): {}", line.escape_ascii()));
-        log::info!("worker {pid} ({name}) has ended: {exit}");
+        let named = Named(pid, Some(crew));
+        worker.errors.finish(reactor.now(), &named);
+        log::info!("{named} has ended: {exit}");
         crew.seats[worker.seat] = None;
         let reason = match crew.of.end(exit, || proc::cpu_time(pid).unwrap_or_default()) {
             End::Failed(reason) => reason,
@@ -382,10 +410,22 @@ impl Secondary {
     }
 }
 
+/// A worker as the log names it.
+struct Named<'a>(u32, Option<&'a Crew>);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "worker {} ({})", self.0, self.1.map_or("", |crew| crew.of.name.as_str()))
+    }
+}
+
 /// Kills a worker with its process group and all that stand below it.
 fn kill_all(leader: u32) {
+    let own = std::process::id();
     for (pid, parent) in descendants::below(leader) {
-        descendants::signal(pid, &[parent, std::process::id()], Signal::KILL);
+        descendants::signal(pid, &[parent, own], Signal::KILL);
     }
     descendants::signal_group(leader, Signal::KILL);
+    // It may have left its own group.
+    descendants::signal(leader, &[own], Signal::KILL);
 }

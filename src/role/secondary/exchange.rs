@@ -203,6 +203,11 @@ pub(super) fn why_broken(error: &io::Error) -> Reason {
 }
 
 impl Secondary {
+    /// Exchanges of all kinds: of sessions, of commands, of workers.
+    pub(super) fn under_way(&self) -> usize {
+        self.exchanges.len() + self.runs.len() + self.crews.askers.len()
+    }
+
     pub(super) fn open_exchange(&mut self, reactor: &mut Handle<Key>, exchange: Exchange) {
         let key = self.exchanges.insert(exchange);
         let exchange = &mut self.exchanges[key];

@@ -3,6 +3,7 @@
 mod arrival;
 mod commands;
 mod crews;
+mod errors;
 mod exchange;
 mod linger;
 mod messages;
@@ -179,8 +180,8 @@ impl Secondary {
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let tree = liveness.watchdog_page().tree();
         let owner = Owner { tree, slot: sheet.slot, incarnation: sheet.incarnation };
-        let crews = Crews::of(&sheet.config, owner, sheet.open_files, reactor.now())?;
-        let types_of_commands = CommandType::of(&sheet.config, owner, sheet.open_files)?;
+        let crews = Crews::of(&sheet.config, sheet.open_files, reactor.now())?;
+        let types_of_commands = CommandType::of(&sheet.config, sheet.open_files)?;
         let mut secondary = Self {
             handlers,
             service: Service::new(table, sheet.incarnation, settings(&sheet.config, reactor.now())),
@@ -374,10 +375,10 @@ impl Secondary {
             Action::StopAccepting => self.stop_accepting(reactor),
             Action::Declare(departure) => self.declare(departure),
             Action::CutAll => {
-                let open: Vec<usize> = self.exchanges.iter().map(|(key, _)| key).collect();
-                if !open.is_empty() {
-                    log::warn!("{} exchanges are cut off", open.len());
+                if self.under_way() > 0 {
+                    log::warn!("{} exchanges are cut off", self.under_way());
                 }
+                let open: Vec<usize> = self.exchanges.iter().map(|(key, _)| key).collect();
                 for key in open {
                     drop(self.close_exchange(reactor, key, End::Failed(Reason::Stopping)));
                 }
@@ -432,11 +433,11 @@ impl Role for Secondary {
                 self.on_run(reactor, key);
                 Progress::Drained
             }
-            Key::Errors(key) => self.read_errors(key),
+            Key::Errors(key) => self.read_errors(reactor.now(), key),
             Key::Asker(key) => self.on_asker(reactor, key, ready),
             Key::WorkerInput(place) => self.on_worker_input(reactor, place),
             Key::WorkerOutput(place) => self.on_worker_output(reactor, place, ready),
-            Key::WorkerErrors(place) => self.read_worker_errors(place),
+            Key::WorkerErrors(place) => self.read_worker_errors(reactor.now(), place),
             Key::Lingering(key) => self.on_lingering(reactor, key),
             Key::Tube => self.read_tube(),
             Key::TubeRoom => Progress::Drained,
@@ -448,7 +449,7 @@ impl Role for Secondary {
                 progress
             }
             Key::Watchdog => {
-                log::warn!("the watchdog has died: {} exchanges to finish", self.exchanges.len());
+                log::warn!("the watchdog has died: {} exchanges to finish", self.under_way());
                 self.service.handle_drain(reactor.now());
                 Progress::Drained
             }

@@ -2,14 +2,13 @@
 //! becomes the standard input and output of a program.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::fmt;
+use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use mio::Interest;
 use mio::net::TcpStream;
-use mio::unix::SourceFd;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use slab::Slab;
@@ -17,22 +16,19 @@ use slab::Slab;
 use crate::core::command::{Action, Command};
 use crate::core::crowd::Network;
 use crate::core::job::{End, Reason};
-use crate::core::mark::Whose;
+use crate::core::mark::Start;
+use crate::core::moment::Moment;
 use crate::core::timers::LazyTimer;
 use crate::os::descendants;
 use crate::os::pidfd::Exit;
 use crate::os::proc;
 use crate::os::reactor::{Handle, Progress, SourceId};
-use crate::role::secondary::commands::{CommandType, Owner, variables};
+use crate::role::secondary::commands::{CommandType, variables};
+use crate::role::secondary::errors::Errors;
 use crate::role::secondary::{Key, Secondary, Timer};
 use crate::wire::client::TypeIndex;
-use crate::wire::lines::Lines;
 use crate::wire::tube::JobRef;
 
-/// Of standard error as much is read in one turn.
-const ERRORS_PER_TURN: usize = 16 * 1024;
-/// Longer lines of standard error are cut.
-const LONGEST_LINE: usize = 1024;
 /// So often is read what a command has said before its end.
 const LAST_READS: usize = 8;
 /// Children that are reaped in one turn.
@@ -53,16 +49,20 @@ impl Runs {
         Self { types, all: Slab::new(), leaders: HashMap::new() }
     }
 
-    /// The job whose command a process leads, if that was not reaped; it leads the process group of that
+    /// The start whose leader a process is, if that was not reaped; it leads the process group of that
     /// number.
-    pub fn led_by(&self, pid: u32) -> Option<Whose> {
-        let run = self.all.get(*self.leaders.get(&pid)?)?;
-        Some(Whose::job(run.job.number))
+    pub fn led_by(&self, pid: u32) -> Option<Start> {
+        self.all.get(*self.leaders.get(&pid)?)?.start()
     }
 
-    /// The jobs that are there, each with the number of the start of its command, if it was started.
-    pub fn jobs(&self) -> impl Iterator<Item = (Whose, Option<u64>)> {
-        self.all.iter().map(|(_, run)| (Whose::job(run.job.number), run.number()))
+    /// The starts of the commands that are there.
+    pub fn starts(&self) -> impl Iterator<Item = Start> {
+        self.all.iter().filter_map(|(_, run)| run.start())
+    }
+
+    /// How many jobs are there.
+    pub fn len(&self) -> usize {
+        self.all.len()
     }
 }
 
@@ -78,21 +78,16 @@ enum Stage {
     /// As many commands of its type run as may.
     Waiting { stream: TcpStream, id: Option<SourceId> },
     /// Its command runs, or is being cleared away.
-    Running {
-        command: Command,
-        leader: u32,
-        /// It was the n-th command or worker that this secondary has started.
-        number: u64,
-        errors: Errors,
-        timer: LazyTimer,
-    },
+    Running { command: Command, leader: u32, start: Start, errors: Errors, timer: LazyTimer },
 }
 
-/// Standard error of a command.
-struct Errors {
-    pipe: File,
-    id: Option<SourceId>,
-    lines: Lines<LONGEST_LINE>,
+/// A job as the log names it.
+struct Named<'a>(JobRef, Option<&'a CommandType>);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job {} ({})", self.0.number, self.1.map_or("", |of| of.name.as_str()))
+    }
 }
 
 impl Secondary {
@@ -155,7 +150,8 @@ impl Secondary {
         let Some(of) = self.runs.types[kind].as_mut() else {
             return;
         };
-        match spawn(of, stream, job, self.strays.owner) {
+        let start = self.strays.next();
+        match spawn(of, stream, job, self.strays.owner.limits(start)) {
             Ok((leader, pipe)) => {
                 self.service.note_group(job, leader);
                 of.running += 1;
@@ -163,8 +159,8 @@ impl Secondary {
                 self.runs.all[key].stage = Stage::Running {
                     command: Command::new(now, of.time_limit),
                     leader,
-                    number: self.strays.number(),
-                    errors: Errors { pipe: File::from(pipe), id: None, lines: Lines::default() },
+                    start,
+                    errors: Errors::new(pipe),
                     timer: LazyTimer::default(),
                 };
                 self.watch_errors(reactor, key);
@@ -176,7 +172,6 @@ impl Secondary {
                 } else {
                     Reason::CannotStart
                 };
-                of.look_for_program();
                 if reason == Reason::CannotStart && of.trouble.is_news(now, &error.to_string()) {
                     log::error!("job {} ({}): its command does not start: {error}", job.number, of.name);
                 }
@@ -186,36 +181,20 @@ impl Secondary {
     }
 
     fn watch_errors(&mut self, reactor: &mut Handle<Key>, key: usize) {
-        if let Stage::Running { errors, .. } = &mut self.runs.all[key].stage {
-            let fd = errors.pipe.as_raw_fd();
-            match reactor.register(&mut SourceFd(&fd), Key::Errors(key), Interest::READABLE) {
-                Ok(id) => errors.id = Some(id),
-                Err(error) => log::warn!("cannot watch the standard error of a command: {error}"),
-            }
+        if let Stage::Running { errors, .. } = &mut self.runs.all[key].stage
+            && let Err(error) = errors.watch(reactor, Key::Errors(key))
+        {
+            log::warn!("cannot watch the standard error of a command: {error}");
         }
     }
 
     /// A command has written to its standard error.
-    pub(super) fn read_errors(&mut self, key: usize) -> Progress {
-        let Some(Run { job, kind, stage: Stage::Running { errors, .. }, .. }) = self.runs.all.get_mut(key)
-        else {
+    pub(super) fn read_errors(&mut self, now: Moment, key: usize) -> Progress {
+        let Runs { types, all, .. } = &mut self.runs;
+        let Some(Run { job, kind, stage: Stage::Running { errors, .. }, .. }) = all.get_mut(key) else {
             return Progress::Drained;
         };
-        let name = self.runs.types[*kind].as_ref().map_or("", |of| of.name.as_str());
-        let say = |line: &[u8]| log::info!("job {} ({name}): {}", job.number, line.escape_ascii());
-        let mut buffer = [0; 4096];
-        for _ in 0..ERRORS_PER_TURN / buffer.len() {
-            match errors.pipe.read(&mut buffer) {
-                Ok(0) => {
-                    errors.lines.finish(say);
-                    return Progress::Drained;
-                }
-                Ok(length) => errors.lines.feed(&buffer[..length], say),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Progress::Drained,
-            }
-        }
-        Progress::Again
+        errors.read(now, &Named(*job, types[*kind].as_ref()))
     }
 
     /// SIGCHLD: some children have ended, leaders of commands or those that came to us as orphans.
@@ -243,6 +222,8 @@ impl Secondary {
         }
         if workers {
             self.run_crews(reactor);
+        }
+        if workers || strays {
             self.look_for_strays(reactor);
         }
         if strays {
@@ -292,6 +273,10 @@ impl Secondary {
         {
             match action {
                 Action::Terminate => {
+                    let Run { job, kind, .. } = &self.runs.all[key];
+                    let of = self.runs.types[*kind].as_ref();
+                    let limit = of.and_then(|of| of.time_limit).unwrap_or_default();
+                    log::warn!("{}: its command has taken longer than {limit:?}: SIGTERM", Named(*job, of));
                     self.sweep(key, Signal::TERM);
                 }
                 Action::Sweep => {
@@ -327,7 +312,8 @@ impl Secondary {
     fn remove_run(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) {
         if let Stage::Running { .. } = self.runs.all[key].stage {
             // What it said last: a pipe holds more than is read in one turn.
-            let _ = (0..LAST_READS).find(|_| self.read_errors(key) == Progress::Drained);
+            let now = reactor.now();
+            let _ = (0..LAST_READS).find(|_| self.read_errors(now, key) == Progress::Drained);
         }
         let Run { job, kind, client, stage } = self.runs.all.remove(key);
         match stage {
@@ -339,13 +325,12 @@ impl Secondary {
                     of.waiting.remove(client.into(), |&waits| waits == key);
                 }
             }
-            Stage::Running { errors, mut timer, leader, .. } => {
+            Stage::Running { mut errors, mut timer, leader, .. } => {
+                errors.finish(reactor.now(), &Named(job, self.runs.types[kind].as_ref()));
+                errors.unwatch(reactor);
                 timer.cancel(&mut self.timers);
                 if self.runs.leaders.get(&leader) == Some(&key) {
                     self.runs.leaders.remove(&leader);
-                }
-                if let Some(id) = errors.id {
-                    reactor.deregister(&mut SourceFd(&errors.pipe.as_raw_fd()), id);
                 }
                 if let Some(of) = self.command_type(kind) {
                     of.running -= 1;
@@ -388,11 +373,11 @@ impl Secondary {
     /// Sends a signal to all who belong to a job's command. Returns whether any of them was there
     /// beside its leader and its process group.
     fn sweep(&mut self, key: usize, signal: Signal) -> bool {
-        let Some(Run { job, stage: Stage::Running { leader, command, .. }, .. }) = self.runs.all.get(key)
+        let Some(Run { stage: Stage::Running { leader, command, start, .. }, .. }) = self.runs.all.get(key)
         else {
             return false;
         };
-        let (own, whose, leader) = (std::process::id(), Whose::job(job.number), *leader);
+        let (own, start, leader) = (std::process::id(), *start, *leader);
         let mut found = false;
         if self.runs.leaders.get(&leader) == Some(&key) {
             // Before the group: who has lost its parent is harder to find.
@@ -404,15 +389,17 @@ impl Secondary {
                 }
             }
             descendants::signal_group(leader, signal);
+            // It may have left its own group.
+            descendants::signal(leader, &[own], signal);
         }
-        self.sweep_strays(Some((whose, leader)), signal) | found
+        self.sweep_strays(Some((start, leader)), signal) | found
     }
 }
 
 impl Run {
-    fn number(&self) -> Option<u64> {
+    fn start(&self) -> Option<Start> {
         match self.stage {
-            Stage::Running { number, .. } => Some(number),
+            Stage::Running { start, .. } => Some(start),
             Stage::Waiting { .. } => None,
         }
     }
@@ -420,16 +407,18 @@ impl Run {
 
 /// Starts a command on a connection, which is closed here. Returns its leader, and where its
 /// standard error can be read.
-fn spawn(of: &mut CommandType, stream: &TcpStream, job: JobRef, owner: Owner) -> io::Result<(u32, OwnedFd)> {
+fn spawn(
+    of: &mut CommandType,
+    stream: &TcpStream,
+    job: JobRef,
+    mark: (u64, u64),
+) -> io::Result<(u32, OwnedFd)> {
     let (errors, their_errors) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&errors, true)?;
     // The flag belongs to the connection, not to our descriptor of it (fcntl(2)).
     rustix::io::ioctl_fionbio(stream, false)?;
     let variables = variables(&of.name, job.number, stream.local_addr()?, stream.peer_addr()?);
     let streams = [stream.as_fd(), stream.as_fd(), their_errors.as_fd()];
-    let leader = of
-        .command
-        .start(streams, &variables, owner.mark(Whose::job(job.number)))
-        .map_err(io::Error::other)?;
+    let leader = of.command.start(streams, &variables, mark).map_err(io::Error::other)?;
     Ok((leader, errors))
 }

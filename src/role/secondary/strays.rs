@@ -6,14 +6,14 @@ use std::collections::{HashMap, HashSet};
 use rustix::process::Signal;
 
 use crate::core::command::LOOK_EVERY;
-use crate::core::mark::Whose;
+use crate::core::mark::{Mark, Start};
 use crate::core::strays::{Fate, Household, Stray};
 use crate::os::reactor::Handle;
 use crate::os::{descendants, proc};
 use crate::role::secondary::commands::Owner;
 use crate::role::secondary::{Key, Secondary, Timer};
 
-/// When a worker has ended, so often is looked for what it has left behind.
+/// When somebody has ended, so often is looked for what he has left behind.
 const LOOKS: u8 = 20;
 
 /// Those who have come so far.
@@ -30,8 +30,9 @@ pub struct Strays {
 
 #[derive(Clone, Copy)]
 struct Met {
-    mark: Option<Whose>,
-    started: u64,
+    mark: Option<Start>,
+    /// The last start before.
+    after: Start,
 }
 
 impl Strays {
@@ -40,10 +41,10 @@ impl Strays {
         Self { owner, started: 0, met: HashMap::new(), looks_left: 0 }
     }
 
-    /// The number of the next start of a command or a worker.
-    pub fn number(&mut self) -> u64 {
+    /// The next start of a command or a worker.
+    pub fn next(&mut self) -> Start {
         self.started += 1;
-        self.started
+        Start::new(self.started)
     }
 
     /// A child was reaped.
@@ -52,87 +53,86 @@ impl Strays {
     }
 
     fn meet(&mut self, pid: u32) -> Met {
-        let met = self.met.entry(pid).or_insert(Met { mark: None, started: self.started });
-        if met.mark.is_none() {
-            met.mark = descendants::mark_of(pid, self.owner.tree).map(|mark| mark.whose);
-        }
-        *met
+        let Self { owner, started, met, .. } = self;
+        *met.entry(pid).or_insert_with(|| {
+            // Who bears the mark of another secondary has made it up.
+            let is_ours = |mark: &Mark| (mark.slot, mark.incarnation) == (owner.slot, owner.incarnation);
+            let mark = descendants::mark_of(pid).filter(is_ours).map(|mark| mark.start);
+            Met { mark, after: Start::new(*started) }
+        })
     }
 }
 
 /// Who lives, but for the one who is being ended.
 struct Living {
-    all: HashSet<Whose>,
-    oldest: Option<u64>,
+    all: HashSet<Start>,
+    oldest: Option<Start>,
 }
 
 impl Household for Living {
-    fn lives(&self, whose: Whose) -> bool {
-        self.all.contains(&whose)
+    fn lives(&self, start: Start) -> bool {
+        self.all.contains(&start)
     }
 
-    fn oldest(&self) -> Option<u64> {
+    fn oldest(&self) -> Option<Start> {
         self.oldest
     }
 }
 
 impl Secondary {
-    /// Sends a signal to all who have come to this process and belong to the job or worker that is being
-    /// ended, by the number of its process group as well. Returns whether any of them was there.
-    /// Kills all whose jobs and workers are long gone.
-    pub(super) fn sweep_strays(&mut self, ended: Option<(Whose, u32)>, signal: Signal) -> bool {
+    /// Sends a signal to all who have come to this process and descend from the start that is being ended,
+    /// whose leader is or was that process. Returns whether any of them was there. Kills all that descend
+    /// from starts that are long gone.
+    pub(super) fn sweep_strays(&mut self, ended: Option<(Start, u32)>, signal: Signal) -> bool {
         let mut found = false;
         let mut household = None;
-        let (whose, group) = ended.unzip();
+        let (start, leader_of_ended) = ended.unzip();
         for pid in descendants::own_children() {
             if self.led_by(pid).is_some() {
                 continue;
             }
-            let Met { mark, started } = self.strays.meet(pid);
-            let household = household.get_or_insert_with(|| self.living_without(whose));
+            let Met { mark, after } = self.strays.meet(pid);
+            let household = household.get_or_insert_with(|| self.living_without(start));
             // Whoever is marked as somebody's who lives needs no second look.
-            if mark.is_some_and(|mark| whose != Some(mark) && household.lives(mark)) {
+            if mark.is_some_and(|mark| start != Some(mark) && household.lives(mark)) {
                 continue;
             }
             let Ok(stat) = proc::stat(pid) else {
                 continue;
             };
             let leader = u32::try_from(stat.group).ok();
-            let of_group = if leader == group { whose } else { None };
-            let of_group = of_group.or_else(|| leader.and_then(|leader| self.led_by(leader)));
-            let fate = Stray { mark, group: of_group, met: started }.fate(whose, household);
-            // The children of a zombie may be on their way to us: they are seen once it is reaped.
-            let is_zombie = matches!(stat.letter, 'Z' | 'X');
-            match fate {
-                Fate::Ends => found |= is_zombie || descendants::signal_family(pid, signal),
-                Fate::IsOverdue if !is_zombie => {
+            // The number of a group that is empty may be another leader's by now.
+            let group = leader.and_then(|leader| self.led_by(leader));
+            let group = group.or_else(|| start.filter(|_| leader == leader_of_ended));
+            match (Stray { mark, group, met: after }).fate(start, household) {
+                Fate::Ends => {
+                    // The children of a zombie may be on their way to us: they are seen once it is reaped. It
+                    // may also be one whose first thread has ended, and others go on: a signal ends those.
+                    let told = descendants::signal_family(pid, signal);
+                    found |= told || matches!(stat.letter, 'Z' | 'X');
+                }
+                Fate::IsOverdue => {
                     descendants::signal_family(pid, Signal::KILL);
                 }
-                Fate::IsOverdue | Fate::Stays => {}
+                Fate::Stays => {}
             }
         }
         found
     }
 
-    /// The command or worker that a process leads.
-    fn led_by(&self, pid: u32) -> Option<Whose> {
+    /// The start whose leader a process is.
+    fn led_by(&self, pid: u32) -> Option<Start> {
         self.runs.led_by(pid).or_else(|| self.crews.led_by(pid))
     }
 
-    fn living_without(&self, ended: Option<Whose>) -> Living {
-        let workers = self.crews.workers.iter();
-        let workers = workers.map(|(_, worker)| (Whose::worker(worker.number), Some(worker.number)));
-        let (mut all, mut oldest) = (HashSet::new(), None::<u64>);
-        for (whose, number) in self.runs.jobs().chain(workers) {
-            if Some(whose) != ended {
-                all.insert(whose);
-                oldest = oldest.into_iter().chain(number).min();
-            }
-        }
-        Living { all, oldest }
+    fn living_without(&self, ended: Option<Start>) -> Living {
+        let others = |start: &Start| Some(*start) != ended;
+        let oldest = self.runs.starts().filter(others).min();
+        let all = self.runs.starts().chain(self.crews.starts()).filter(others);
+        Living { all: all.collect(), oldest }
     }
 
-    /// A worker has ended: who has left its family before comes to us one by one.
+    /// Somebody has ended: whom he has left behind comes to us one by one.
     pub(super) fn look_for_strays(&mut self, reactor: &mut Handle<Key>) {
         if std::mem::replace(&mut self.strays.looks_left, LOOKS) == 0 {
             self.timers.arm(reactor.now(), Timer::Strays);

@@ -1,7 +1,7 @@
 //! A worker: a process that stays, with its three pipes.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use mio::Interest;
@@ -12,28 +12,26 @@ use rustix::io::ioctl_fionread;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::core::job::JobNumber;
-use crate::core::mark::Whose;
+use crate::core::mark::Start;
 use crate::core::workers::{Place, Seat};
 use crate::os::process::{Command, NotStarted};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, WRITE_BUDGET, write_some};
 use crate::role::secondary::Key;
-use crate::role::secondary::commands::Owner;
+use crate::role::secondary::errors::Errors;
 use crate::wire::client::TypeIndex;
 use crate::wire::frame::{Answer, Decoder, Wrong};
-use crate::wire::lines::Lines;
-
-/// Of standard error as much is read in one turn.
-const ERRORS_PER_TURN: usize = 16 * 1024;
-/// Longer lines of standard error are cut.
-const LONGEST_LINE: usize = 1024;
 
 /// A worker that was not reaped yet.
 pub struct Worker {
     /// Its pid, and the number of its process group.
     pub pid: u32,
-    /// Marks what it has started: it was the n-th command or worker that its secondary has started.
-    pub number: u64,
+    /// Marks what it has started.
+    pub start: Start,
+    /// It has closed its input, with a message that it has read.
+    pub deaf: bool,
+    /// It was told why it is killed.
+    pub doomed: bool,
     /// What it serves.
     pub kind: TypeIndex,
     /// Where it stands among those of its type.
@@ -43,14 +41,14 @@ pub struct Worker {
     /// `None` once it was dismissed, or has closed its end.
     input: Option<Pipe>,
     output: Pipe,
-    errors: Pipe,
+    /// Its standard error.
+    pub errors: Errors,
     /// The message that it was given last, as far as it was not answered.
     frame: Vec<u8>,
     /// As much of that is in the pipe.
     written: usize,
     decoder: Decoder,
     unread: Unread,
-    lines: Lines<LONGEST_LINE>,
 }
 
 /// Our end of a pipe.
@@ -82,8 +80,7 @@ impl Worker {
     pub fn start(
         command: &mut Command,
         name: &str,
-        owner: Owner,
-        number: u64,
+        (start, mark): (Start, (u64, u64)),
         (kind, seat): (TypeIndex, Seat),
         max_message: usize,
     ) -> Result<Self, NotStarted> {
@@ -96,27 +93,25 @@ impl Worker {
             fcntl_setfl(&fd, OFlags::NONBLOCK)?;
             Ok(Pipe { file: File::from(fd), id: None })
         };
-        let (input, output, errors) = (ours(input), ours(output), ours(errors));
-        let pipes = [input, output, errors].map(|pipe| pipe.map_err(not_started));
-        let [input, output, errors] = pipes;
-        let (input, output, errors) = (input?, output?, errors?);
+        let (input, output) = (ours(input).map_err(not_started)?, ours(output).map_err(not_started)?);
+        let errors = ours(errors).map_err(not_started)?;
         let streams = [its_input.as_fd(), its_output.as_fd(), its_errors.as_fd()];
-        let variables = [("OSPS_TYPE", name.to_owned()), ("OSPS_WORKER", number.to_string())];
-        let pid = command.start(streams, &variables, owner.mark(Whose::worker(number)))?;
+        let pid = command.start(streams, &[("OSPS_TYPE", name.to_owned())], mark)?;
         Ok(Self {
             pid,
-            number,
+            start,
             kind,
             seat,
+            deaf: false,
+            doomed: false,
             job: None,
             input: Some(input),
             output,
-            errors,
+            errors: Errors::new(OwnedFd::from(errors.file)),
             frame: Vec::new(),
             written: 0,
             decoder: Decoder::new(max_message),
             unread: Unread::default(),
-            lines: Lines::default(),
         })
     }
 
@@ -129,7 +124,7 @@ impl Worker {
             input.watch(reactor, Key::WorkerInput(place), Interest::WRITABLE)?;
         }
         self.output.watch(reactor, Key::WorkerOutput(place), Interest::READABLE)?;
-        self.errors.watch(reactor, Key::WorkerErrors(place), Interest::READABLE)
+        self.errors.watch(reactor, Key::WorkerErrors(place))
     }
 
     /// Ends that; must come before it is dropped.
@@ -236,7 +231,7 @@ impl Worker {
 
     /// Whether it has read all of the message that it was given: who answers before that, answers
     /// something else.
-    fn has_taken_message(&self) -> bool {
+    pub fn has_taken_message(&self) -> bool {
         let is_empty = |input: &Pipe| ioctl_fionread(&input.file).is_ok_and(|unread| unread == 0);
         self.written == self.frame.len() && self.input.as_ref().is_none_or(is_empty)
     }
@@ -245,25 +240,6 @@ impl Worker {
     /// taken for an answer to the next one.
     pub fn has_spoken(&self) -> bool {
         ioctl_fionread(&self.output.file).is_ok_and(|unread| unread > 0)
-    }
-
-    /// Hands on what it has written to its standard error, by lines.
-    pub fn read_errors(&mut self, mut say: impl FnMut(&[u8])) -> Progress {
-        let mut buffer = [0; 4096];
-        for _ in 0..ERRORS_PER_TURN / buffer.len() {
-            match self.errors.file.read(&mut buffer) {
-                Ok(0) => return Progress::Drained,
-                Ok(length) => self.lines.feed(&buffer[..length], &mut say),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Progress::Drained,
-            }
-        }
-        Progress::Again
-    }
-
-    /// Hands on the line that has no end.
-    pub fn last_words(&mut self, say: impl FnOnce(&[u8])) {
-        self.lines.finish(say);
     }
 }
 

@@ -1,38 +1,12 @@
 //! A watchdog that was started as root and is to run as another user: what needs root is done
 //! first, then everything is handed to that user, then root is given up.
 
-use crate::config::Config;
 use crate::exit::{Code, Failure};
+use crate::os::privileges;
 use crate::os::process::Identity;
 use crate::os::rundir::{Owner, Rundir, RundirError};
-use crate::os::{account, privileges};
 use crate::role::watchdog::Watchdog;
 use crate::role::watchdog::directory::rundir_failure;
-
-/// As whom all is to run; `None` where nothing is to be changed: who is not root was found to be
-/// that user already when the configuration was checked.
-pub fn wanted(config: &Config) -> Result<Option<Identity>, Failure> {
-    let failure = |key: &str, name: &str, error: &std::io::Error| {
-        Failure::new(Code::Config, format!("{key} = \"{name}\": {error}"))
-    };
-    let user = |name: &str| account::identity(name).map_err(|error| failure("user", name, &error));
-    let group = |name: &str| account::group(name).map_err(|error| failure("group", name, &error));
-    let user = config.user.as_deref().map(user).transpose()?;
-    let group = config.group.as_deref().map(group).transpose()?;
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    Ok(match (user, group) {
-        (None, None) => None,
-        (None, Some(gid)) => Some(Identity { uid: 0, gid, groups: vec![gid] }),
-        (Some(user), Some(gid)) if gid != user.gid => {
-            // As `initgroups(3)` does it: the group that is asked for, and those that list the user.
-            let groups = user.groups.into_iter().filter(|group| *group != user.gid).chain([gid]).collect();
-            Some(Identity { gid, groups, ..user })
-        }
-        (Some(user), _) => Some(user),
-    })
-}
 
 impl Watchdog {
     /// Hands over what was made so far, and gives up root.

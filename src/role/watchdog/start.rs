@@ -44,7 +44,7 @@ const FEWEST_CLIENTS: u64 = 16;
 impl Watchdog {
     /// Everything up to the first start of the principal, which the tree asks for.
     pub(super) fn start(config: Config, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
-        let identity = privileges::wanted(&config)?;
+        let identity = config.identity().map_err(|error| Failure::new(Code::Config, error))?;
         let user = identity.as_ref().map(|identity| identity.uid);
         let rundir = Rundir::prepare(&config.runtime_dir, user).map_err(rundir_failure)?;
         let lock = take_lock(&rundir)?;
