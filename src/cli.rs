@@ -1,6 +1,7 @@
 //! The command lines of the binaries: arguments in, exit code out.
 
 mod client;
+mod stress;
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -19,6 +20,7 @@ use crate::role;
 use crate::status;
 
 pub use client::osps_client;
+pub use stress::osps_stress;
 
 /// How soon a watchdog acknowledges.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -102,13 +104,12 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
             format!("this program cannot register a handler as {name:?}: the name is taken, or none");
         return Err(Failure::new(Code::Internal, message));
     }
-    let Common { config, runtime_dir } = osps.common;
+    let Common { config, runtime_dir } = &osps.common;
+    let load_for_tools = || load_for_tools(&osps.common);
     let load = || {
         Config::load_with(config.as_deref(), runtime_dir.as_deref(), &registry.names())
             .map_err(config_failure)
     };
-    let load_for_tools =
-        || Config::load_for_tools(config.as_deref(), runtime_dir.as_deref()).map_err(config_failure);
     // Before anything is begun, not by the tools: to make a handler may take a while.
     let try_handlers = |config: Config| match registry.check(&config) {
         Ok(()) => Ok(config),
@@ -132,6 +133,17 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
         Some(Command::Stop) => stop(&rundir(&load_for_tools()?)),
         Some(Command::Pingpong { count }) => role::pingpong::run(count),
     }
+}
+
+/// The configuration, as far as it concerns who looks at a running system.
+fn load_for_tools(common: &Common) -> Result<Config, Failure> {
+    Config::load_for_tools(common.config.as_deref(), common.runtime_dir.as_deref()).map_err(config_failure)
+}
+
+/// A time on a command line.
+fn duration(text: &str) -> Result<Duration, String> {
+    let time = humantime_serde::re::humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(time) }
 }
 
 fn rundir(config: &Config) -> Rundir {

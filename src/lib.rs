@@ -18,6 +18,8 @@
 //! [`Server`] and [`handler`] are for who writes a handler of his own, [`client`] for who writes a
 //! client.
 //!
+//! [`stress`] is the load generator `osps-stress`.
+//!
 //! `docs/design.md` says why it is so, `docs/protocol.md` what others may rely on.
 
 pub mod cli;
@@ -31,6 +33,7 @@ pub mod page;
 pub mod role;
 pub mod server;
 pub mod status;
+pub mod stress;
 pub mod wire;
 
 pub use server::Server;

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::{Common, config_failure, fail, parse};
+use super::{Common, duration, fail, load_for_tools, parse};
 use crate::client::{Client, ClientError, Endpoint, Event, Input, Limits, Mode, Output, Policy, Step};
-use crate::config::Config;
 use crate::exit::{Code, Failure};
 use crate::os::listener;
 use crate::os::log::Lines;
@@ -67,11 +66,6 @@ struct Arguments {
     /// How often to try again what failed, where that is safe
     #[arg(long, default_value_t = Policy::default().tries - 1, value_name = "N")]
     retries: u32,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let time = humantime_serde::re::humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if time.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(time) }
 }
 
 /// Runs `osps-client`.
@@ -165,9 +159,9 @@ fn spooled(mut stdin: File) -> io::Result<File> {
     Ok(file)
 }
 
-fn configured_address(common: &Common) -> Result<Endpoint, Failure> {
-    let config = Config::load_for_tools(common.config.as_deref(), common.runtime_dir.as_deref())
-        .map_err(config_failure)?;
+/// Where the configured system listens, for who is on the same machine.
+pub fn configured_address(common: &Common) -> Result<Endpoint, Failure> {
+    let config = load_for_tools(common)?;
     let address = config.listen.tcp().next();
     let address = address.ok_or_else(|| Failure::new(Code::Config, "listen: no address"))?;
     Ok(Endpoint::Tcp(listener::reachable(address).to_string()))

@@ -4,7 +4,9 @@
 //! inherited descriptors, signal dispositions) and nowhere else.
 
 pub mod account;
+pub mod alarm;
 pub mod clock;
+pub mod connect;
 pub mod descendants;
 pub mod fifo;
 pub mod landlock;
