@@ -42,6 +42,7 @@ use crate::role::launch::{self, Launched, Sheet};
 use crate::role::liveness::Liveness;
 use crate::wire::client::{Host, Types};
 use crate::wire::order::Order;
+use crate::wire::tube::Command;
 
 use clients::{Client, Waiting};
 use crowd::Door;
@@ -113,6 +114,8 @@ struct Principal {
     waiting: Waiting,
     /// Clients to whom something is to be sent when the turn is over.
     dirty: Vec<usize>,
+    /// Room for what a secondary says.
+    heard: Vec<Command>,
     slots: Vec<Slot>,
     /// The slot that is reconciled next.
     reconcile_next: usize,
@@ -198,6 +201,7 @@ impl Principal {
             last_serial: 0,
             waiting: Waiting::default(),
             dirty: Vec::new(),
+            heard: Vec::new(),
             slots,
             reconcile_next: 0,
             families: Vec::new(),

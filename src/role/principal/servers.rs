@@ -279,7 +279,8 @@ impl Principal {
         let Some(tube) = self.slots[slot].tube(incarnation) else {
             return Progress::Drained;
         };
-        let mut commands = Vec::new();
+        // Kept from one time to the next: what is said often shall allocate nothing.
+        let mut commands = std::mem::take(&mut self.heard);
         let mut malformed = 0;
         let read = tube.read(|line| match Command::parse(line) {
             Ok(command) => commands.push(command),
@@ -289,9 +290,10 @@ impl Principal {
             log::warn!("secondary {}.{incarnation}: {malformed} lines are no commands", number(slot));
             self.core.look_through(slot);
         }
-        for command in commands {
+        for command in commands.drain(..) {
             self.hear(reactor, slot, incarnation, command);
         }
+        self.heard = commands;
         read.unwrap_or_else(|error| {
             log::warn!("cannot read a tube: {error}");
             Progress::Drained
