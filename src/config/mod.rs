@@ -70,7 +70,7 @@ pub enum ConfigError {
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default = "Config::of_any_machine")]
 pub struct Config {
     /// Addresses of the control listeners.
     pub listen: Listen,
@@ -80,6 +80,7 @@ pub struct Config {
     /// Ports for (secondary, type) pairs.
     pub data_ports: DataPorts,
     /// Number of secondaries.
+    #[serde(default = "default_secondaries")]
     pub secondaries: u16,
     /// Where the shared files stand.
     pub runtime_dir: PathBuf,
@@ -193,6 +194,14 @@ impl<'de> Deserialize<'de> for DataPorts {
 
 impl Default for Config {
     fn default() -> Self {
+        Self { secondaries: default_secondaries(), ..Self::of_any_machine() }
+    }
+}
+
+impl Config {
+    /// The defaults, without looking at this machine: how many cores there are costs twenty system calls, and
+    /// each server reads a configuration at its start, where that number is given.
+    fn of_any_machine() -> Self {
         let request = |name: &str, handler, delay: Option<u64>| Request {
             delay: delay.map(Duration::from_millis),
             ..Request::new(name, handler)
@@ -201,7 +210,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 2222)).into(),
             announce: None,
             data_ports: DataPorts::Range(2223..=2999),
-            secondaries: default_secondaries(),
+            secondaries: 0,
             runtime_dir: default_runtime_dir(),
             admission: Admission::Address,
             claim_within: Duration::from_secs(5),
