@@ -39,6 +39,8 @@ pub struct Process {
     cpu_at_probe: Option<Duration>,
     answered: u64,
     answered_at: Option<Moment>,
+    /// What it said of itself at the last look, once the tree knows all of that.
+    seen: Option<(Condition, u64)>,
     killed: Option<KillCondition>,
 }
 
@@ -117,9 +119,18 @@ impl Watchdog {
             // Its files were gone before we met it: not ready, until it is killed for that.
             (None, Role::Secondary) => return,
         };
+        // Mostly nothing has changed; with a thousand processes a look must not ask the tree about each.
+        let seen = Some((record.condition, record.answered));
         // Until a process has introduced itself, its page may still speak of another.
-        if record.incarnation == name.incarnation && record.pid == process.pid() {
+        if record.incarnation == name.incarnation && record.pid == process.pid() && process.seen != seen {
             self.look_at_record(index, name, record, now);
+            let is_known = match record.condition {
+                Condition::None | Condition::Starting => true,
+                Condition::Ready => self.tree.is_ready(name),
+                Condition::Draining => self.tree.has_limit(name),
+                Condition::Recycling => self.tree.is_draining(name),
+            };
+            self.processes[index].seen = seen.filter(|_| is_known);
         }
     }
 
@@ -178,6 +189,7 @@ impl Watchdog {
             cpu_at_probe: None,
             answered: 0,
             answered_at: None,
+            seen: None,
             killed: None,
             pidfd,
         });
