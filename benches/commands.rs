@@ -12,6 +12,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod ratio;
 
 use std::env;
 use std::io::{Read, Write};
@@ -19,6 +20,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 use common::{PATIENCE, System, ask, connect, eventually, now};
+use ratio::{Limit, Ratio};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 const CLIENTS: usize = 16;
@@ -54,6 +56,14 @@ fn main() {
         for (_, server, rates) in &mut servers {
             rates.push(round(server, jobs));
         }
+    }
+    if peer.is_some() && is_bench {
+        let to_peer = |of: usize| servers[0].2.iter().zip(&servers[of].2).map(|(peer, rate)| rate / peer);
+        let ratios = [
+            Ratio::of("a command for each job, jobs/s", "tcpserver", Limit::AtLeast(0.85), to_peer(1)),
+            Ratio::of("a worker that stays, jobs/s", "tcpserver", Limit::AtLeast(10.0), to_peer(2)),
+        ];
+        ratio::keep("commands", &ratios);
     }
     println!("{:<12}{:>8}{:>12}{:>16}", "", "rounds", "jobs/s", "to the first");
     let mut first = None;

@@ -9,6 +9,8 @@
 //! machine's moods hit all of them; a table gives medians and ratios. `reactor` shall
 //! stay within 1.5 times `blocking`.
 
+mod ratio;
+
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -25,6 +27,7 @@ use osps::os::clock;
 use osps::os::fifo::{self, Flushed, Reader, Writer};
 use osps::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use osps::wire::tube::Command;
+use ratio::{Limit, Ratio};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tempfile::TempDir;
 
@@ -76,6 +79,9 @@ fn compare() -> io::Result<()> {
             micros.push(pair.run(ROUND_TRIPS)?.as_secs_f64() * 1e6 / ROUND_TRIPS as f64);
         }
     }
+    let ratios = micros[0].iter().zip(&micros[2]).map(|(blocking, reactor)| reactor / blocking);
+    let ratio = Ratio::of("FIFO ping-pong", "two that block", Limit::AtMost(1.5), ratios);
+    ratio::keep("fifo_pingpong", &[ratio]);
     let medians: Vec<f64> = micros.into_iter().map(median).collect();
     println!("{:<10} {:>14} {:>14}", "", "round trip", "to blocking");
     for (kind, median) in Kind::ALL.into_iter().zip(&medians) {

@@ -15,6 +15,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod ratio;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -32,6 +33,7 @@ use osps::page::principal::PrincipalPage;
 use osps::page::record::Record;
 use osps::page::secondary::SecondaryPage;
 use osps::page::watchdog::WatchdogPage;
+use ratio::{Limit, Ratio};
 
 const ROUNDS: usize = 25;
 const ROUNDS_WITH_PRINCIPAL: usize = 20;
@@ -291,7 +293,28 @@ impl Range {
             table.lines(&label, samples[0].0, &samples);
         }
         self.mishaps();
+        if env::args().any(|argument| argument == "--bench") {
+            self.keep();
+        }
         if self.refused > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
+
+    /// For the table of all benchmarks.
+    fn keep(&self) {
+        let yardstick = at(&self.yardstick, 0.5).as_secs_f64();
+        let times = |target, blow, time: fn(&Sample) -> Option<Duration>, unit: f64| {
+            let of_kind = self.samples.iter().filter(move |((t, b, _), _)| (*t, *b) == (target, blow));
+            of_kind.filter_map(move |(_, sample)| Some(time(sample)?.as_secs_f64() / unit))
+        };
+        let killed = times(Target::Secondary, Blow::Kill, |sample| Some(sample.ready), yardstick);
+        let stopped = times(Target::Secondary, Blow::Stop, |sample| sample.served, 0.1);
+        let principal = times(Target::Principal, Blow::Kill, |sample| sample.served, 0.02);
+        let ratios = [
+            Ratio::of("a killed secondary is ready again", "/bin/true", Limit::AtMost(3.0), killed),
+            Ratio::of("a stopped secondary serves again", "100 ms", Limit::AtMost(1.0), stopped),
+            Ratio::of("a killed principal serves again", "20 ms", Limit::AtMost(1.0), principal),
+        ];
+        ratio::keep("replacement", &ratios);
     }
 
     /// What should not have happened.

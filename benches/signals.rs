@@ -12,6 +12,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod ratio;
 
 use std::env;
 use std::fs::File;
@@ -29,6 +30,7 @@ use osps::core::name::Role;
 use osps::os::segment::Segment;
 use osps::page::Access;
 use osps::page::watchdog::WatchdogPage;
+use ratio::{Limit, Ratio};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use signal_hook_mio::v1_0::Signals;
 
@@ -54,13 +56,15 @@ fn main() {
     let rounds = if is_bench { ROUNDS } else { 1 };
     let probes = if is_bench { PROBES } else { 5 };
     SigSet::from(Signal::SIGUSR2).thread_block().unwrap();
-    for (title, cores, limit) in [("one core", [0, 0], 3.0), ("two cores", [0, 1], 1.75)] {
-        measure(title, cores, limit, rounds, probes);
+    let placements = [("one core", [0, 0], 3.0), ("two cores", [0, 1], 1.75)];
+    let ratios = placements.map(|(title, cores, limit)| measure(title, cores, limit, rounds, probes));
+    if is_bench {
+        ratio::keep("signals", &ratios);
     }
 }
 
 /// All kinds in turn, with the asking process on the first of these cores and the answering one on the second.
-fn measure(title: &str, cores: [usize; 2], limit: f64, rounds: usize, probes: usize) {
+fn measure(title: &str, cores: [usize; 2], limit: f64, rounds: usize, probes: usize) -> Ratio {
     let dir = tempfile::tempdir().unwrap();
     let mut waiting = Pair::start("sigwait", dir.path(), cores[1]);
     let mut looping = Pair::start("mio", dir.path(), cores[1]);
@@ -85,24 +89,16 @@ fn measure(title: &str, cores: [usize; 2], limit: f64, rounds: usize, probes: us
             ratios[index].push(time / medians[0]);
         }
     }
-    println!("{title:<12}{:>14}{:>30}", "median µs", "to sigwait: median (range)");
-    for (name, (times, ratios)) in ["sigwait", "mio", "osps"].iter().zip(times.into_iter().zip(ratios)) {
-        let (least, most) = ratios
-            .iter()
-            .fold((f64::MAX, 0.0_f64), |(least, most), &ratio| (least.min(ratio), most.max(ratio)));
-        let ratio = median(ratios);
-        let verdict = match (*name, ratio <= limit) {
-            ("osps", true) => format!("  at most {limit}: yes"),
-            ("osps", false) => format!("  at most {limit}: no"),
-            _ => String::new(),
-        };
-        println!(
-            "{name:<12}{:>14.1}{:>30}{verdict}",
-            median(times),
-            format!("{ratio:.2} ({least:.2}-{most:.2})")
-        );
-    }
     pin(None, 0);
+    println!("{title:<12}{:>14}", "median µs");
+    let mut last = None;
+    for (name, (times, ratios)) in ["sigwait", "mio", "osps"].iter().zip(times.into_iter().zip(ratios)) {
+        let what = format!("a probe by {name}, {title}");
+        let ratio = Ratio::of(&what, "sigwait", Limit::AtMost(limit), ratios);
+        println!("{name:<12}{:>14.1}   {}", median(times), ratio.line());
+        last = Some(ratio);
+    }
+    last.unwrap()
 }
 
 fn pin(pid: Option<u32>, core: usize) {

@@ -13,6 +13,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod ratio;
 
 use std::env;
 use std::fs;
@@ -30,12 +31,15 @@ use nix::unistd::Pid;
 use osps::core::moment::Moment;
 use osps::os::descendants;
 use osps::os::proc::CpuClock;
+use ratio::{Limit, Ratio};
 
 /// Tells this program that it is a bare process, and of which kind.
 const CHILD: &str = "OSPS_BENCH_CHILD";
 const SERVERS: &str = "OSPS_BENCH_SERVERS";
 const PERIOD: Duration = Duration::from_millis(250);
-const SIZES: [usize; 4] = [1, 10, 100, 1000];
+const SIZES: [usize; 5] = [1, 4, 10, 100, 1000];
+/// The size of which SPEC.md speaks.
+const USUAL: usize = 4;
 const WINDOW: Duration = Duration::from_secs(10);
 
 fn main() {
@@ -65,11 +69,14 @@ fn main() {
         "ratio"
     );
     for secondaries in sizes {
-        measure(secondaries, window);
+        let ratios = measure(secondaries, window);
+        if is_bench && secondaries == USUAL {
+            ratio::keep("supervision", &ratios);
+        }
     }
 }
 
-fn measure(secondaries: usize, window: Duration) {
+fn measure(secondaries: usize, window: Duration) -> [Ratio; 2] {
     let start = now();
     let system = System::start(&format!("secondaries = {secondaries}"), common::REQUESTS);
     let started = now().since(start);
@@ -100,6 +107,11 @@ fn measure(secondaries: usize, window: Duration) {
             used.cpu.as_secs_f64() / uses[0].cpu.as_secs_f64()
         );
     }
+    let cpu = uses[1].cpu.as_secs_f64() / uses[0].cpu.as_secs_f64();
+    [
+        Ratio::of("idle CPU, 4 secondaries", "bare watchdog", Limit::AtMost(1.5), [cpu]),
+        Ratio::of("memory of the tree (PSS)", "6 MiB", Limit::AtMost(1.0), [uses[1].pss_kib as f64 / 6144.0]),
+    ]
 }
 
 fn spawn_and_reap(processes: usize) -> Duration {

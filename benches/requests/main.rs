@@ -15,6 +15,8 @@
 mod bare;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+#[path = "../ratio/mod.rs"]
+mod ratio;
 
 use std::env;
 use std::net::SocketAddr;
@@ -26,6 +28,7 @@ use common::System;
 use osps::os::descendants;
 use osps::os::proc::CpuClock;
 use osps::stress::report::Report;
+use ratio::{Limit, Ratio};
 
 const ROUNDS: usize = 7;
 const REQUESTS: &str = "20000";
@@ -57,6 +60,7 @@ fn main() {
         Server { name: "bare dispatcher", pid: dispatcher.pid(), address: dispatcher.address },
         Server { name: "osps", pid: system.pids()[0], address: system.address() },
     ];
+    let mut ratios = Vec::new();
     for (title, arguments) in [
         ("64 clients, control kept", vec!["--clients", "64", "--count", many]),
         ("64 clients, control renewed", vec!["--clients", "64", "--count", many, "--renew"]),
@@ -64,10 +68,31 @@ fn main() {
         let samples = measure(&servers, rounds, &arguments);
         println!("\n{title}");
         throughput(&servers, &samples);
+        let of =
+            |value: fn(&Sample) -> f64| samples.iter().map(move |round| value(&round[2]) / value(&round[1]));
+        ratios.push(Ratio::of(
+            &format!("rate, {title}"),
+            "dispatcher, 4 workers",
+            Limit::AtLeast(LEAST_RATE),
+            of(|sample| sample.rate),
+        ));
+        ratios.push(Ratio::of(
+            &format!("CPU of all, {title}"),
+            "dispatcher, 4 workers",
+            Limit::AtMost(MOST_CPU),
+            of(|sample| sample.cpu_us),
+        ));
     }
     let samples = measure(&servers, rounds, &["--clients", "1", "--count", alone]);
     println!("\none client alone, control kept");
     latency(&servers, &samples);
+    let latencies = samples.iter().map(|round| round[2].p50_us / round[0].p50_us);
+    ratios.push(Ratio::of("median latency, 1 client", "bare loop", Limit::AtMost(MOST_LATENCY), latencies));
+    println!("\n{}", ratio::head());
+    ratios.iter().for_each(|ratio| println!("{}", ratio.line()));
+    if is_bench {
+        ratio::keep("requests", &ratios);
+    }
     system.books_are_exact();
 }
 
@@ -129,10 +154,6 @@ fn throughput(servers: &[Server], samples: &[Vec<Sample>]) {
         let [middle, ..] = spread(samples, |round| round[index].rate);
         let [middle_cpu, ..] = spread(samples, |round| round[index].cpu_us);
         println!("{:<18}{middle:>12.0}{middle_cpu:>14.1}{:>22}{:>22}", server.name, shown(rate), shown(cpu));
-        if index == 2 {
-            println!("{}", verdict("rate at least", LEAST_RATE, rate[0], rate[0] >= LEAST_RATE));
-            println!("{}", verdict("CPU at most", MOST_CPU, cpu[0], cpu[0] <= MOST_CPU));
-        }
     }
 }
 
@@ -142,9 +163,6 @@ fn latency(servers: &[Server], samples: &[Vec<Sample>]) {
         let [middle, ..] = spread(samples, |round| round[index].p50_us);
         let ratio = spread(samples, |round| round[index].p50_us / round[0].p50_us);
         println!("{:<18}{middle:>12.1}{:>22}", server.name, shown(ratio));
-        if index == 2 {
-            println!("{}", verdict("latency at most", MOST_LATENCY, ratio[0], ratio[0] <= MOST_LATENCY));
-        }
     }
 }
 
@@ -157,10 +175,6 @@ fn spread(samples: &[Vec<Sample>], value: impl Fn(&[Sample]) -> f64) -> [f64; 3]
 
 fn shown([middle, least, most]: [f64; 3]) -> String {
     format!("{middle:.2} ({least:.2}-{most:.2})")
-}
-
-fn verdict(what: &str, limit: f64, value: f64, holds: bool) -> String {
-    format!("  {what} {limit:.2}: {value:.2}, {}", if holds { "yes" } else { "no" })
 }
 
 /// The same command, on the first core with all that it starts.
