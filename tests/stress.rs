@@ -99,12 +99,78 @@ fn pause(millis: u64) {
 }
 
 #[test]
+fn what_an_interrupted_run_leaves_undone_is_counted() {
+    let times = "[watchdog]\nperiod = \"250ms\"\nsuspect_after = \"20s\"\nkill_after = \"30s\"\n";
+    let system = System::start("secondaries = 1", &format!("{REQUESTS}{times}"));
+    for processes in ["1", "2"] {
+        let run =
+            ["--rate", "200", "--clients", "20", "--duration", "60s", "--json", "--processes", processes];
+        let mut loads = stress(&system, &run).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let done = system.status()["ledger"]["done"].as_u64().unwrap();
+        system.until("that it has begun", |status| status["ledger"]["done"].as_u64() > Some(done + 20));
+        let pid = system.pid(0);
+        system.signal(pid, Signal::SIGSTOP);
+        pause(1000);
+        // Two that come at once may be one.
+        while loads.try_wait().unwrap().is_none() {
+            system.signal(loads.id(), Signal::SIGINT);
+            pause(100);
+        }
+        let output = loads.wait_with_output().unwrap();
+        system.signal(pid, Signal::SIGCONT);
+        assert_eq!(output.status.code(), Some(69));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let errors = &report["errors"];
+        if processes == "1" {
+            assert_eq!(errors["unfinished"], 20, "all clients were at a request: {errors}");
+            assert!(errors["not_begun"].as_u64() > Some(50), "a second of them: {errors}");
+        } else {
+            // Those that did not tell in time are told of.
+            assert!(failures(&report) > 0, "{errors}");
+        }
+        let steps = report["timeline"]["ok"].as_array().unwrap().len();
+        assert!(
+            steps as f64 >= report["duration_s"].as_f64().unwrap() * 10.0,
+            "the time line goes to the end"
+        );
+    }
+}
+
+#[test]
+fn a_unix_socket_is_asked_from_one_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = format!("unix:{}", dir.path().join("principal").display());
+    let system = System::start(&format!("listen = [\"127.0.0.1:0\", {socket:?}]\nsecondaries = 1"), REQUESTS);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_osps-stress"));
+    command.args(["--at", &socket, "--clients", "100", "--count", "300", "--quiet"]);
+    let (report, code) = report(command);
+    assert_eq!((code, &report["ok"], &report["errors"]), (0, &300.into(), &serde_json::json!({})));
+    system.books_are_exact();
+}
+
+#[test]
+fn nobody_has_to_read_the_course_of_it() {
+    let system = System::start("secondaries = 1", REQUESTS);
+    let mut command = Command::new("sh");
+    let script =
+        "{ \"$0\" --at \"$1\" --clients 2 --duration 1500ms; echo $? >&3; } 2>&1 >/dev/null 3>code | true";
+    command.args(["-c", script, env!("CARGO_BIN_EXE_osps-stress"), &system.address().to_string()]);
+    assert!(command.current_dir(system.dir.path()).status().unwrap().success());
+    let code = common::eventually("its end", || {
+        fs::read_to_string(system.dir.path().join("code")).ok().filter(|c| !c.is_empty())
+    });
+    assert_eq!(code, "0\n");
+}
+
+#[test]
 fn several_processes_add_up() {
     let system = System::start("secondaries = 2", REQUESTS);
     let (report, code) = report(stress(&system, &["--processes", "3", "--clients", "10", "--count", "101"]));
     assert_eq!((code, &report["ok"]), (0, &101.into()));
-    assert_eq!(report["clients"], 10);
-    assert_eq!(system.books_are_exact()["ledger"]["done"], 101);
+    let (few, _) = self::report(stress(&system, &["--processes", "4", "--clients", "8", "--count", "2"]));
+    assert_eq!(few["ok"], 2);
+    assert_eq!((&report["setting"]["clients"], &report["setting"]["processes"]), (&10.into(), &3.into()));
+    assert_eq!(system.books_are_exact()["ledger"]["done"], 103);
 }
 
 #[test]
@@ -219,6 +285,9 @@ fn a_limit_in_the_way_is_named_before_anything_begins() {
         (&["--at", "[::1]:1", "--sources", "4"], "--sources"),
         (&["--size", "0", "--expect", "echo"], "--expect"),
         (&["--duration", "1s", "--count", "1"], "--count"),
+        (&["--type", "echo", "--type", "echo=3"], "twice"),
+        (&["--duration", "1s", "--ramp", "2s"], "--ramp"),
+        (&["--at", "unix:/no/such", "--sources", "2"], "--sources"),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_osps-stress")).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(64), "{arguments:?}");

@@ -138,13 +138,14 @@ fn run(arguments: &Arguments, given: &[OsString]) -> Result<ExitCode, Failure> {
     if let Some(part) = &arguments.part {
         return run_part(arguments, &plan, &target, part);
     }
-    for file in [&arguments.hdr, &arguments.plot].into_iter().flatten() {
-        // Better now than after a minute of work.
-        write(file, "")?;
-    }
+    plan.part(0, plan.processes).claim_descriptors()?;
     let watch = Watch::for_people(arguments.quiet, faults(arguments)?);
+    for file in [&arguments.hdr, &arguments.plot].into_iter().flatten() {
+        // Better now than after a minute of work; what stands there is kept until then.
+        let opened = fs::File::options().append(true).create(true).open(file);
+        opened.map_err(|error| cannot_write(file, &error))?;
+    }
     let (record, watch, took) = if arguments.processes == 1 {
-        plan.claim_descriptors()?;
         Load::new(&plan, &target, watch, clock::now()).run().map_err(loop_failure)?
     } else {
         let start = clock::now() + HERD_STARTS_AFTER;
@@ -152,8 +153,8 @@ fn run(arguments: &Arguments, given: &[OsString]) -> Result<ExitCode, Failure> {
             (0..arguments.processes).map(|index| part_arguments(given, index, start)).collect::<Vec<_>>();
         Herd::run(&plan, &each, watch, start).map_err(loop_failure)?
     };
-    let report = Report::new(&plan, &record, watch.close(), took);
-    show(arguments, &plan, &record, &report)?;
+    let report = Report::new(&plan, &target, &record, watch.close(), took);
+    show(arguments, &record, &report)?;
     Ok(if report.is_clean() { Code::Ok.into() } else { Code::Unavailable.into() })
 }
 
@@ -203,9 +204,28 @@ fn plan(arguments: &Arguments, target: &Target) -> Result<Plan, Failure> {
             format!("--processes {}: must not be more than --clients {clients}", arguments.processes);
         return Err(Failure::new(Code::Usage, message));
     }
-    let is_loopback = target.host().is_loopback() && target.host().is_ipv4();
-    if arguments.sources.is_some() && !is_loopback {
-        return Err(Failure::new(Code::Usage, "--sources: only 127.0.0.0/8 has addresses to spare"));
+    let usage = |what: String| Err(Failure::new(Code::Usage, what));
+    if arguments.sources.is_some_and(|sources| sources > 1) && !target.has_spare_sources() {
+        let what = format!(
+            "--sources: only a server at 127.0.0.0/8 can be reached from several addresses, not {target}"
+        );
+        return usage(what);
+    }
+    let twice = arguments
+        .kinds
+        .iter()
+        .enumerate()
+        .find(|(index, share)| arguments.kinds[..*index].iter().any(|before| before.kind == share.kind));
+    if let Some((_, share)) = twice {
+        return usage(format!("--type {}: is there twice; give it a weight: {}=2", share.kind, share.kind));
+    }
+    if let (Some(ramp), Some(duration)) = (arguments.ramp, arguments.duration)
+        && ramp > duration
+    {
+        return usage(format!("--ramp {ramp:?}: must not be longer than --duration {duration:?}"));
+    }
+    if arguments.plot.is_some() && arguments.plot == arguments.hdr {
+        return usage("--plot and --hdr: must be two files".to_owned());
     }
     let mut payload = match &arguments.data {
         Some(text) => text.clone().into_bytes(),
@@ -235,6 +255,8 @@ fn plan(arguments: &Arguments, target: &Target) -> Result<Plan, Failure> {
         ramp: arguments.ramp.unwrap_or_default(),
         sources: sources.unwrap_or_else(|| Plan::usual_sources(clients, target)),
         first_client: 0,
+        offset: Duration::ZERO,
+        processes: usize::from(arguments.processes),
     })
 }
 
@@ -248,12 +270,12 @@ fn faults(arguments: &Arguments) -> Result<Option<Faults>, Failure> {
     Ok(Some(Faults::new(rundir, rate)))
 }
 
-fn show(arguments: &Arguments, plan: &Plan, record: &Record, report: &Report) -> Result<(), Failure> {
+fn show(arguments: &Arguments, record: &Record, report: &Report) -> Result<(), Failure> {
     if let Some(file) = &arguments.hdr {
         write(file, &report::distribution(record))?;
     }
     if let Some(file) = &arguments.plot {
-        let title = title(plan, report);
+        let title = title(report);
         let svg = plot::svg(&title, record, report);
         write(file, &svg.map_err(|error| Failure::internal("draw the plot", &error))?)?;
     }
@@ -261,38 +283,41 @@ fn show(arguments: &Arguments, plan: &Plan, record: &Record, report: &Report) ->
         let json = serde_json::to_string(report).map_err(|error| Failure::internal("write JSON", &error))?;
         format!("{json}\n")
     } else {
-        report::text(plan, report, record)
+        report::text(report, record)
     };
     print(&text).map(drop)
 }
 
-fn title(plan: &Plan, report: &Report) -> String {
-    let kinds: Vec<&str> = plan.shares.iter().map(|share| share.kind.as_str()).collect();
-    let looped = plan.rate.map_or("closed loop".to_owned(), |rate| format!("open loop at {rate}/s"));
+fn title(report: &Report) -> String {
+    let kinds: Vec<&str> = report.setting.types.keys().map(String::as_str).collect();
+    let looped =
+        report.setting.rate.map_or("closed loop".to_owned(), |rate| format!("open loop at {rate}/s"));
     let failed: u64 = report.errors.values().sum();
     format!(
         "{}: {} clients, {looped}: {:.0}/s, {failed} failed of {}",
         kinds.join(", "),
-        plan.clients,
+        report.setting.clients,
         report.rate,
         report.ok + failed
     )
 }
 
 fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    fs::write(file, text).map_err(|error| {
-        Failure::new(Code::CannotCreate, format!("cannot write {}: {error}", file.display()))
-    })
+    fs::write(file, text).map_err(|error| cannot_write(file, &error))
+}
+
+fn cannot_write(file: &Path, error: &io::Error) -> Failure {
+    Failure::new(Code::CannotCreate, format!("cannot write {}: {error}", file.display()))
 }
 
 fn compare(first: &Path, second: &Path) -> Result<ExitCode, Failure> {
     let read = |file: &Path| {
-        let failed = |error: &dyn std::fmt::Display| {
-            let message = format!("{} is no report of osps-stress --json: {error}", file.display());
-            Failure::new(Code::Unavailable, message)
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            Failure::new(Code::Unavailable, format!("{} {what}: {error}", file.display()))
         };
-        let text = fs::read_to_string(file).map_err(|error| failed(&error))?;
-        serde_json::from_str::<Report>(&text).map_err(|error| failed(&error))
+        let text = fs::read_to_string(file).map_err(|error| failed("cannot be read", &error))?;
+        serde_json::from_str::<Report>(&text)
+            .map_err(|error| failed("is no report of osps-stress --json", &error))
     };
     let (one, two) = (read(first)?, read(second)?);
     let name =

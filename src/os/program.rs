@@ -59,8 +59,15 @@ fn executable(program: &Path) -> io::Result<()> {
     // By whom this process is just now, for whom it may try it.
     accessat(CWD, program, Access::EXEC_OK, AtFlags::EACCESS)?;
     // One that cannot be read can be executed all the same.
-    let Some(interpreter) = interpreter(program) else {
+    let Some(head) = head(program) else {
         return Ok(());
+    };
+    let Some(interpreter) = interpreter(&head) else {
+        if head.starts_with(b"\x7fELF") || has_other_formats() {
+            return Ok(());
+        }
+        let what = "it is neither a program nor a script that begins with #!";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     };
     accessat(CWD, &interpreter, Access::EXEC_OK, AtFlags::EACCESS).map_err(|error| {
         let error = io::Error::from(error);
@@ -68,11 +75,22 @@ fn executable(program: &Path) -> io::Result<()> {
     })
 }
 
-/// What the first line of a script names (execve(2)).
-fn interpreter(program: &Path) -> Option<PathBuf> {
-    let mut head = [0; 256];
+/// What a program begins with.
+fn head(program: &Path) -> Option<Vec<u8>> {
+    let mut head = vec![0; 256];
     let length = File::open(program).ok()?.read(&mut head).ok()?;
-    let line = head[..length].strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
+    head.truncate(length);
+    Some(head)
+}
+
+/// Whether this kernel was told of other formats of programs (binfmt_misc): beside them there are two files.
+fn has_other_formats() -> bool {
+    std::fs::read_dir("/proc/sys/fs/binfmt_misc").is_ok_and(|entries| entries.count() > 2)
+}
+
+/// What the first line of a script names (execve(2)).
+fn interpreter(head: &[u8]) -> Option<PathBuf> {
+    let line = head.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
     let word = line.split(|byte| b" \t".contains(byte)).find(|word| !word.is_empty())?;
     Some(PathBuf::from(OsStr::from_bytes(word)))
 }
@@ -88,7 +106,7 @@ mod tests {
         let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
         for (place, mode) in [(&first, 0o600), (&second, 0o700)] {
             std::fs::create_dir(place).unwrap();
-            std::fs::write(place.join("work"), "").unwrap();
+            std::fs::write(place.join("work"), "#!/bin/sh\n").unwrap();
             std::fs::set_permissions(place.join("work"), PermissionsExt::from_mode(mode)).unwrap();
         }
         let both = std::env::join_paths([&first, &second]).unwrap();
@@ -106,6 +124,11 @@ mod tests {
         let error = find(&candidates("second/work", None, home)).unwrap_err();
         assert!(error.to_string().contains("/no/such/interpreter"), "{error}");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        if !has_other_formats() {
+            std::fs::write(second.join("work"), "echo\n").unwrap();
+            let error = find(&candidates("second/work", None, home)).unwrap_err();
+            assert!(error.to_string().contains("#!"), "{error}");
+        }
         can_be_entered(&second).unwrap();
         assert_eq!(can_be_entered(&second.join("work")).unwrap_err().kind(), io::ErrorKind::NotADirectory);
     }

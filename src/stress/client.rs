@@ -51,12 +51,11 @@ pub struct Work {
 
 enum Stage {
     /// So many bytes of the request are sent.
-    Asking {
-        sent: usize,
-    },
+    Asking { sent: usize },
     Exchanging {
         data: TcpStream,
         id: SourceId,
+        port: u16,
         connected: bool,
         sent: usize,
         ended: bool,
@@ -93,13 +92,14 @@ impl Client {
                 Target::Tcp(address) => connect::tcp(*address, self.source).map(Stream::Tcp),
                 Target::Unix(path) => connect::unix(path),
             };
-            let mut stream = stream.map_err(|error| failure(&error, "connect to the principal"))?;
+            let mut stream =
+                stream.map_err(|error| located(failure(&error, "connect to the principal"), target))?;
             let id = reactor
                 .register(&mut stream, Key::Control(self.place), READ_WRITE)
                 .map_err(|error| failure(&error, "watch a connection"))?;
             self.control = Some(Control { stream, id, line: Vec::new() });
         }
-        self.ask(plan)?;
+        self.ask(plan).map_err(|failure| located(failure, target))?;
         Ok(Progress::Goes)
     }
 
@@ -131,12 +131,12 @@ impl Client {
             return Ok(Progress::Goes);
         }
         if ready.writable {
-            self.ask(plan)?;
+            self.ask(plan).map_err(|failure| located(failure, target))?;
         }
         if !ready.readable || !matches!(self.work, Some(Work { stage: Stage::Asking { .. }, .. })) {
             return Ok(Progress::Goes);
         }
-        let Some(line) = self.read_answer()? else {
+        let Some(line) = self.read_answer().map_err(|failure| located(failure, target))? else {
             return Ok(Progress::Goes);
         };
         let port = port_of(&line)?;
@@ -186,7 +186,15 @@ impl Client {
             .register(&mut data, Key::Data(self.place), READ_WRITE)
             .map_err(|error| failure(&error, "watch a connection"))?;
         if let Some(work) = &mut self.work {
-            work.stage = Stage::Exchanging { data, id, connected: false, sent: 0, ended: false, received: 0 };
+            work.stage = Stage::Exchanging {
+                data,
+                id,
+                port: to.port(),
+                connected: false,
+                sent: 0,
+                ended: false,
+                received: 0,
+            };
         }
         self.exchange(plan)
     }
@@ -201,18 +209,20 @@ impl Client {
 
     /// Sends and reads what can be.
     fn exchange(&mut self, plan: &Plan) -> Result<Progress, Failure> {
-        let Some(Work { stage: Stage::Exchanging { data, connected, sent, ended, received, .. }, .. }) =
-            &mut self.work
+        let Some(Work {
+            stage: Stage::Exchanging { data, port, connected, sent, ended, received, .. }, ..
+        }) = &mut self.work
         else {
             return Ok(Progress::Goes);
         };
         if *sent < plan.payload.len() {
             let written = write_some(data, &plan.payload[*sent..]);
-            *sent += written.map_err(|error| failure(&error, "send"))?;
+            *sent += written.map_err(|error| failure(&error, &format!("send to port {port}")))?;
             *connected |= *sent > 0;
         }
         if *connected && *sent == plan.payload.len() && !*ended && plan.expect == Expect::End {
-            data.shutdown(Shutdown::Write).map_err(|error| failure(&error, "end the input"))?;
+            let ended_input = data.shutdown(Shutdown::Write);
+            ended_input.map_err(|error| failure(&error, &format!("end the input at port {port}")))?;
             *ended = true;
         }
         if *connected { read_data(data, received, plan) } else { Ok(Progress::Goes) }
@@ -276,16 +286,27 @@ fn peer_of(stream: &Stream) -> Option<IpAddr> {
     }
 }
 
+/// Enough of it to know it again.
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// With the address that was asked.
+fn located((failed, what): Failure, target: &Target) -> Failure {
+    (failed, format!("{what} ({target})"))
+}
+
 /// The port that an answer gives, or why it gives none.
 fn port_of(line: &[u8]) -> Result<u16, Failure> {
     let text = String::from_utf8_lossy(line);
     let text = text.trim_end();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
-        Ok(port) => Ok(port),
-        Err(_) => Err(match text.strip_prefix("-1") {
+        Ok(port) if is_number && port > 0 => Ok(port),
+        Ok(_) | Err(_) => Err(match text.strip_prefix("-1") {
             Some(why) if why.trim_start().starts_with("busy") => (Failed::Busy, why.trim().to_owned()),
             Some(why) => (Failed::NoPort, why.trim().to_owned()),
-            None => (Failed::Wrong, format!("the principal has answered {text:?}")),
+            None => (Failed::Wrong, format!("the principal has answered {:?}", shortened(text))),
         }),
     }
 }
@@ -322,6 +343,8 @@ mod tests {
             (b"-1 stopping\r\n", Failed::NoPort),
             (b"hello\n", Failed::Wrong),
             (b"99999\n", Failed::Wrong),
+            (b"+2223\n", Failed::Wrong),
+            (b"0\n", Failed::Wrong),
         ] {
             assert_eq!(port_of(line).unwrap_err().0, failed, "{}", line.escape_ascii());
         }

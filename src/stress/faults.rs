@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::core::name::Role;
 use crate::core::slots::Occupied;
 use crate::os::pidfd::Pidfd;
-use crate::os::random;
 use crate::os::rundir::Rundir;
+use crate::os::{proc, random};
 use crate::page::Access;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::{Verdict, WatchdogPage};
@@ -65,7 +65,7 @@ impl Faults {
         self.done.last()
     }
 
-    /// Who serves now, by name; never a process that has got the pid of one.
+    /// Who serves now, by name, and is not frozen already; never a process that has got the pid of one.
     fn servers(&self) -> Vec<(String, Pidfd)> {
         let mut servers = Vec::new();
         let (Ok(watchdog), Ok(principal)) = (
@@ -75,8 +75,10 @@ impl Faults {
             return servers;
         };
         let mut add = |name: String, pid, start_time| {
+            let is_stopped = proc::stat(pid).is_ok_and(|stat| stat.letter == 'T');
             if let Ok(pidfd) = Pidfd::of_process(pid, start_time)
                 && !pidfd.has_ended()
+                && !is_stopped
             {
                 servers.push((name, pidfd));
             }

@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::core::moment::Moment;
+use crate::os::clock;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::stress::Plan;
-use crate::stress::record::{Parcel, Record};
+use crate::stress::record::{Failed, Parcel, Record};
 use crate::stress::watch::{Glance, Watch};
 
 /// The last line that a process tells.
@@ -49,6 +50,7 @@ pub struct Herd<'a> {
     watch: Watch,
     start: Moment,
     show_at: Moment,
+    interrupted: bool,
 }
 
 impl<'a> Herd<'a> {
@@ -63,7 +65,7 @@ impl<'a> Herd<'a> {
         start: Moment,
     ) -> io::Result<(Record, Watch, Duration)> {
         let mut reactor = Reactor::new(&[SIGINT, SIGTERM])?;
-        let mut herd = Self { plan, members: Vec::new(), watch, start, show_at: start };
+        let mut herd = Self { plan, members: Vec::new(), watch, start, show_at: start, interrupted: false };
         for arguments in arguments {
             herd.start_member(reactor.handle(), arguments)?;
         }
@@ -90,13 +92,30 @@ impl<'a> Herd<'a> {
     fn sum(mut self) -> io::Result<(Record, Watch, Duration)> {
         let mut record = Record::new(self.plan.shares.iter().map(|share| share.kind.as_str()));
         let mut took = Duration::ZERO;
+        let mut lost = Vec::new();
         for member in &mut self.members {
+            if member.open {
+                // It was told to end twice, and has not.
+                let _ = member.child.kill();
+            }
             let exit = member.child.wait()?;
-            let last = member.last.take();
-            let last = last.ok_or_else(|| io::Error::other(format!("a process has ended early: {exit}")))?;
-            record.add(&Record::from(last.record));
-            took = took.max(last.took);
+            match member.last.take() {
+                Some(last) => {
+                    record.add(&Record::from(last.record));
+                    took = took.max(last.took);
+                }
+                None => lost.push((exit, member.glance)),
+            }
         }
+        if took.is_zero() {
+            took = clock::now().since(self.start);
+        }
+        for (exit, glance) in lost {
+            let what =
+                format!("a process of osps-stress has ended early ({exit}): {} were served", glance.served);
+            record.fail(0, Failed::Lost, || what, took);
+        }
+        record.end(took);
         Ok((record, self.watch, took))
     }
 }
@@ -144,7 +163,10 @@ impl Drop for Member {
 impl Role for Herd<'_> {
     type Key = usize;
 
-    fn on_signal(&mut self, _: &mut Handle<usize>, _: i32) {
+    fn on_signal(&mut self, reactor: &mut Handle<usize>, _: i32) {
+        if std::mem::replace(&mut self.interrupted, true) {
+            reactor.stop();
+        }
         for member in self.members.iter().filter(|member| member.open) {
             let pid = i32::try_from(member.child.id()).ok().and_then(Pid::from_raw);
             // It was not reaped: the pid is nobody else's.

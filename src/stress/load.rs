@@ -1,6 +1,7 @@
 //! The load: many clients around one event loop.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use crate::core::moment::Moment;
 use crate::core::timers::Timers;
 use crate::os::alarm::Alarm;
 use crate::os::clock;
+use crate::os::proc::CpuClock;
 use crate::os::reactor::{Handle, Progress as Turn, Reactor, Ready, Role, SourceId};
 use crate::stress::client::{Client, Failure, Progress};
 use crate::stress::mix::Mix;
@@ -40,6 +42,24 @@ impl Target {
         match self {
             Self::Tcp(address) => address.ip(),
             Self::Unix(_) => Ipv4Addr::LOCALHOST.into(),
+        }
+    }
+}
+
+impl Target {
+    /// Whether clients may come from any address of 127.0.0.0/8. One of a Unix socket counts as 127.0.0.1,
+    /// and so has to come from there.
+    #[must_use]
+    pub fn has_spare_sources(&self) -> bool {
+        matches!(self, Self::Tcp(SocketAddr::V4(address)) if address.ip().is_loopback())
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -87,6 +107,9 @@ pub struct Load<'a> {
     under_way: usize,
     /// No request begins any more.
     over: bool,
+    interrupted: bool,
+    /// Every client had a request when this turn began.
+    all_were_busy: bool,
 }
 
 impl<'a> Load<'a> {
@@ -98,7 +121,7 @@ impl<'a> Load<'a> {
             clients: (0..plan.clients).map(|place| Client::new(place, plan.source(place))).collect(),
             idle: VecDeque::new(),
             next: VecDeque::new(),
-            pace: plan.rate.map(|rate| Pace::new(start, rate, plan.ramp)),
+            pace: plan.rate.map(|rate| Pace::new(start + plan.offset, rate, plan.ramp)),
             alarm: None,
             mix: Mix::new(&plan.shares),
             record: Record::new(plan.shares.iter().map(|share| share.kind.as_str())),
@@ -107,7 +130,9 @@ impl<'a> Load<'a> {
             start,
             begun: 0,
             under_way: 0,
-            over: false,
+            over: matches!(plan.until, Until::Count(0)),
+            interrupted: false,
+            all_were_busy: false,
         };
         load.timers.arm(start, Timer::Watch);
         if let Until::Time(duration) = plan.until {
@@ -135,8 +160,35 @@ impl<'a> Load<'a> {
             self.alarm = Some(Alarm::new(reactor.handle(), Key::Due)?);
         }
         reactor.run(&mut self)?;
-        let took = reactor.handle().now().since(self.start);
+        let now = clock::now();
+        self.count_the_rest(now);
+        let took = now.since(self.start);
+        self.record.end(took);
+        let used = CpuClock::open(std::process::id()).read().unwrap_or_default();
+        self.record.busy = used.as_secs_f64() / took.as_secs_f64().max(1e-9);
         Ok((self.record, self.watch, took))
+    }
+
+    /// The run was interrupted: what was under way, and what should have begun, has failed.
+    fn count_the_rest(&mut self, now: Moment) {
+        let at = now.since(self.start);
+        for client in &self.clients {
+            if let Some(work) = &client.work {
+                let waited = now.since(work.intended);
+                let example = || format!("had waited for {waited:.1?} when the run was interrupted");
+                self.record.fail(work.kind, Failed::Unfinished, example, at);
+            }
+        }
+        if let Some(pace) = self.pace {
+            let due = match self.plan.until {
+                Until::Time(duration) => pace.due_by(now.min(self.start + duration)),
+                Until::Count(count) => pace.due_by(now).min(count.max(pace.taken())),
+            };
+            // The one that was due this very moment is no stall.
+            if due > pace.taken() + 1 {
+                self.record.not_begun(due - pace.taken(), at);
+            }
+        }
     }
 
     fn begin(&mut self, reactor: &mut Handle<Key>, place: usize, intended: Moment) {
@@ -195,7 +247,10 @@ impl<'a> Load<'a> {
             && let Some(place) = self.idle.pop_front()
         {
             match self.take_due() {
-                Some(intended) => self.begin(reactor, place, intended),
+                Some(intended) => {
+                    self.record.late.note(clock::now().since(intended), self.all_were_busy);
+                    self.begin(reactor, place, intended);
+                }
                 None => {
                     self.idle.push_front(place);
                     break;
@@ -240,7 +295,8 @@ impl<'a> Load<'a> {
             Timer::End => self.over |= !self.is_behind(),
             Timer::Watch => {
                 let at = reactor.now().since(self.start);
-                let next = self.watch.show(at, self.plan, self.under_way);
+                // Who was served in this turn asks again at its end.
+                let next = self.watch.show(at, self.plan, self.under_way + self.next.len());
                 self.timers.arm(reactor.now() + next, Timer::Watch);
             }
         }
@@ -252,7 +308,8 @@ impl Role for Load<'_> {
 
     fn on_signal(&mut self, reactor: &mut Handle<Key>, _: i32) {
         // The first time as if it were the end; again: at once.
-        if std::mem::replace(&mut self.over, true) {
+        self.over = true;
+        if std::mem::replace(&mut self.interrupted, true) {
             reactor.stop();
         }
     }
@@ -303,5 +360,6 @@ impl Role for Load<'_> {
         if self.over && self.under_way == 0 {
             reactor.stop();
         }
+        self.all_were_busy = self.idle.is_empty();
     }
 }

@@ -80,6 +80,10 @@ pub struct Plan {
     pub sources: usize,
     /// The first client has this place among those of all processes.
     pub first_client: usize,
+    /// An open loop begins so much later: those of several processes take turns.
+    pub offset: Duration,
+    /// Processes that share the clients.
+    pub processes: usize,
 }
 
 impl Plan {
@@ -94,11 +98,10 @@ impl Plan {
     /// one address have only a share of its places. Only the loopback has more than one.
     #[must_use]
     pub fn usual_sources(clients: usize, target: &Target) -> usize {
-        match target.host() {
-            IpAddr::V4(host) if host.is_loopback() && clients > CLIENTS_PER_SOURCE => {
-                clients.div_ceil(CLIENTS_PER_SOURCE).min(MAX_SOURCES)
-            }
-            _ => 0,
+        if target.has_spare_sources() && clients > CLIENTS_PER_SOURCE {
+            clients.div_ceil(CLIENTS_PER_SOURCE).min(MAX_SOURCES)
+        } else {
+            0
         }
     }
 
@@ -118,6 +121,7 @@ impl Plan {
             clients: share(self.clients),
             first_client: self.first_client + first(self.clients),
             rate: self.rate.map(|rate| rate / of as f64),
+            offset: self.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(index as f64 / rate)),
             until,
             ..self.clone()
         }
@@ -161,6 +165,8 @@ mod tests {
             ramp: Duration::ZERO,
             sources: 4,
             first_client: 0,
+            offset: Duration::ZERO,
+            processes: 1,
         }
     }
 
@@ -174,6 +180,7 @@ mod tests {
         assert_eq!(parts.iter().map(|part| part.until).collect::<Vec<_>>(), counts);
         let together: f64 = parts.iter().filter_map(|part| part.rate).sum();
         assert!((together - 100.0).abs() < 1e-9);
+        assert_eq!(parts.iter().map(|part| part.offset.as_millis()).collect::<Vec<_>>(), [0, 10, 20]);
     }
 
     #[test]
@@ -187,5 +194,6 @@ mod tests {
         assert_eq!(Plan::usual_sources(64, &target("127.0.0.1:2222")), 0);
         assert_eq!(Plan::usual_sources(9000, &target("192.0.2.1:2222")), 0);
         assert_eq!(Plan::usual_sources(9000, &target("[::1]:2222")), 0);
+        assert_eq!(Plan::usual_sources(9000, &Target::Unix("/run/x".into())), 0);
     }
 }

@@ -41,6 +41,26 @@ impl Pace {
         self.start + Duration::from_secs_f64(seconds)
     }
 
+    /// How many requests are to have begun by then.
+    #[must_use]
+    pub fn due_by(&self, moment: Moment) -> u64 {
+        let (seconds, ramp) = (moment.since(self.start).as_secs_f64(), self.ramp.as_secs_f64());
+        let due = if seconds < ramp {
+            self.rate * seconds * seconds / (2.0 * ramp)
+        } else {
+            self.rate * (ramp / 2.0 + seconds - ramp)
+        };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        let due = due as u64;
+        due.max(self.next)
+    }
+
+    /// How many have been taken.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.next
+    }
+
     /// Takes the next request, if its moment has come: when that was.
     pub fn take(&mut self, now: Moment) -> Option<Moment> {
         let at = self.at();
@@ -74,6 +94,10 @@ mod tests {
     fn a_ramp_begins_slowly_and_ends_at_the_rate() {
         let pace = Pace::new(Moment::from_nanos(0), 100.0, Duration::from_secs(2));
         let moments = moments(pace, 301);
+        assert_eq!(
+            [1000, 2000, 4000].map(|ms| pace.due_by(Moment::from_nanos(ms * 1_000_000))),
+            [25, 100, 300]
+        );
         assert_eq!(moments[100], 2000, "half as many as without a ramp");
         assert_eq!(moments[300], 4000);
         assert!(moments.is_sorted() && moments[1] > 100);

@@ -96,9 +96,16 @@ fn latencies(area: &Area<'_>, all: &Histogram<u64>) -> Drawn {
         .x_label_area_size(30)
         .y_label_area_size(70)
         .build_cartesian_2d(Tail(nines), (least * 0.8..most * 1.2).log_scale())?;
-    chart.configure_mesh().light_line_style(TRANSPARENT).y_desc("ms").draw()?;
+    chart.configure_mesh().light_line_style(TRANSPARENT).y_desc("ms").y_label_formatter(&short).draw()?;
     chart.draw_series(LineSeries::new(points, BLUE.stroke_width(2)))?;
     Ok(())
+}
+
+/// A number without more figures than it needs.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what plotters wants")]
+fn short(value: &f64) -> String {
+    let text = format!("{value:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// What happened, in steps of that many seconds.
@@ -168,15 +175,24 @@ fn longest(area: &Area<'_>, line: &TimeLine, report: &Report) -> Drawn {
     let least = line.max_ms.iter().copied().filter(|&ms| ms > 0.0).fold(most, f64::min);
     let range = least * 0.8..most * 1.3;
     let mut chart = ChartBuilder::on(area)
-        .caption("the longest latency of those served in each step", ("sans-serif", 15))
+        .caption("the longest latency of those served in each step; a gap: nobody was", ("sans-serif", 15))
         .margin(8)
         .x_label_area_size(34)
         .y_label_area_size(70)
         .build_cartesian_2d(0.0..line.end(), range.clone().log_scale())?;
-    chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("seconds").y_desc("ms").draw()?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .x_desc("seconds")
+        .y_desc("ms")
+        .y_label_formatter(&short)
+        .draw()?;
     faults(&mut chart, report, range.clone(), false)?;
-    let points = line.points(&line.max_ms).map(|(at, ms)| (at, ms.max(range.start)));
-    chart.draw_series(LineSeries::new(points, ORANGE.stroke_width(2)))?;
+    // Where nobody was served there is a gap: that is no short time.
+    let points: Vec<(f64, f64)> = line.points(&line.max_ms).collect();
+    for served in points.split(|(_, ms)| *ms <= 0.0).filter(|served| !served.is_empty()) {
+        chart.draw_series(LineSeries::new(served.iter().copied(), ORANGE.stroke_width(2)))?;
+    }
     Ok(())
 }
 
@@ -219,9 +235,9 @@ mod tests {
             record.serve(0, Duration::from_micros(100 + number), Duration::from_millis(number * 2));
         }
         record.fail(0, Failed::Reset, String::new, Duration::from_millis(700));
-        let plan = crate::stress::report::tests::plan();
+        let (plan, target) = (crate::stress::report::tests::plan(), crate::stress::report::tests::target());
         let faults = vec![Fault { at_s: 0.7, what: "killed secondary 2".to_owned() }];
-        let report = Report::new(&plan, &record, faults, Duration::from_secs(2));
+        let report = Report::new(&plan, &target, &record, faults, Duration::from_secs(2));
         let svg = svg("a title", &record, &report).unwrap();
         for part in [
             "<svg",
@@ -235,7 +251,7 @@ mod tests {
             assert!(svg.contains(part), "{part}");
         }
         let nothing = Record::new(["echo"]);
-        let report = Report::new(&plan, &nothing, Vec::new(), Duration::from_secs(2));
+        let report = Report::new(&plan, &target, &nothing, Vec::new(), Duration::from_secs(2));
         assert!(super::svg("nothing", &nothing, &report).unwrap().ends_with("</svg>\n"));
     }
 }

@@ -40,6 +40,12 @@ pub enum Failed {
     OutOfDescriptors,
     /// Anything else that `connect(2)` may say.
     Unreachable,
+    /// It was under way when the run was interrupted.
+    Unfinished,
+    /// It should have begun, but the run was interrupted.
+    NotBegun,
+    /// A process of this program has ended early, and what it had counted is lost.
+    Lost,
 }
 
 impl Failed {
@@ -57,6 +63,9 @@ impl Failed {
             Self::OutOfPorts => "out_of_ports",
             Self::OutOfDescriptors => "out_of_descriptors",
             Self::Unreachable => "unreachable",
+            Self::Unfinished => "unfinished",
+            Self::NotBegun => "not_begun",
+            Self::Lost => "lost",
         }
     }
 }
@@ -92,6 +101,41 @@ pub struct Record {
     pub steps: Vec<Step>,
     /// An example of each failure, in words.
     pub examples: BTreeMap<Failed, String>,
+    /// How late requests of an open loop began.
+    pub late: Late,
+    /// Which part of one core this program has used; of several processes the one that has used most.
+    pub busy: f64,
+}
+
+/// Requests of an open loop that began late: no client was free, or this process had no CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Late {
+    /// How many began more than [`LATE`] after their moments.
+    pub requests: u64,
+    /// Of those, so many because all clients were busy.
+    pub for_clients: u64,
+    /// The latest, in µs.
+    pub most_us: u64,
+}
+
+/// Who begins later than that is late.
+pub const LATE: Duration = Duration::from_millis(1);
+
+impl Late {
+    /// A request has begun so late; all clients had been busy.
+    pub fn note(&mut self, late: Duration, all_were_busy: bool) {
+        if late > LATE {
+            self.requests += 1;
+            self.for_clients += u64::from(all_were_busy);
+            self.most_us = self.most_us.max(u64::try_from(late.as_micros()).unwrap_or(u64::MAX));
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.for_clients += other.for_clients;
+        self.most_us = self.most_us.max(other.most_us);
+    }
 }
 
 impl Record {
@@ -99,7 +143,8 @@ impl Record {
     #[must_use]
     pub fn new<'a>(kinds: impl IntoIterator<Item = &'a str>) -> Self {
         let kind = |name: &str| Kind { name: name.to_owned(), latency: histogram(), failed: BTreeMap::new() };
-        Self { kinds: kinds.into_iter().map(kind).collect(), steps: Vec::new(), examples: BTreeMap::new() }
+        let kinds = kinds.into_iter().map(kind).collect();
+        Self { kinds, steps: Vec::new(), examples: BTreeMap::new(), late: Late::default(), busy: 0.0 }
     }
 
     /// A request was served, so long after it should have begun, and so long after the start of all.
@@ -151,6 +196,20 @@ impl Record {
         all
     }
 
+    /// So many requests should have begun and have not.
+    pub fn not_begun(&mut self, count: u64, at: Duration) {
+        self.step(at).failed += count;
+        *self.kinds[0].failed.entry(Failed::NotBegun).or_default() += count;
+        let example = || "due when the run was interrupted".to_owned();
+        self.examples.entry(Failed::NotBegun).or_insert_with(example);
+    }
+
+    /// All has taken so long: the time line goes on to its end, also where nothing happened.
+    pub fn end(&mut self, took: Duration) {
+        let last = took.saturating_sub(Duration::from_nanos(1));
+        self.step(last);
+    }
+
     /// Requests that failed.
     #[must_use]
     pub fn failed(&self) -> u64 {
@@ -171,6 +230,8 @@ impl Record {
             step.failed += more.failed;
             step.max_us = step.max_us.max(more.max_us);
         }
+        self.late.add(&other.late);
+        self.busy = self.busy.max(other.busy);
         for (failed, example) in &other.examples {
             self.examples.entry(*failed).or_insert_with(|| example.clone());
         }
@@ -190,6 +251,8 @@ pub struct Parcel {
     kinds: Vec<KindParcel>,
     steps: Vec<Step>,
     examples: BTreeMap<Failed, String>,
+    late: Late,
+    busy: f64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -214,6 +277,8 @@ impl From<&Record> for Parcel {
             kinds: record.kinds.iter().map(kind).collect(),
             steps: record.steps.clone(),
             examples: record.examples.clone(),
+            late: record.late,
+            busy: record.busy,
         }
     }
 }
@@ -231,6 +296,8 @@ impl From<Parcel> for Record {
             kinds: parcel.kinds.into_iter().map(kind).collect(),
             steps: parcel.steps,
             examples: parcel.examples,
+            late: parcel.late,
+            busy: parcel.busy,
         }
     }
 }

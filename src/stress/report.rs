@@ -9,7 +9,8 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::stress::faults::Fault;
-use crate::stress::record::{Failed, Record, STEP};
+use crate::stress::load::Target;
+use crate::stress::record::{Failed, Late, Record, STEP};
 use crate::stress::watch::millis;
 use crate::stress::{Plan, Until};
 
@@ -70,6 +71,82 @@ pub struct Timeline {
     pub max_us: Vec<u64>,
 }
 
+/// What was measured: reports of different settings cannot be compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Setting {
+    /// The version of osps-stress.
+    pub version: String,
+    /// Where the principal was asked.
+    pub target: String,
+    /// Types and weights.
+    pub types: BTreeMap<String, u32>,
+    /// Clients at once.
+    pub clients: usize,
+    /// The rate that was asked for; null: a closed loop.
+    pub rate: Option<f64>,
+    /// How long, or how many: as given.
+    pub until: String,
+    /// The ramp, in seconds.
+    pub ramp_s: f64,
+    /// Whether each request had a control connection of its own.
+    pub renew: bool,
+    /// Bytes sent with each request.
+    pub size: usize,
+    /// When an answer was complete.
+    pub expect: String,
+    /// Within which time, in seconds.
+    pub timeout_s: f64,
+    /// Loopback addresses to connect from; 0: what the kernel takes.
+    pub sources: usize,
+    /// Processes.
+    pub processes: usize,
+}
+
+impl Setting {
+    fn new(plan: &Plan, target: &Target) -> Self {
+        let until = match plan.until {
+            Until::Time(time) => humantime_serde::re::humantime::format_duration(time).to_string(),
+            Until::Count(count) => format!("{count} requests"),
+        };
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            target: target.to_string(),
+            types: plan.shares.iter().map(|share| (share.kind.clone(), share.weight)).collect(),
+            clients: plan.clients,
+            rate: plan.rate,
+            until,
+            ramp_s: plan.ramp.as_secs_f64(),
+            renew: !plan.keep,
+            size: plan.payload.len(),
+            expect: format!("{:?}", plan.expect).to_lowercase(),
+            timeout_s: plan.timeout.as_secs_f64(),
+            sources: plan.sources,
+            processes: plan.processes,
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let types: Vec<String> = match self.types.len() {
+            1 => self.types.keys().cloned().collect(),
+            _ => self.types.iter().map(|(kind, weight)| format!("{kind}={weight}")).collect(),
+        };
+        let looped = self.rate.map_or("closed loop".to_owned(), |rate| format!("open loop at {rate}/s"));
+        let control = if self.renew { "renewed" } else { "kept" };
+        let processes =
+            if self.processes > 1 { format!(", {} processes", self.processes) } else { String::new() };
+        format!(
+            "{} at {}: {} clients{processes}, {looped}, {}, {} bytes, control connections {control}",
+            types.join(" "),
+            self.target,
+            self.clients,
+            self.until,
+            self.size
+        )
+    }
+}
+
 /// All of it, as `--json` prints it and `--compare` reads it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -84,10 +161,12 @@ pub struct Report {
     pub latency: Latency,
     /// From the start until the last request had ended.
     pub duration_s: f64,
-    /// Clients at once.
-    pub clients: usize,
-    /// The rate that was asked for; null: a closed loop.
-    pub target_rate: Option<f64>,
+    /// What was asked for.
+    pub setting: Setting,
+    /// Requests of an open loop that began late.
+    pub late: Late,
+    /// Which part of one core osps-stress itself has used; of several processes the one that has used most.
+    pub generator_cpu: f64,
     /// The same by type.
     pub types: BTreeMap<String, OfType>,
     /// Servers that were struck.
@@ -99,7 +178,7 @@ pub struct Report {
 impl Report {
     /// The report of a record.
     #[must_use]
-    pub fn new(plan: &Plan, record: &Record, faults: Vec<Fault>, took: Duration) -> Self {
+    pub fn new(plan: &Plan, target: &Target, record: &Record, faults: Vec<Fault>, took: Duration) -> Self {
         let names = |failed: &BTreeMap<Failed, u64>| {
             failed.iter().map(|(failed, count)| (failed.name().to_owned(), *count)).collect()
         };
@@ -119,8 +198,9 @@ impl Report {
             errors: names(&record.failures()),
             latency: Latency::of(&record.latency()),
             duration_s: took.as_secs_f64(),
-            clients: plan.clients,
-            target_rate: plan.rate,
+            setting: Setting::new(plan, target),
+            late: record.late,
+            generator_cpu: (record.busy * 1000.0).round() / 1000.0,
             types: types.collect(),
             faults,
             timeline: Timeline {
@@ -141,19 +221,9 @@ impl Report {
 
 /// For people.
 #[must_use]
-pub fn text(plan: &Plan, report: &Report, record: &Record) -> String {
-    let mut text = String::new();
+pub fn text(report: &Report, record: &Record) -> String {
+    let mut text = format!("{}\n", report.setting.text());
     let all = record.latency();
-    let looped = match plan.rate {
-        Some(rate) => format!("open loop, {rate} requests/s asked for"),
-        None => "closed loop".to_owned(),
-    };
-    let until = match plan.until {
-        Until::Time(time) => format!("{time:?}"),
-        Until::Count(count) => format!("{count} requests"),
-    };
-    let control = if plan.keep { "kept" } else { "renewed" };
-    let _ = writeln!(text, "{} clients, {looped}, {until}, control connections {control}", plan.clients);
     let failed: u64 = report.errors.values().sum();
     let _ = writeln!(
         text,
@@ -178,7 +248,7 @@ pub fn text(plan: &Plan, report: &Report, record: &Record) -> String {
         }
     }
     if !all.is_empty() {
-        let from = if plan.rate.is_some() {
+        let from = if report.setting.rate.is_some() {
             "from the moment when each should have begun"
         } else {
             "of each request"
@@ -191,6 +261,9 @@ pub fn text(plan: &Plan, report: &Report, record: &Record) -> String {
         }
         let _ = writeln!(text, "{:>11}  {:>10}", "longest", millis(all.max() / 1000));
     }
+    if !report.faults.is_empty() {
+        let _ = writeln!(text, "\nservers that were struck");
+    }
     for fault in &report.faults {
         let _ = writeln!(text, "{:8.1} s  {}", fault.at_s, fault.what);
     }
@@ -201,8 +274,26 @@ pub fn text(plan: &Plan, report: &Report, record: &Record) -> String {
 }
 
 /// What to do where this machine was the limit.
-fn hints(report: &Report) -> Vec<&'static str> {
-    let hint = |failed: Failed, hint| report.errors.contains_key(failed.name()).then_some(hint);
+fn hints(report: &Report) -> Vec<String> {
+    let hint =
+        |failed: Failed, hint: &str| report.errors.contains_key(failed.name()).then(|| hint.to_owned());
+    let Late { requests, for_clients, most_us } = report.late;
+    let many_were_late = requests * 100 > report.ok;
+    let late = many_were_late.then(|| {
+        let why = if for_clients * 2 > requests {
+            "no client was free. If the server stood still, so it should be; else use more --clients"
+        } else {
+            "osps-stress had no CPU just then: use less rate, or --processes"
+        };
+        format!("{requests} requests began late, the latest by {}: {why}.", millis(most_us))
+    });
+    let busy = (report.generator_cpu > 0.9).then(|| {
+        format!(
+            "osps-stress itself has used {:.0} % of a core: it may be the limit, not the server. Use --processes, and \
+             cores that the server does not use.",
+            report.generator_cpu * 100.0
+        )
+    });
     [
         hint(
             Failed::OutOfPorts,
@@ -215,6 +306,8 @@ fn hints(report: &Report) -> Vec<&'static str> {
             "This process has run out of descriptors: use fewer clients, more --processes, or raise the limit \
              (ulimit -n).",
         ),
+        late,
+        busy,
     ]
     .into_iter()
     .flatten()
@@ -254,7 +347,16 @@ pub fn distribution(record: &Record) -> String {
 /// Two reports side by side; how the second is to the first.
 #[must_use]
 pub fn compare(names: [&str; 2], [first, second]: [&Report; 2]) -> String {
-    let mut text = format!("{:<12} {:>16} {:>16} {:>10}\n", "", names[0], names[1], "to the first");
+    let mut text = String::new();
+    for (name, report) in names.iter().zip([first, second]) {
+        let _ = writeln!(text, "{name}: {}", report.setting.text());
+    }
+    let alike =
+        |setting: &Setting| Setting { version: String::new(), target: String::new(), ..setting.clone() };
+    if alike(&first.setting) != alike(&second.setting) {
+        let _ = writeln!(text, "These are two different measurements: think before you compare them.");
+    }
+    let _ = writeln!(text, "\n{:<12} {:>16} {:>16} {:>10}", "", names[0], names[1], "to the first");
     let failed = |report: &Report| report.errors.values().sum::<u64>() as f64;
     let rows: [(&str, [f64; 2]); 8] = [
         ("rate", [first.rate, second.rate]),
@@ -298,7 +400,13 @@ pub(super) mod tests {
             ramp: Duration::ZERO,
             sources: 0,
             first_client: 0,
+            offset: Duration::ZERO,
+            processes: 1,
         }
+    }
+
+    pub fn target() -> Target {
+        Target::Tcp(([127, 0, 0, 1], 2222).into())
     }
 
     fn record() -> Record {
@@ -313,7 +421,7 @@ pub(super) mod tests {
 
     #[test]
     fn json_has_the_names_that_others_rely_on_and_comes_back() {
-        let report = Report::new(&plan(), &record(), Vec::new(), Duration::from_secs(2));
+        let report = Report::new(&plan(), &target(), &record(), Vec::new(), Duration::from_secs(2));
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!((json["rate"].as_f64(), json["ok"].as_u64()), (Some(500.0), Some(1000)));
         assert_eq!(json["errors"], serde_json::json!({ "out_of_ports": 1 }));
@@ -331,13 +439,20 @@ pub(super) mod tests {
     #[test]
     fn people_are_told_what_failed_and_what_to_do() {
         let (plan, record) = (plan(), record());
-        let report = Report::new(&plan, &record, Vec::new(), Duration::from_secs(2));
-        let text = text(&plan, &report, &record);
+        let report = Report::new(&plan, &target(), &record, Vec::new(), Duration::from_secs(2));
+        let text = text(&report, &record);
         for part in
             ["1000 served", "1 failed", "out_of_ports", "cannot connect", "--sources", "99.9 %", "sum"]
         {
             assert!(text.contains(part), "{part}:\n{text}");
         }
+        let mut other = report.clone();
+        other.setting.clients = 9;
+        assert!(compare(["a", "b"], [&report, &other]).contains("two different measurements"));
+        other.generator_cpu = 0.97;
+        other.late = Late { requests: 500, for_clients: 10, most_us: 30_000 };
+        let hints = hints(&other).join(" ");
+        assert!(hints.contains("97 % of a core") && hints.contains("500 requests began late"), "{hints}");
         let compared = compare(["a", "b"], [&report, &report]);
         assert!(compared.contains("p999_us") && compared.contains("1.000"), "{compared}");
         let distribution = distribution(&record);

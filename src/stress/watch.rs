@@ -113,7 +113,7 @@ impl Watch {
                 let line = format!("{:8.1} s  {}", fault.at_s, fault.what);
                 match &self.teller {
                     Teller::Bar(bar) => bar.println(line),
-                    Teller::Lines => eprintln!("{line}"),
+                    Teller::Lines => say(&line),
                     Teller::Pipe | Teller::Silent => {}
                 }
             }
@@ -133,7 +133,7 @@ impl Watch {
             "{rate:>8.0}/s  {:>6} in flight  {:>5} errors  p99 {:>8}",
             glance.under_way,
             glance.failed,
-            millis(glance.p99_us)
+            if glance.served > served { millis(glance.p99_us) } else { "-".to_owned() }
         );
         match &self.teller {
             Teller::Bar(bar) => {
@@ -145,7 +145,7 @@ impl Watch {
                 bar.set_position((part.clamp(0.0, 1.0) * WIDTH as f64) as u64);
                 bar.set_message(words);
             }
-            Teller::Lines if at > Duration::ZERO => eprintln!("{:8.1} s  {words}", at.as_secs_f64()),
+            Teller::Lines if at >= LINE_EVERY => say(&format!("{:8.1} s  {words}", at.as_secs_f64())),
             // Whoever had started this process may be gone: then it has no more use.
             Teller::Pipe if write_line(&glance).is_err() => std::process::exit(0),
             Teller::Lines | Teller::Pipe | Teller::Silent => {}
@@ -159,6 +159,11 @@ impl Watch {
         }
         self.faults.map_or_else(Vec::new, |faults| faults.done)
     }
+}
+
+/// A line on standard error, if anybody reads it.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn bar() -> ProgressBar {
