@@ -12,11 +12,11 @@ use crate::core::name::{Name, Role};
 use crate::core::supervision::{Act, Evidence, Reason, RunState};
 use crate::core::tree::Action;
 use crate::exit::Code;
-use crate::os::fifo;
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc::{self, CpuClock};
 use crate::os::reactor::Handle;
 use crate::os::rundir;
+use crate::os::{clock, fifo};
 use crate::page::obituary::{Condition as KillCondition, Obituary};
 use crate::page::record::{Condition, Record};
 use crate::page::secondary::SecondaryPage;
@@ -322,7 +322,8 @@ impl Watchdog {
             self.tree.handle_answer(now, name, number);
             return;
         };
-        self.page.set_probe(record, number, now);
+        // Not the time of the turn: a round trip is told from here on.
+        self.page.set_probe(record, number, clock::now());
         if let Err(error) = process.pidfd.signal(Signal::USR1) {
             log::warn!("cannot probe {}: {error}", process.name);
         }
