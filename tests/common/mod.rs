@@ -169,7 +169,14 @@ impl System {
     /// Starts a watchdog again in the same directory, after the first has ended.
     pub fn start_again(&mut self) {
         self.start_again_unready();
+        self.is_the_new_one();
         self.all_ready();
+    }
+
+    /// Waits until the status is that of the watchdog started last. What the one before has left tells of
+    /// servers that were ready.
+    fn is_the_new_one(&self) {
+        self.until("the status of the new one", |status| status["pid"] == self.watchdog.id());
     }
 
     /// As [`System::start_again`], without waiting for more than the process.
@@ -185,8 +192,7 @@ impl System {
         self.before.push(self.group());
         let next = Self::spawn(&self.program, self.dir.path(), |command| command);
         std::mem::replace(&mut self.watchdog, next).wait().unwrap();
-        // What the first has left tells of servers that were ready.
-        self.until("the status of the new one", |status| status["pid"] == self.watchdog.id());
+        self.is_the_new_one();
         self.all_ready();
     }
 
