@@ -14,6 +14,9 @@ use crate::wire::client::is_type_name;
 /// Commands of one type that one secondary may run at once.
 const MAX_PARALLEL: usize = 4096;
 const LONGEST_MESSAGE: Size = Size(1 << 30);
+/// Variables that tell a command whom it serves.
+const SET_FOR_EACH_JOB: [&str; 7] =
+    ["PROTO", "TCPLOCALIP", "TCPLOCALPORT", "TCPREMOTEIP", "TCPREMOTEPORT", "OSPS_TYPE", "OSPS_JOB"];
 
 impl Config {
     /// Checks each request type; to be served, where handlers of these names are registered.
@@ -146,6 +149,10 @@ fn check_command(request: &Request) -> Result<(), Wrong> {
             let wanted =
                 format!("in request \"{name}\": a variable has a name without \"=\", and no zero byte");
             return wrong("request.environment", format!("{key:?} = {value:?}"), wanted);
+        }
+        if SET_FOR_EACH_JOB.contains(&key.as_str()) {
+            let wanted = format!("in request \"{name}\": osps sets it itself, for each job");
+            return wrong("request.environment", format!("{key:?}"), wanted);
         }
     }
     Ok(())
@@ -352,6 +359,7 @@ mod tests {
             (exec("max_message = \"1KB\""), &["max_message", "1KB", "64MiB"]),
             (exec("directory = \"/no/such\""), &["request.directory", "/no/such"]),
             (exec("environment = { \"A=B\" = \"c\" }"), &["request.environment", "A=B"]),
+            (exec("environment = { PROTO = \"UDP\" }"), &["request.environment", "PROTO", "itself"]),
             (exec("user = \"no such user\""), &["request.user", "no such user", "not known"]),
             (exec("cpu_time = \"1500ms\""), &["request.cpu_time", "whole seconds"]),
             (exec("address_space = \"1KiB\""), &["request.address_space", "at least"]),

@@ -19,6 +19,7 @@ pub mod process;
 pub mod program;
 pub mod random;
 pub mod reactor;
+pub mod reserve;
 pub mod rundir;
 pub mod segment;
 pub mod socket_file;

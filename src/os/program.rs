@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
+/// An interpreter may be a script itself, so often (execve(2)).
+const MOST_INTERPRETERS: usize = 4;
 /// Where programs are looked for if `PATH` is not set (`execvp(3)`).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
@@ -29,7 +31,7 @@ pub fn candidates(name: &str, path: Option<&OsStr>, directory: &Path) -> Vec<Pat
 pub fn find(candidates: &[PathBuf]) -> io::Result<&Path> {
     let mut why = io::ErrorKind::NotFound.into();
     for program in candidates {
-        match executable(program) {
+        match executable(program, 0) {
             Ok(()) => return Ok(program),
             Err(error) if candidates.len() == 1 => return Err(error),
             // What stands there but cannot be executed is worth telling, if there is no other.
@@ -52,7 +54,7 @@ pub fn can_be_entered(directory: &Path) -> io::Result<()> {
 }
 
 /// Whether a program can be executed, and its interpreter where it names one.
-fn executable(program: &Path) -> io::Result<()> {
+fn executable(program: &Path, depth: usize) -> io::Result<()> {
     if !std::fs::metadata(program)?.is_file() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
@@ -69,8 +71,8 @@ fn executable(program: &Path) -> io::Result<()> {
         let what = "it is neither a program nor a script that begins with #!";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     };
-    accessat(CWD, &interpreter, Access::EXEC_OK, AtFlags::EACCESS).map_err(|error| {
-        let error = io::Error::from(error);
+    let found = if depth < MOST_INTERPRETERS { executable(&interpreter, depth + 1) } else { Ok(()) };
+    found.map_err(|error| {
         io::Error::new(error.kind(), format!("its interpreter {}: {error}", interpreter.display()))
     })
 }

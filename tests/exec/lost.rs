@@ -102,6 +102,27 @@ fn the_next_start_ends_what_a_crash_has_left() {
 }
 
 #[test]
+fn the_next_start_ends_also_who_is_born_again_and_again() {
+    // Each starts the next one and ends, longer than anybody waits here.
+    let dir = tempfile::tempdir().unwrap();
+    let chain = dir.path().join("chain");
+    let script = "#!/bin/sh\n[ $1 -gt 0 ] || exit\nsleep 0.002\nsetsid \"$0\" $(($1 - 1)) &\n";
+    std::fs::write(&chain, script).unwrap();
+    std::fs::set_permissions(&chain, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let script = format!("setsid {0} 20000 & setsid {0} 20000 & exec sleep 1000", chain.display());
+    let mut system = start("secondaries = 1", &[("chains", &script, "")]);
+    let tree = tree(&system);
+    let mut control = Control::new(&system);
+    let (_data, _) = control.begin("chains");
+    eventually("the chains", || (crate::processes(tree).len() >= 3).then_some(()));
+    for pid in system.pids() {
+        system.strike(pid, Signal::SIGKILL);
+    }
+    system.start_again();
+    until_processes(tree, 0);
+}
+
+#[test]
 fn what_an_idle_worker_has_started_dies_with_the_secondary_too() {
     let more = "mode = \"persistent\"";
     let script = "setsid sleep 1000 & sleep 1001 & exec cat >/dev/null";

@@ -31,7 +31,7 @@ fn not_a_byte_behind_the_claim_is_taken() {
 
 #[test]
 fn it_knows_who_is_served() {
-    let more = "environment = { GREETING = \"hello you\", TCPREMOTEIP = \"nobody\" }\ndirectory = \"/\"";
+    let more = "environment = { GREETING = \"hello you\" }\ndirectory = \"/\"";
     let script = "pwd; env | sort | grep -E '^(PROTO|TCP|OSPS_TYPE|OSPS_JOB|GREETING)'";
     let system = start("secondaries = 1", &[("env", script, more)]);
     let mut control = connect(system.address());

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::signal::Signal;
+use osps::os::descendants;
 use rustix::process::Resource;
 
 use crate::common::{self, REQUESTS, System, ask, connect, eventually, job, request, say};
@@ -246,4 +247,40 @@ fn a_tool_waits_while_the_watchdog_has_no_descriptor_left() {
     let ended = eventually("the tool's end", || stop.try_wait().unwrap());
     assert!(ended.success());
     assert!(system.ended().success());
+}
+
+#[test]
+fn a_command_ends_with_all_its_processes_though_its_secondary_has_no_descriptor_left() {
+    let script = "x=$(setsid sh -c 'trap \"\" TERM; exec sleep 1000 <&- >&- 2>&-' &); exec sleep 1001";
+    let request = format!(
+        "[[request]]\nname = \"stays\"\nhandler = \"exec\"\ncommand = [\"sh\", \"-c\", {script:?}]\ntime_limit = \"3s\"\n"
+    );
+    let system = System::start(&format!("secondaries = 1\n{LONG}"), &format!("{PATIENT}{REQUESTS}{request}"));
+    let secondary = system.pid(1);
+    let processes = || descendants::below(secondary).len();
+    let mut followed = common::worker::Followed::begin(&system, "stays");
+    followed.has_begun();
+    eventually("the command and its daemon", || {
+        let below = descendants::below(secondary);
+        let sleeps = below.iter().filter(|(pid, _)| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+        });
+        (sleeps.count() == 2).then_some(())
+    });
+    // Clients take all that are free below the highest.
+    let open = descriptors(secondary);
+    let limit = open.last().unwrap() + 1;
+    let scarce = take(secondary, Resource::Nofile, limit);
+    let mut control = system.connect();
+    let ip = system.address().ip();
+    let free = usize::try_from(limit).unwrap() - open.len();
+    let clients: Vec<TcpStream> =
+        (0..=free).map(|_| connect(SocketAddr::new(ip, job(&mut control, "echo")))).collect();
+    logged(&system, "cannot accept");
+    assert_eq!(followed.end(), "time limit");
+    eventually("nobody is left", || (processes() == 0).then_some(()));
+    scarce.ends();
+    drop((followed, clients));
+    system.books_are_exact();
+    ends_well(system);
 }

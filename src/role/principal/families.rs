@@ -9,6 +9,7 @@ use crate::core::command::{GIVE_UP_AFTER, LOOK_EVERY};
 use crate::core::mark::Mark;
 use crate::core::moment::Moment;
 use crate::os::reactor::Handle;
+use crate::os::reserve::Reserve;
 use crate::os::{descendants, proc};
 use crate::role::principal::{Key, Principal, Timer};
 
@@ -53,6 +54,13 @@ impl Principal {
 
     /// Kills whom it finds of those families, and looks again until nobody is found.
     pub(super) fn sweep_families(&mut self, reactor: &mut Handle<Key>) {
+        // A look that finds no descriptor would find nobody.
+        self.reserve = Reserve::default();
+        self.look_for_families(reactor);
+        self.reserve = Reserve::new();
+    }
+
+    fn look_for_families(&mut self, reactor: &mut Handle<Key>) {
         let now = reactor.now();
         let (watchdog, _) = self.liveness.watchdog_page().watchdog();
         let mut found = vec![false; self.families.len()];

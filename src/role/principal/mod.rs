@@ -33,6 +33,7 @@ use crate::os::listener::{self, ACCEPTS_PER_TURN, Accepted, Listener, Scarcity};
 use crate::os::pidfd::Pidfd;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
+use crate::os::reserve::Reserve;
 use crate::os::rundir::Rundir;
 use crate::page::Access;
 use crate::page::books::Books;
@@ -114,6 +115,8 @@ struct Principal {
     waiting: Waiting,
     /// Clients to whom something is to be sent when the turn is over.
     dirty: Vec<usize>,
+    /// Descriptors for a look for what dead secondaries have left.
+    reserve: Reserve,
     /// Room for what a secondary says.
     heard: Vec<Command>,
     slots: Vec<Slot>,
@@ -161,8 +164,7 @@ impl Principal {
             (0..config.secondaries).map(|_| inheritance.take_file()).collect::<Result<Vec<_>, _>>()?;
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let books = Books::attach(page, &tables).map_err(attach)?;
-        let control = 0..config.listen.addresses().len();
-        let listeners = control
+        let listeners = (0..config.listen.addresses().len())
             .map(|index| take_listener(reactor, index, inheritance.take()?))
             .collect::<Result<_, Failure>>()?;
         let slots = tables
@@ -202,6 +204,7 @@ impl Principal {
             waiting: Waiting::default(),
             dirty: Vec::new(),
             heard: Vec::new(),
+            reserve: Reserve::new(),
             slots,
             reconcile_next: 0,
             families: Vec::new(),

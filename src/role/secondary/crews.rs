@@ -130,7 +130,8 @@ impl Secondary {
                         if !std::mem::replace(&mut worker.doomed, true) && worker.job.is_some() {
                             log::warn!("worker {} is killed: its job has taken too long", worker.pid);
                         }
-                        kill_all(worker.pid);
+                        let pid = worker.pid;
+                        self.with_room(|_| kill_all(pid));
                     }
                 }
                 Action::Abandon(seat) => self.abandon(reactor, kind, seat),
@@ -141,8 +142,9 @@ impl Secondary {
                 }
                 Action::Terminate(seat) => {
                     if let Some(worker) = self.worker_at(kind, seat) {
-                        descendants::signal_group(worker.pid, Signal::TERM);
-                        descendants::signal(worker.pid, &[std::process::id()], Signal::TERM);
+                        let pid = worker.pid;
+                        descendants::signal_group(pid, Signal::TERM);
+                        self.with_room(|_| descendants::signal(pid, &[std::process::id()], Signal::TERM));
                     }
                 }
             }

@@ -373,6 +373,10 @@ impl Secondary {
     /// Sends a signal to all who belong to a job's command. Returns whether any of them was there
     /// beside its leader and its process group.
     fn sweep(&mut self, key: usize, signal: Signal) -> bool {
+        self.with_room(|secondary| secondary.look_for_family(key, signal))
+    }
+
+    fn look_for_family(&mut self, key: usize, signal: Signal) -> bool {
         let Some(Run { stage: Stage::Running { leader, command, start, .. }, .. }) = self.runs.all.get(key)
         else {
             return false;

@@ -9,6 +9,7 @@ use crate::core::command::LOOK_EVERY;
 use crate::core::mark::{Mark, Start};
 use crate::core::strays::{Fate, Household, Stray};
 use crate::os::reactor::Handle;
+use crate::os::reserve::Reserve;
 use crate::os::{descendants, proc};
 use crate::role::secondary::commands::Owner;
 use crate::role::secondary::{Key, Secondary, Timer};
@@ -26,6 +27,9 @@ pub struct Strays {
     met: HashMap<u32, Met>,
     /// How often is still looked for more of them.
     looks_left: u8,
+    /// Descriptors for a look, when clients have taken all others.
+    reserve: Reserve,
+    is_looking: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -38,7 +42,14 @@ struct Met {
 impl Strays {
     /// Nobody has come yet.
     pub fn new(owner: Owner) -> Self {
-        Self { owner, started: 0, met: HashMap::new(), looks_left: 0 }
+        Self {
+            owner,
+            started: 0,
+            met: HashMap::new(),
+            looks_left: 0,
+            reserve: Reserve::new(),
+            is_looking: false,
+        }
     }
 
     /// The next start of a command or a worker.
@@ -80,10 +91,29 @@ impl Household for Living {
 }
 
 impl Secondary {
+    /// Does something that looks for processes, and must not miss any because clients have taken every
+    /// descriptor: those kept for it are free meanwhile.
+    pub(super) fn with_room<T>(&mut self, what: impl FnOnce(&mut Self) -> T) -> T {
+        let is_outermost = !std::mem::replace(&mut self.strays.is_looking, true);
+        if is_outermost {
+            self.strays.reserve = Reserve::default();
+        }
+        let done = what(self);
+        if is_outermost {
+            self.strays.is_looking = false;
+            self.strays.reserve = Reserve::new();
+        }
+        done
+    }
+
     /// Sends a signal to all who have come to this process and descend from the start that is being ended,
     /// whose leader is or was that process. Returns whether any of them was there. Kills all that descend
     /// from starts that are long gone.
     pub(super) fn sweep_strays(&mut self, ended: Option<(Start, u32)>, signal: Signal) -> bool {
+        self.with_room(|secondary| secondary.look_through_strays(ended, signal))
+    }
+
+    fn look_through_strays(&mut self, ended: Option<(Start, u32)>, signal: Signal) -> bool {
         let mut found = false;
         let mut household = None;
         let (start, leader_of_ended) = ended.unzip();

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use slab::Slab;
 
 use crate::config::Config;
+use crate::core::mark;
 use crate::core::moment::Moment;
 use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
@@ -31,6 +32,8 @@ use crate::role::watchdog::{Key, Places, Watchdog};
 
 /// How long survivors of a crashed run get to die of SIGKILL.
 const SURVIVORS_END_WITHIN: Duration = Duration::from_secs(5);
+/// Between two looks for processes of commands that survive.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
 /// Descriptors that a watchdog or principal needs for itself, and for each slot.
 const SPARE_DESCRIPTORS: u64 = 32;
 const DESCRIPTORS_PER_SLOT: u64 = 9;
@@ -163,6 +166,7 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
     };
     // Those of each page, with the user to whom the page belongs.
     let mut processes: Vec<(u32, u64, u32)> = Vec::new();
+    let mut trees = Vec::new();
     let pages = rundir.pages().map_err(failure)?;
     for path in &pages {
         // Survivors of the crash may be at their own clean-up.
@@ -172,9 +176,7 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
         if let Ok(page) = WatchdogPage::attach(path, Access::ReadOnly) {
             refuse_if_alive(rundir, page.watchdog())?;
             processes.extend(page.watched().map(|watched| (watched.pid, watched.start_time, owner)));
-            // What its commands have left behind may be anybody's child by now.
-            let left = descendants::of_tree(page.tree()).map_err(failure)?;
-            processes.extend(left.into_iter().map(|(pid, start_time)| (pid, start_time, owner)));
+            trees.push((page.tree(), owner));
         }
         if let Ok(page) = PrincipalPage::attach(path, Access::ReadOnly) {
             let record = page.record();
@@ -212,8 +214,36 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
             log::warn!("pid {} does not end", survivor.pid());
         }
     }
+    for (tree, owner) in trees {
+        end_commands_of(tree, owner).map_err(failure)?;
+    }
     rundir.clean().map_err(failure)?;
     Ok(!pages.is_empty())
+}
+
+/// Ends what the commands of a crashed run have left behind, which may be anybody's child by now. One look
+/// may miss who is just being born, so there are more until two have found nobody.
+fn end_commands_of(tree: mark::Tree, owner: u32) -> io::Result<()> {
+    let (until, mut quiet) = (clock::now() + SURVIVORS_END_WITHIN, 0);
+    while quiet < 2 && clock::now() < until {
+        let mut found = false;
+        for (pid, start_time) in descendants::of_tree(tree)? {
+            if let Ok(pidfd) = Pidfd::of_process(pid, start_time)
+                && !pidfd.has_ended()
+                && may_end(pid, owner)
+            {
+                found = true;
+                log::debug!("pid {pid} is of a command of a run that crashed: killed");
+                let _ = pidfd.signal(Signal::KILL);
+            }
+        }
+        quiet = if found { 0 } else { quiet + 1 };
+        pause(BETWEEN_LOOKS);
+    }
+    if quiet < 2 {
+        log::warn!("processes of commands of a run that crashed do not end");
+    }
+    Ok(())
 }
 
 /// What root does because a page says so is done to processes of the page's owner only.
