@@ -13,8 +13,6 @@
 //! Without privilege a hard limit can only be lowered, a soft one be anything below. So a process may
 //! spoil its mark, or say that it is of another start or secondary; it cannot become of another tree.
 
-use std::fmt;
-
 use crate::core::job::Incarnation;
 
 /// Set in every hard limit: so that it is above every soft one, as the kernel wants it.
@@ -51,12 +49,6 @@ impl Start {
     #[must_use]
     pub fn new(number: u64) -> Self {
         Self(u32::try_from(low(number, START_BITS)).unwrap_or(0))
-    }
-}
-
-impl fmt::Display for Start {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
     }
 }
 
