@@ -103,11 +103,13 @@ fn everybody_holds(system: &System, (control, hosts): (usize, usize), strange: &
     holds(system, watchdog, &expected(&of_watchdog, &files));
     let tubes = ["dwtube1", "wdtube1", "dwtube2", "wdtube2"];
     let files = [&["orders.principal"], &tubes[..], &tables[..]].concat();
-    let of_principal = [("socket", listeners + 2 + 1), ("anon_inode:[pidfd]", 3)];
+    // In reserve for looks for processes.
+    let reserve = ("/dev/null", 4);
+    let of_principal = [("socket", listeners + 2 + 1), ("anon_inode:[pidfd]", 3), reserve];
     holds(system, principal, &expected(&of_principal, &files));
     for (pid, number) in secondaries.iter().zip(1..) {
         let files = [format!("dwtube{number}"), format!("wdtube{number}"), format!("orders.{number}")];
-        let of_secondary = [("socket", of_slot + 2), ("anon_inode:[pidfd]", 1)];
+        let of_secondary = [("socket", of_slot + 2), ("anon_inode:[pidfd]", 1), reserve];
         holds(system, *pid, &expected(&of_secondary, &files.each_ref().map(String::as_str)));
         assert_eq!((shared(*pid, watchdog), shared(*pid, principal)), (of_slot, of_slot));
     }
