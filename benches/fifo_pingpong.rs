@@ -314,7 +314,7 @@ impl Player {
 impl Role for Player {
     type Key = ();
 
-    fn on_signal(&mut self, _: &mut Handle<()>, _: i32) {}
+    fn on_signal(&mut self, _: &mut Handle<()>, _: rustix::process::Signal) {}
 
     fn on_ready(&mut self, _: &mut Handle<()>, _: SourceId, (): (), _: Ready) -> Progress {
         let Self { reader, writer, left } = self;

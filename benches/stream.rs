@@ -100,7 +100,7 @@ impl Range {
             Server::Bare => (self.bare.at.clone(), self.bare.child.id()),
             Server::Osps => (self.system.address().to_string(), self.system.pid(1)),
         };
-        let clock = CpuClock::open(pid);
+        let clock = CpuClock::of(pid);
         let before = clock.read().unwrap();
         let start = now();
         let client_cpu = self.stream(shape, &at);
@@ -129,7 +129,7 @@ impl Range {
         if let Some(mut cat) = cat {
             cat.wait().unwrap();
         }
-        let clock = CpuClock::open(client.id());
+        let clock = CpuClock::of(client.id());
         // Its clock is read while it is a zombie: it stands, and is still there.
         let pid = Pid::from_raw(i32::try_from(client.id()).unwrap()).unwrap();
         waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();

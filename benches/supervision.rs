@@ -136,8 +136,8 @@ impl Use {
         let pids: Vec<u32> =
             descendants::below(first).into_iter().map(|(pid, _)| pid).chain([first]).collect();
         let look = || {
-            let cpu = pids.iter().filter_map(|&pid| CpuClock::open(pid).read()).sum::<Duration>();
-            let of_first = CpuClock::open(first).read().unwrap_or_default();
+            let cpu = pids.iter().filter_map(|&pid| CpuClock::of(pid).read()).sum::<Duration>();
+            let of_first = CpuClock::of(first).read().unwrap_or_default();
             (cpu, of_first, pids.iter().map(|&pid| switches(pid)).sum::<u64>())
         };
         let (cpu, of_first, before) = look();

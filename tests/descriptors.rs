@@ -39,7 +39,7 @@ fn open_in(pid: u32) -> BTreeMap<u32, String> {
 }
 
 /// How many there are of each kind; sockets lose their number, files of the runtime directory their
-/// directory, and CPU clocks their process.
+/// directory.
 fn kinds(system: &System, pid: u32) -> BTreeMap<String, usize> {
     let rundir = format!("{}/", system.rundir().display());
     let mut kinds = BTreeMap::new();
@@ -48,7 +48,6 @@ fn kinds(system: &System, pid: u32) -> BTreeMap<String, usize> {
             _ if number <= 2 => "standard".to_owned(),
             Some(file) => file.to_owned(),
             None if link.starts_with("socket:") => "socket".to_owned(),
-            None if link.ends_with("/schedstat") => "schedstat".to_owned(),
             None => link,
         };
         *kinds.entry(kind).or_default() += 1;
@@ -58,7 +57,7 @@ fn kinds(system: &System, pid: u32) -> BTreeMap<String, usize> {
 
 fn expected(common: &[(&str, usize)], files: &[&str]) -> BTreeMap<String, usize> {
     let files = files.iter().map(|file| (*file, 1));
-    let standard = [("standard", 3), ("anon_inode:[eventpoll]", 1)];
+    let standard = [("standard", 3), ("anon_inode:[eventpoll]", 1), ("anon_inode:[signalfd]", 1)];
     let all = standard.into_iter().chain(common.iter().copied()).chain(files);
     all.map(|(kind, number)| (kind.to_owned(), number)).collect()
 }
@@ -92,24 +91,23 @@ fn everybody_holds(system: &System, (control, hosts): (usize, usize), strange: &
     let (watchdog, principal, secondaries) = (pids[0], pids[1], &pids[2..]);
     let of_slot = TYPES * hosts;
     let listeners = control + 2 * of_slot;
-    // Sockets besides listeners: both ends of the signal pipe; the channel; the socket of the tools.
+    // Sockets besides listeners: the channel; the socket of the tools.
     // The pages that outlive a principal are held to hand them down.
     let tables = ["secondary1.jobs", "secondary2.jobs", "watchdog.page"];
     let files =
         [&["lock", "orders.principal", "orders.1", "orders.2", "principal.page"], &tables[..]].concat();
-    let mut of_watchdog =
-        vec![("socket", listeners + 2 + 1 + 1), ("anon_inode:[pidfd]", 4), ("schedstat", 3)];
+    let mut of_watchdog = vec![("socket", listeners + 1 + 1), ("anon_inode:[pidfd]", 4)];
     of_watchdog.extend_from_slice(strange);
     holds(system, watchdog, &expected(&of_watchdog, &files));
     let tubes = ["dwtube1", "wdtube1", "dwtube2", "wdtube2"];
     let files = [&["orders.principal"], &tubes[..], &tables[..]].concat();
     // In reserve for looks for processes.
     let reserve = ("/dev/null", 4);
-    let of_principal = [("socket", listeners + 2 + 1), ("anon_inode:[pidfd]", 3), reserve];
+    let of_principal = [("socket", listeners + 1), ("anon_inode:[pidfd]", 3), reserve];
     holds(system, principal, &expected(&of_principal, &files));
     for (pid, number) in secondaries.iter().zip(1..) {
         let files = [format!("dwtube{number}"), format!("wdtube{number}"), format!("orders.{number}")];
-        let of_secondary = [("socket", of_slot + 2), ("anon_inode:[pidfd]", 1), reserve];
+        let of_secondary = [("socket", of_slot), ("anon_inode:[pidfd]", 1), reserve];
         holds(system, *pid, &expected(&of_secondary, &files.each_ref().map(String::as_str)));
         assert_eq!((shared(*pid, watchdog), shared(*pid, principal)), (of_slot, of_slot));
     }

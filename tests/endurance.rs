@@ -176,7 +176,7 @@ fn who_is_stopped_is_killed_also_on_a_busy_machine_and_nobody_else() {
     system.books_are_exact();
 }
 
-/// CPU that these processes have used so far (`/proc/<pid>/schedstat`), and the children that they have
+/// CPU that these processes have used so far (clock_getcpuclockid(3)), and the children that they have
 /// reaped (fields 16 and 17 of `/proc/<pid>/stat`, in ticks of 10 ms).
 fn cpu(pids: &[u32]) -> Duration {
     let children = |pid: u32| {
@@ -184,7 +184,7 @@ fn cpu(pids: &[u32]) -> Duration {
         let fields = text.rsplit(')').next().unwrap().split_ascii_whitespace().skip(16 - 3).take(2);
         Duration::from_millis(10) * fields.map(|field| field.parse::<u32>().unwrap()).sum()
     };
-    pids.iter().map(|&pid| CpuClock::open(pid).read().unwrap() + children(pid)).sum()
+    pids.iter().map(|&pid| CpuClock::of(pid).read().unwrap() + children(pid)).sum()
 }
 
 /// Sets how far the stacks of this process may grow, and of the children that it will have (setrlimit(2)).

@@ -5,7 +5,7 @@
 //! has the second. They are measured in turn, round by round, so that the machine's moods hit all;
 //! ratios are taken within a round.
 //!
-//! - *rate*, and *CPU* of all processes of the server for each request (`/proc/<pid>/schedstat`), with 64 clients;
+//! - *rate*, and *CPU* of all processes of the server for each request (clock_getcpuclockid(3)), with 64 clients;
 //! - the median *latency* of a client alone.
 //!
 //! `cargo bench --bench requests`; a number as argument is the rounds.
@@ -139,7 +139,7 @@ impl Server {
     /// CPU time of all its processes so far.
     fn cpu(&self) -> Duration {
         let below = descendants::below(self.pid).into_iter().map(|(pid, _)| pid);
-        below.chain([self.pid]).filter_map(|pid| CpuClock::open(pid).read()).sum()
+        below.chain([self.pid]).filter_map(|pid| CpuClock::of(pid).read()).sum()
     }
 }
 

@@ -22,5 +22,6 @@ pub mod reactor;
 pub mod reserve;
 pub mod rundir;
 pub mod segment;
+pub mod signals;
 pub mod socket_file;
 pub mod stream;

@@ -1,9 +1,12 @@
-//! What `/proc` tells of a process (proc_pid_stat(5)).
+//! What the kernel tells of a process (proc_pid_stat(5)).
 
-use std::fs::{File, read_to_string};
+use std::fs::read_to_string;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
+
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 
 use crate::core::supervision::RunState;
 
@@ -178,27 +181,25 @@ pub fn children_of_same_program() -> Vec<u32> {
     of_same.filter_map(|pid| pid.parse().ok()).filter(|&pid| group(pid) == ours).collect()
 }
 
-/// The CPU clock of a process, `/proc/<pid>/schedstat`, kept open.
+/// The CPU clock of a process (clock_getcpuclockid(3)): exact while it runs, too.
 #[derive(Debug)]
 pub struct CpuClock {
-    file: Option<File>,
+    /// `None` where there was no such process.
+    id: Option<ClockId>,
 }
 
 impl CpuClock {
-    /// Opens it; where the kernel has none (`CONFIG_SCHED_INFO`), nothing will be told.
+    /// The clock of whoever has this pid: it is the caller who knows that it is still the one that was meant.
     #[must_use]
-    pub fn open(pid: u32) -> Self {
-        Self { file: File::open(format!("/proc/{pid}/schedstat")).ok() }
+    pub fn of(pid: u32) -> Self {
+        let pid = i32::try_from(pid).map(Pid::from_raw).ok();
+        Self { id: pid.and_then(|pid| clock_getcpuclockid(pid).ok()) }
     }
 
-    /// CPU time used so far: the first field, nanoseconds.
+    /// CPU time used so far; `None` once it is reaped.
     #[must_use]
     pub fn read(&self) -> Option<Duration> {
-        let mut buffer = [0; 64];
-        let length = self.file.as_ref()?.read_at(&mut buffer, 0).ok()?;
-        let text = std::str::from_utf8(&buffer[..length]).ok()?;
-        let nanos = text.split_ascii_whitespace().next()?.parse().ok()?;
-        Some(Duration::from_nanos(nanos))
+        Some(clock_gettime(self.id?).ok()?.into())
     }
 }
 
@@ -230,6 +231,6 @@ mod tests {
         let stat = stat(std::process::id()).unwrap();
         assert!(stat.start_time > 0);
         assert!(matches!(stat.run_state(), RunState::Running | RunState::Waiting));
-        assert!(CpuClock::open(std::process::id()).read() > Some(Duration::ZERO));
+        assert!(CpuClock::of(std::process::id()).read() > Some(Duration::ZERO));
     }
 }

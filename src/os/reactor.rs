@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use mio::event::{Event, Source};
 use mio::{Events, Interest, Poll, Token};
-use signal_hook_mio::v1_0::Signals;
+use rustix::process::Signal;
 use slab::Slab;
 
 use crate::core::moment::Moment;
 use crate::os::clock;
+use crate::os::signals::Signals;
 
 /// Events taken from the kernel in one turn.
 const EVENTS_PER_TURN: usize = 256;
@@ -37,7 +38,7 @@ pub trait Role {
     type Key: Copy;
 
     /// A signal arrived since the last turn, once or several times.
-    fn on_signal(&mut self, reactor: &mut Handle<Self::Key>, signal: i32);
+    fn on_signal(&mut self, reactor: &mut Handle<Self::Key>, signal: Signal);
 
     /// A registered source is ready.
     fn on_ready(
@@ -226,18 +227,18 @@ pub struct Reactor<K> {
     /// over by the last turn.
     turn: Vec<SourceId>,
     /// The signals of the turn under way, each once.
-    arrived: Vec<i32>,
+    arrived: Vec<Signal>,
 }
 
 impl<K: Copy> Reactor<K> {
-    /// A reactor that takes over these signals (`signal(7)` numbers): their handlers
-    /// stand when it returns.
+    /// A reactor that takes over these signals, and lets in all others: none of these can do harm any
+    /// more, and none that comes before the first turn is lost.
     ///
     /// # Errors
-    /// What `epoll_create1(2)`, `socketpair(2)` or `sigaction(2)` say.
-    pub fn new(signals: &[i32]) -> io::Result<Self> {
+    /// What `epoll_create1(2)` or `signalfd(2)` say.
+    pub fn new(signals: &[Signal]) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let mut signals = Signals::new(signals)?;
+        let mut signals = Signals::take(signals)?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         Ok(Self {
             handle: Handle {
@@ -263,7 +264,7 @@ impl<K: Copy> Reactor<K> {
     /// Runs until the role calls [`Handle::stop`].
     ///
     /// # Errors
-    /// What `epoll_wait(2)` says, interruptions apart.
+    /// What `epoll_wait(2)` says, interruptions apart, or `read(2)` of the signals.
     pub fn run(&mut self, role: &mut impl Role<Key = K>) -> io::Result<()> {
         // What the start produced is sent now, not after the first event.
         self.handle.now = clock::now();
@@ -277,16 +278,13 @@ impl<K: Copy> Reactor<K> {
     /// One turn of the loop.
     ///
     /// # Errors
-    /// What `epoll_wait(2)` says, interruptions apart.
+    /// What `epoll_wait(2)` says, interruptions apart, or `read(2)` of the signals.
     pub fn turn(&mut self, role: &mut impl Role<Key = K>) -> io::Result<()> {
         let signalled = self.wait(role.deadline())?;
         let Self { handle, events, signals, turn, arrived } = self;
         handle.now = clock::now();
         if signalled {
-            // The iterator gives a signal again that comes again while it is under way:
-            // it ends before the first handler runs.
-            arrived.extend(signals.pending());
-            arrived.dedup();
+            signals.read(arrived)?;
             for signal in arrived.drain(..) {
                 role.on_signal(handle, signal);
             }
@@ -318,8 +316,8 @@ impl<K: Copy> Reactor<K> {
         loop {
             match self.handle.poll.poll(&mut self.events, timeout) {
                 Ok(()) => return Ok(self.events.iter().any(|event| event.token() == SIGNALS)),
-                // A wait that does not block is not interrupted: it finds the signal, and
-                // whatever else became ready, in this turn, before its deadline.
+                // By a stop and its end, or by a debugger (signal(7)). A wait that does not block is not
+                // interrupted: it finds whatever became ready, in this turn, before its deadline.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => timeout = Some(Duration::ZERO),
                 Err(error) => return Err(error),
             }

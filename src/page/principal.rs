@@ -146,6 +146,12 @@ impl PrincipalPage {
         record::load(&self.page)
     }
 
+    /// What changes in the record again and again ([`record::glance`]).
+    #[must_use]
+    pub fn glance(&self) -> [u64; 2] {
+        record::glance(&self.page)
+    }
+
     /// How many slots there are.
     #[must_use]
     pub fn slots(&self) -> u16 {

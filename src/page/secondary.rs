@@ -83,6 +83,12 @@ impl SecondaryPage {
         record::load(&self.page)
     }
 
+    /// What changes in the record again and again ([`record::glance`]).
+    #[must_use]
+    pub fn glance(&self) -> [u64; 2] {
+        record::glance(&self.page)
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn counts(&self) -> Counts {

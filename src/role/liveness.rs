@@ -45,7 +45,7 @@ impl Liveness {
     }
 
     /// Watches the orders and the watchdog itself under these keys, then declares the
-    /// server ready and lets signals in.
+    /// server ready.
     ///
     /// # Errors
     /// A [`Failure`] where the kernel refuses.
@@ -63,7 +63,6 @@ impl Liveness {
         record::declare_ready(page, reactor.now());
         process::die_gently_with_parent()
             .map_err(|error| Failure::internal("ask for the parent-death signal", &error))?;
-        process::release_signals().map_err(|error| Failure::internal("release signals", &error))?;
         self.ring();
         Ok(())
     }

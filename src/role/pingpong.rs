@@ -5,11 +5,10 @@
 //! `wdtube1`; after the last, the principal says `stop`, the secondary ends first and
 //! is reaped, then the principal ends. No zombie is left.
 
+use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-
-use signal_hook::consts::SIGTERM;
 
 use crate::core::moment::Moment;
 use crate::exit::{Code, Failure};
@@ -76,7 +75,7 @@ impl Principal {
 impl Role for Principal {
     type Key = Key;
 
-    fn on_signal(&mut self, reactor: &mut Handle<Key>, _: i32) {
+    fn on_signal(&mut self, reactor: &mut Handle<Key>, _: Signal) {
         self.trouble = Some("interrupted".to_owned());
         reactor.stop();
     }
@@ -130,7 +129,7 @@ struct Secondary {
 impl Role for Secondary {
     type Key = Key;
 
-    fn on_signal(&mut self, reactor: &mut Handle<Key>, _: i32) {
+    fn on_signal(&mut self, reactor: &mut Handle<Key>, _: Signal) {
         reactor.stop();
     }
 
@@ -193,10 +192,9 @@ pub fn run(count: u64) -> Result<ExitCode, Failure> {
         return Err(Failure::new(Code::Usage, "--count 0: must be at least 1"));
     }
     let dir = PrivateDir::create()?;
-    let mut reactor = Reactor::new(&[SIGTERM, signal_hook::consts::SIGINT])
+    let mut reactor = Reactor::new(&[Signal::TERM, Signal::INT])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     let mut principal = start(&dir, count, reactor.handle())?;
-    process::release_signals().map_err(|error| Failure::internal("release signals", &error))?;
     println!("principal pid {}: one segment, one FIFO pair in {}", std::process::id(), dir.0.display());
     println!("secondary pid {}: started", principal.secondary.pid());
     reactor.run(&mut principal).map_err(|error| Failure::internal("run the event loop", &error))?;
@@ -277,7 +275,7 @@ fn report(principal: &Principal) -> Result<ExitCode, Failure> {
 pub fn run_secondary(dir: &Path) -> Result<ExitCode, Failure> {
     process::set_name(c"osps-secondary");
     let cannot = |what: &'static str| move |error: std::io::Error| Failure::internal(what, &error);
-    let mut reactor = Reactor::new(&[SIGTERM]).map_err(cannot("create the event loop"))?;
+    let mut reactor = Reactor::new(&[Signal::TERM]).map_err(cannot("create the event loop"))?;
     let path = dir.join("secondary1.jobs");
     let (page, ()) =
         Page::attach(path.as_path().into(), Kind::Jobs, Access::ReadWrite, |_| Some(((), WORDS)))
@@ -285,7 +283,6 @@ pub fn run_secondary(dir: &Path) -> Result<ExitCode, Failure> {
     let mut reader = Reader::open(&dir.join("dwtube1")).map_err(cannot("open dwtube1"))?;
     let mut writer = Writer::open(&dir.join("wdtube1")).map_err(cannot("open wdtube1"))?;
     reader.watch(reactor.handle(), Key::Tube).map_err(cannot("watch dwtube1"))?;
-    process::release_signals().map_err(cannot("release signals"))?;
     writer.push(Command::Ready);
     writer.flush().map_err(cannot("write to wdtube1"))?;
     let mut secondary = Secondary { reader, writer, page };

@@ -13,7 +13,6 @@ use mio::Interest;
 use mio::unix::SourceFd;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::core::moment::Moment;
 use crate::os::clock;
@@ -64,7 +63,7 @@ impl<'a> Herd<'a> {
         watch: Watch,
         start: Moment,
     ) -> io::Result<(Record, Watch, Duration)> {
-        let mut reactor = Reactor::new(&[SIGINT, SIGTERM])?;
+        let mut reactor = Reactor::new(&[Signal::INT, Signal::TERM])?;
         let mut herd = Self { plan, members: Vec::new(), watch, start, show_at: start, interrupted: false };
         for arguments in arguments {
             herd.start_member(reactor.handle(), arguments)?;
@@ -163,7 +162,7 @@ impl Drop for Member {
 impl Role for Herd<'_> {
     type Key = usize;
 
-    fn on_signal(&mut self, reactor: &mut Handle<usize>, _: i32) {
+    fn on_signal(&mut self, reactor: &mut Handle<usize>, _: Signal) {
         if std::mem::replace(&mut self.interrupted, true) {
             reactor.stop();
         }

@@ -1,13 +1,12 @@
 //! The load: many clients around one event loop.
 
+use rustix::process::Signal;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
-
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::core::moment::Moment;
 use crate::core::timers::Timers;
@@ -155,7 +154,7 @@ impl<'a> Load<'a> {
     /// # Errors
     /// What the event loop says.
     pub fn run(mut self) -> io::Result<(Record, Watch, Duration)> {
-        let mut reactor = Reactor::new(&[SIGINT, SIGTERM])?;
+        let mut reactor = Reactor::new(&[Signal::INT, Signal::TERM])?;
         if self.pace.is_some() {
             self.alarm = Some(Alarm::new(reactor.handle(), Key::Due)?);
         }
@@ -164,7 +163,7 @@ impl<'a> Load<'a> {
         self.count_the_rest(now);
         let took = now.since(self.start);
         self.record.end(took);
-        let used = CpuClock::open(std::process::id()).read().unwrap_or_default();
+        let used = CpuClock::of(std::process::id()).read().unwrap_or_default();
         self.record.busy = used.as_secs_f64() / took.as_secs_f64().max(1e-9);
         Ok((self.record, self.watch, took))
     }
@@ -306,7 +305,7 @@ impl<'a> Load<'a> {
 impl Role for Load<'_> {
     type Key = Key;
 
-    fn on_signal(&mut self, reactor: &mut Handle<Key>, _: i32) {
+    fn on_signal(&mut self, reactor: &mut Handle<Key>, _: Signal) {
         // The first time as if it were the end; again: at once.
         self.over = true;
         if std::mem::replace(&mut self.interrupted, true) {

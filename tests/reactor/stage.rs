@@ -79,8 +79,8 @@ impl<P: Part> Stage<P> {
 impl<P: Part> Role for Stage<P> {
     type Key = char;
 
-    fn on_signal(&mut self, _: &mut Handle<char>, signal: i32) {
-        let signal = Signal::try_from(signal).unwrap();
+    fn on_signal(&mut self, _: &mut Handle<char>, signal: rustix::process::Signal) {
+        let signal = Signal::try_from(signal.as_raw()).unwrap();
         self.log.push(Seen::Signal(signal));
         self.part.on_signal(signal);
     }
@@ -106,8 +106,11 @@ impl<P: Part> Role for Stage<P> {
 }
 
 pub fn reactor(signals: &[Signal]) -> Reactor<char> {
-    let numbers: Vec<i32> = signals.iter().map(|&signal| signal as i32).collect();
-    Reactor::new(&numbers).unwrap()
+    let signals: Vec<_> = signals
+        .iter()
+        .map(|&signal| rustix::process::Signal::from_named_raw(signal as i32).unwrap())
+        .collect();
+    Reactor::new(&signals).unwrap()
 }
 
 /// Reads once. `Again` where there may be more.

@@ -394,7 +394,7 @@ impl Machine {
         }
     }
 
-    /// `/proc/<pid>/schedstat`, kept open, where the kernel has one.
+    /// The CPU clock of a process, where the kernel has one.
     pub fn cpu(&self, pidfd: Proc) -> Option<Duration> {
         let alive = self.processes[pidfd].is_alive();
         (self.plan.cpu_is_known && alive).then(|| self.processes[pidfd].cpu_at(self.now))

@@ -7,8 +7,11 @@ use crate::core::dispatch::NoSlot;
 use crate::core::following::News;
 use crate::core::job::{ClientId, End, Garbage, Incarnation, Job, JobNumber, Reason, State, Table, Word};
 use crate::core::moment::Moment;
-use crate::core::slots::{Action, Books, Given, Placed, Slots, Timer};
+use crate::core::slots::{Action, Books, Given, Placed, Slot, Slots, Timer};
 use crate::wire::tube::{Command, JobRef};
+
+/// Entries of a table without jobs that are looked at in one turn.
+const INSPECTED_IN_TURN: u32 = 64;
 
 impl<B: Books> Slots<B> {
     /// Gives a job to the least loaded secondary, tells it, and says which it is. What becomes of
@@ -114,6 +117,23 @@ impl<B: Books> Slots<B> {
     /// takes lines away).
     pub fn look_through(&mut self, slot: usize) {
         for entry in self.books.table(slot).indices() {
+            self.look_at(slot, entry);
+        }
+    }
+
+    /// The same from time to time: where no job is given a stretch of the table is enough, for nobody waits
+    /// for what is put right there.
+    pub fn look_through_in_turn(&mut self, slot: usize) {
+        let Slot { free, given, inspected, .. } = &mut self.slots[slot];
+        if free.len() < given.len() {
+            self.look_through(slot);
+            return;
+        }
+        let entries = u32::try_from(given.len()).unwrap_or(u32::MAX);
+        let first = if *inspected < entries { *inspected } else { 0 };
+        let end = entries.min(first + INSPECTED_IN_TURN);
+        *inspected = end;
+        for entry in first..end {
             self.look_at(slot, entry);
         }
     }

@@ -266,6 +266,8 @@ struct Slot {
     free: Vec<u32>,
     /// The job that was given at each entry.
     given: Vec<Given>,
+    /// Up to which entry the table was looked through last.
+    inspected: u32,
     /// Jobs that wait to be claimed, oldest first.
     waiting: Ends,
     links: Links,
@@ -307,6 +309,7 @@ impl<B: Books> Slots<B> {
             predecessors: Vec::new(),
             free: Vec::new(),
             given: vec![Given::default(); books.table(slot).capacity() as usize],
+            inspected: 0,
             waiting: Ends::default(),
             links: Links::new(books.table(slot).capacity() as usize),
             limited: Limited::default(),

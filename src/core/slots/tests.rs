@@ -341,6 +341,24 @@ fn ended(end: End, was_claimed: bool) -> News {
 }
 
 #[test]
+fn a_table_that_is_looked_through_in_turn_is_mended_again_and_again() {
+    let books = PlainBooks::default();
+    let (mut slots, job) = one_job(&books);
+    claim(&books, 0, job.index, 1);
+    for _ in 0..3 {
+        books.tables[0].overwrite(1 - job.index, Word::waiting(77));
+        books.tables[1].overwrite(1, Word::waiting(78));
+        for slot in [0, 1] {
+            slots.look_through_in_turn(slot);
+        }
+        for (slot, entry) in [(0, 1 - job.index), (1, 1)] {
+            assert_eq!(books.tables[slot].state(entry).unwrap().state, State::Free);
+        }
+        assert_eq!(books.tables[0].state(job.index).unwrap().state, State::Claimed);
+    }
+}
+
+#[test]
 fn a_client_is_told_once_that_its_job_was_claimed_and_once_how_it_ended() {
     let books = PlainBooks::default();
     let (mut slots, job) = one_job(&books);

@@ -47,6 +47,7 @@ impl Tree {
     /// There are more processes than can be supervised: the predecessor that has drained
     /// longest must go.
     pub fn handle_crowded(&mut self, now: Moment) {
+        self.timeout.set(None);
         let mut living = self.predecessors.iter().filter(|seat| !matches!(seat.state, State::Killing { .. }));
         let oldest = living.clone().find(|seat| seat.drain_until.is_some()).or_else(|| living.next());
         if let Some(name) = oldest.map(|seat| seat.name) {

@@ -6,6 +6,7 @@
 
 mod leaving;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -107,6 +108,9 @@ pub struct Tree {
     last_number: u64,
     phase: Phase,
     actions: VecDeque<Action>,
+    /// What [`Tree::poll_timeout`] has found, until an input may have changed it: a look at all seats is
+    /// long where there are a thousand.
+    timeout: Cell<Option<Option<Moment>>>,
 }
 
 /// How much longer than the principal's own patience the watchdog waits in a stop.
@@ -134,6 +138,7 @@ impl Tree {
             last_number: 0,
             phase: Phase::Running,
             actions: VecDeque::new(),
+            timeout: Cell::new(None),
         }
     }
 
@@ -152,6 +157,7 @@ impl Tree {
 
     /// The shell could not start the principal.
     pub fn handle_start_failed(&mut self, now: Moment) {
+        self.timeout.set(None);
         self.schedule_start(now, Death { ready_since: None, cannot_start: false });
     }
 
@@ -174,6 +180,7 @@ impl Tree {
 
     /// What `/proc` says, as asked by [`Act::Examine`].
     pub fn handle_evidence(&mut self, now: Moment, name: Name, evidence: Evidence) {
+        self.timeout.set(None);
         let sent_at = match self.state(name) {
             Some(State::Suspect { sent_at, judge_at, .. }) if judge_at <= now => sent_at,
             Some(State::Starting { since, .. }) if since < now => {
@@ -299,6 +306,16 @@ impl Tree {
     /// When [`Tree::handle_timeout`] must be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Moment> {
+        if let Some(known) = self.timeout.get() {
+            debug_assert_eq!(known, self.next_deadline(), "something has changed it");
+            return known;
+        }
+        let next = self.next_deadline();
+        self.timeout.set(Some(next));
+        next
+    }
+
+    fn next_deadline(&self) -> Option<Moment> {
         let stop = match self.phase {
             Phase::Stopping { kill_at, .. } => Some(kill_at),
             Phase::Running | Phase::Finished => None,
@@ -309,13 +326,13 @@ impl Tree {
     /// What is believed of a process; `None` once it has ended.
     #[must_use]
     pub fn state(&self, name: Name) -> Option<State> {
-        self.processes().find(|seat| seat.name == name).map(|seat| seat.state)
+        self.seat(name).map(|seat| seat.state)
     }
 
     /// Whether a process has declared itself ready.
     #[must_use]
     pub fn is_ready(&self, name: Name) -> bool {
-        self.processes().any(|seat| seat.name == name && seat.ready_since.is_some())
+        self.seat(name).is_some_and(|seat| seat.ready_since.is_some())
     }
 
     /// The processes that are not known to have ended.
@@ -333,9 +350,19 @@ impl Tree {
         self.seats.iter().filter(|seat| seat.state != State::Down).chain(&self.predecessors)
     }
 
+    /// The seat of a process that has not ended.
+    fn seat(&self, name: Name) -> Option<&Seat> {
+        let own = self.seats.get(usize::from(name.slot));
+        own.into_iter()
+            .filter(|seat| seat.state != State::Down)
+            .chain(&self.predecessors)
+            .find(|seat| seat.name == name)
+    }
+
+    /// The seat of a process, or the one that it has left.
     fn seat_mut(&mut self, name: Name) -> Option<&mut Seat> {
-        self.seats
-            .iter_mut()
+        let own = self.seats.get_mut(usize::from(name.slot));
+        own.into_iter()
             .filter(|seat| seat.state != State::Down || seat.name.incarnation != 0)
             .chain(&mut self.predecessors)
             .find(|seat| seat.name == name)
@@ -355,6 +382,8 @@ impl Tree {
     /// than a quarter of `kill_after`, all silences begin anew.
     fn void_if_late(&mut self, now: Moment) {
         let late = self.poll_timeout().is_some_and(|at| now.since(at) > self.settings.kill_after / 4);
+        // Whoever asks is about to change something.
+        self.timeout.set(None);
         // Once a turn: deadlines that are over stay so until the turn comes to them.
         if late && self.voided_at.replace(now) != Some(now) {
             let names: Vec<Name> = self.living().collect();

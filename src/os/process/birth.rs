@@ -26,7 +26,7 @@ use crate::os::process::{HELD_SIGNALS, Strings, reset_dispositions};
 /// all others are closed, and standard input is empty. `argv[0]` is `osps`, so that `ps`
 /// shows `osps secondary 2`.
 ///
-/// The child starts with the signals above held back (see [`release_signals`](super::release_signals)), ignores the
+/// The child starts with the signals above held back until a loop reads them, ignores the
 /// terminal's, and is killed when this process dies, until it says that SIGTERM will do
 /// ([`die_gently_with_parent`](super::die_gently_with_parent)). Where it cannot execute the program, it says so on standard
 /// error and ends with [`Code::System`].
@@ -35,7 +35,7 @@ use crate::os::process::{HELD_SIGNALS, Strings, reset_dispositions};
 /// What `open(2)`, `fcntl(2)` or `clone(2)` say: then there is no child.
 pub fn spawn(arguments: &[String], descriptors: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<Pidfd> {
     let birth = Birth::prepare(arguments, descriptors)?;
-    // Handlers of ours must not run in the child: they would write into our signal pipe.
+    // A signal for us must not end the child.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let cloned = clone_this_process();
     if let Ok(Cloned::Child) = cloned {

@@ -125,7 +125,7 @@ impl Command {
             parent: getpid(),
             failed: None,
         };
-        // Handlers of ours must not run in the child: they would write into our signal pipe.
+        // A signal for us must not end the child.
         let before = SigSet::all()
             .thread_swap_mask(SigmaskHow::SIG_BLOCK)
             .map_err(|error| failed("block signals", error.into()))?;

@@ -1,7 +1,7 @@
 //! Starting servers and commands, and what a process sets up for itself.
 //!
 //! A server is this same program, executed again with a role argument: `fork(2)`
-//! alone would share the parent's epoll instance and signal pipe, so that parent and
+//! alone would share the parent's epoll instance and signalfd, so that parent and
 //! child would steal each other's wake-ups.
 #![allow(unsafe_code)]
 
@@ -30,10 +30,10 @@ pub use command::{Command, Identity, NotStarted, Plan};
 
 /// Signals that a terminal sends to every process at once: the watchdog alone decides.
 const TERMINAL_SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
-/// Signals that must not arrive before their handlers stand.
+/// Signals that must not arrive before a loop reads them.
 const HELD_SIGNALS: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM];
 /// Signals that nobody here uses: of timers, I/O and power. SIGUSR1 and SIGUSR2 are among them until
-/// somebody installs a handler.
+/// a loop takes them over.
 const STRANGE_SIGNALS: [Signal; 8] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
@@ -86,7 +86,7 @@ fn reset_dispositions() -> Result<(), Errno> {
 }
 
 /// Ignores what would end a process by default although nobody has a reason to send it. To be called
-/// before handlers are installed.
+/// before a loop takes its signals over.
 ///
 /// # Errors
 /// What `sigaction(2)` says.
@@ -116,16 +116,16 @@ fn disposition(signal: Signal, handler: SigHandler) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Lets all signals in. Called when the handlers stand, which also undoes whatever
-/// mask this process was started with.
+/// Undoes what a parent of ours may have set up for a signal: a SIGCHLD that is ignored reaps children
+/// behind our back.
 ///
 /// # Errors
-/// What `pthread_sigmask(3)` says.
-pub fn release_signals() -> io::Result<()> {
-    Ok(SigSet::empty().thread_set_mask()?)
+/// What `sigaction(2)` says.
+pub fn reset(signal: rustix::process::Signal) -> io::Result<()> {
+    Ok(disposition(signal.as_raw().try_into()?, SigHandler::SigDfl)?)
 }
 
-/// From now on this process is sent SIGTERM when its parent dies: its handlers stand. Where the
+/// From now on this process is sent SIGTERM when its parent dies: its loop will read it. Where the
 /// parent has died before, nothing would come any more: the caller looks at [`parent_pid`].
 ///
 /// # Errors

@@ -12,13 +12,13 @@ mod obituaries;
 mod servers;
 mod slot;
 
+use rustix::process::Signal;
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener as StdListener};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use mio::Interest;
-use signal_hook::consts::{SIGTERM, SIGUSR1};
 use slab::Slab;
 
 use crate::config::{self, Config};
@@ -140,7 +140,7 @@ pub fn run() -> Result<ExitCode, Failure> {
     crate::os::log::init(&launched.sheet.name().to_string());
     process::set_name(c"osps-principal");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
-    let mut reactor = Reactor::new(&[SIGUSR1, SIGTERM])
+    let mut reactor = Reactor::new(&[Signal::USR1, Signal::TERM])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     let mut principal = Principal::start(launched, reactor.handle())?;
     reactor.run(&mut principal).map_err(|error| Failure::internal("run the event loop", &error))?;
@@ -310,14 +310,14 @@ fn number(slot: usize) -> u16 {
 impl Role for Principal {
     type Key = Key;
 
-    fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: i32) {
+    fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: Signal) {
         match signal {
-            SIGUSR1 => {
+            Signal::USR1 => {
                 let Self { liveness, core, .. } = self;
                 liveness.answer_probe(core.books().page().page(), reactor.now());
                 self.reconcile(reactor);
             }
-            SIGTERM => self.on_sigterm(reactor),
+            Signal::TERM => self.on_sigterm(reactor),
             _ => {}
         }
     }

@@ -420,7 +420,7 @@ impl Principal {
     }
 
     fn reconcile_slot(&mut self, reactor: &mut Handle<Key>, slot: usize) {
-        self.core.look_through(slot);
+        self.core.look_through_in_turn(slot);
         self.core.repeat_stop(slot);
         let Some(server) = self.slots[slot].current.as_ref() else {
             return;

@@ -11,11 +11,11 @@ mod runs;
 mod strays;
 mod worker;
 
+use rustix::process::Signal;
 use std::process::ExitCode;
 
 use mio::Interest;
 use mio::net::TcpListener;
-use signal_hook::consts::{SIGCHLD, SIGTERM, SIGUSR1};
 use slab::Slab;
 
 use crate::config::{Admission, Config};
@@ -155,7 +155,7 @@ pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     // What a command leaves behind comes to us, and ends with its job.
     process::become_subreaper().map_err(|error| Failure::internal("adopt orphans", &error))?;
-    let mut reactor = Reactor::new(&[SIGUSR1, SIGTERM, SIGCHLD])
+    let mut reactor = Reactor::new(&[Signal::USR1, Signal::TERM, Signal::CHILD])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     let mut secondary = Secondary::start(launched, registry, reactor.handle())?;
     #[cfg(debug_assertions)]
@@ -406,17 +406,17 @@ fn settings(config: &Config, now: Moment) -> Settings {
 impl Role for Secondary {
     type Key = Key;
 
-    fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: i32) {
+    fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: Signal) {
         match signal {
-            SIGUSR1 => {
+            Signal::USR1 => {
                 self.liveness.answer_probe(self.page.page(), reactor.now());
                 if self.liveness.is_to_drain() {
                     self.service.handle_drain(reactor.now());
                 }
                 self.measure();
             }
-            SIGCHLD => self.reap(reactor),
-            SIGTERM => self.service.handle_term(reactor.now(), self.surroundings()),
+            Signal::CHILD => self.reap(reactor),
+            Signal::TERM => self.service.handle_term(reactor.now(), self.surroundings()),
             _ => {}
         }
     }

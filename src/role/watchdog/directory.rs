@@ -30,9 +30,14 @@ pub struct Look {
 }
 
 impl Watchdog {
-    /// One look at the directory; more only where anything in it has changed.
+    /// One look at the directory in each period; more only where anything in it has changed.
     pub(super) fn tend_directory(&mut self, reactor: &mut Handle<Key>) {
-        let (seen, now) = (self.rundir.seen().ok(), reactor.now());
+        let now = reactor.now();
+        if now < self.next_look_at_directory {
+            return;
+        }
+        self.next_look_at_directory = now + self.config.watchdog.period;
+        let seen = self.rundir.seen().ok();
         let same = self.seen_directory.filter(|looked| Some(looked.seen) == seen);
         if self.tree.is_stopping() || same.is_some_and(|looked| looked.is_final) {
             return;

@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use mio::net::UnixListener;
 use rustix::process::Signal;
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use slab::Slab;
 
 use crate::config::Config;
@@ -73,6 +72,7 @@ struct Watchdog {
     lock: Lock,
     /// The runtime directory when it was last found whole.
     seen_directory: Option<Look>,
+    next_look_at_directory: Moment,
     directory_trouble: Recurrence,
     /// Secondaries could not be taken under supervision.
     meeting_trouble: Recurrence,
@@ -111,11 +111,9 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
     crate::os::log::init("watchdog");
     process::set_name(c"osps-watchdog");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
-    let mut reactor = Reactor::new(&[SIGUSR2, SIGCHLD, SIGTERM, SIGINT, SIGHUP])
+    let mut reactor = Reactor::new(&[Signal::USR2, Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
-    process::release_signals()
-        .and_then(|()| process::become_subreaper())
-        .map_err(|error| Failure::internal("set up signals", &error))?;
+    process::become_subreaper().map_err(|error| Failure::internal("become a subreaper", &error))?;
     let mut watchdog = Watchdog::start(config, reactor.handle())?;
     reactor.run(&mut watchdog).map_err(|error| Failure::internal("run the event loop", &error))?;
     watchdog.finish();
@@ -179,13 +177,13 @@ impl Watchdog {
 impl Role for Watchdog {
     type Key = Key;
 
-    fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: i32) {
+    fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: Signal) {
         match signal {
-            SIGUSR2 => self.look(reactor),
-            SIGCHLD => self.reap_children(reactor),
-            SIGTERM => self.ask_to_stop(reactor, "SIGTERM"),
-            SIGINT => self.ask_to_stop(reactor, "SIGINT"),
-            SIGHUP => log::warn!("SIGHUP: this version cannot reload; nothing was changed"),
+            Signal::USR2 => self.look(reactor),
+            Signal::CHILD => self.reap_children(reactor),
+            Signal::TERM => self.ask_to_stop(reactor, "SIGTERM"),
+            Signal::INT => self.ask_to_stop(reactor, "SIGINT"),
+            Signal::HUP => log::warn!("SIGHUP: this version cannot reload; nothing was changed"),
             _ => {}
         }
     }

@@ -39,8 +39,8 @@ pub struct Process {
     cpu_at_probe: Option<Duration>,
     answered: u64,
     answered_at: Option<Moment>,
-    /// What it said of itself at the last look, once the tree knows all of that.
-    seen: Option<(Condition, u64)>,
+    /// What a glance at its record showed last, once the tree knows all of that.
+    seen: Option<[u64; 2]>,
     killed: Option<KillCondition>,
 }
 
@@ -113,14 +113,14 @@ impl Watchdog {
         }
         let process = &self.processes[index];
         let name = process.name;
-        let record = match (&process.page, name.role) {
-            (Some(page), _) => page.record(),
-            (None, Role::Principal) => self.principal_page.record(),
+        // Mostly nothing has changed; with a thousand processes a look must not ask the tree about each.
+        let (seen, record) = match (&process.page, name.role) {
+            (Some(page), _) if process.seen == Some(page.glance()) => return,
+            (Some(page), _) => (Some(page.glance()), page.record()),
+            (None, Role::Principal) => (Some(self.principal_page.glance()), self.principal_page.record()),
             // Its files were gone before we met it: not ready, until it is killed for that.
             (None, Role::Secondary) => return,
         };
-        // Mostly nothing has changed; with a thousand processes a look must not ask the tree about each.
-        let seen = Some((record.condition, record.answered));
         // Until a process has introduced itself, its page may still speak of another.
         if record.incarnation == name.incarnation && record.pid == process.pid() && process.seen != seen {
             self.look_at_record(index, name, record, now);
@@ -185,7 +185,7 @@ impl Watchdog {
             record,
             page,
             orders,
-            cpu: CpuClock::open(pidfd.pid()),
+            cpu: CpuClock::of(pidfd.pid()),
             cpu_at_probe: None,
             answered: 0,
             answered_at: None,

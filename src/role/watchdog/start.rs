@@ -104,6 +104,7 @@ impl Watchdog {
             rundir: rundir.clone(),
             lock,
             seen_directory: None,
+            next_look_at_directory: now,
             directory_trouble: Recurrence::default(),
             meeting_trouble: Recurrence::default(),
             control_trouble: Recurrence::default(),
