@@ -69,11 +69,7 @@ fn measure(title: &str, cores: [usize; 2], limit: f64, rounds: usize, probes: us
     let mut waiting = Pair::start("sigwait", dir.path(), cores[1]);
     let mut looping = Pair::start("mio", dir.path(), cores[1]);
     // Here probes go to one process only.
-    let system = System::start_by("secondaries = 1", &format!("{}{PERIOD}", common::REQUESTS), |command| {
-        let mut pinned = Command::new("taskset");
-        pinned.args(["-c", &cores[0].to_string()]).arg(command.get_program()).args(command.get_args());
-        pinned
-    });
+    let system = System::start_on_core(cores[0], "secondaries = 1", &format!("{}{PERIOD}", common::REQUESTS));
     system.all_ready();
     pin(Some(system.pid(0)), cores[1]);
     pin(None, cores[0]);

@@ -53,7 +53,7 @@ fn main() {
     let rounds = rounds.unwrap_or(if is_bench { ROUNDS } else { 1 });
     let (many, alone) = if is_bench { (REQUESTS, REQUESTS_ALONE) } else { (SMOKE_REQUESTS, SMOKE_REQUESTS) };
     let (one, dispatcher) = (Bare::start("loop").unwrap(), Bare::start("dispatcher").unwrap());
-    let system = System::start_by("secondaries = 4", common::REQUESTS, on_first_core);
+    let system = System::start_on_core(0, "secondaries = 4", common::REQUESTS);
     system.all_ready();
     let servers = [
         Server { name: "bare loop", pid: one.pid(), address: one.address },
@@ -175,13 +175,6 @@ fn spread(samples: &[Vec<Sample>], value: impl Fn(&[Sample]) -> f64) -> [f64; 3]
 
 fn shown([middle, least, most]: [f64; 3]) -> String {
     format!("{middle:.2} ({least:.2}-{most:.2})")
-}
-
-/// The same command, on the first core with all that it starts.
-fn on_first_core(command: Command) -> Command {
-    let mut pinned = Command::new("taskset");
-    pinned.args(["-c", "0"]).arg(command.get_program()).args(command.get_args());
-    pinned
 }
 
 fn on_second_core(program: &str) -> Command {

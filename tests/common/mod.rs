@@ -136,6 +136,16 @@ impl System {
         Self::start_dressed(env!("CARGO_BIN_EXE_osps").into(), top, rest, dress)
     }
 
+    /// As [`System::start_unready`], all processes on one core (taskset(1)).
+    pub fn start_on_core(core: usize, top: &str, rest: &str) -> Self {
+        Self::start_by(top, rest, |command| {
+            let mut pinned = Command::new("sh");
+            pinned.args(["-c", "exec taskset -c \"$@\" >>stdout 2>>stderr", "sh", &core.to_string()]);
+            pinned.arg(command.get_program()).args(command.get_args());
+            pinned
+        })
+    }
+
     /// As [`System::start`], of a server with handlers of its own.
     pub fn start_example(name: &str, top: &str, rest: &str) -> Self {
         let system = Self::start_dressed(example(name), top, rest, |command| command);
