@@ -7,7 +7,8 @@
 //!   `period` of 250 ms, beside a bare watchdog: one loop around epoll and a signalfd that sends the same
 //!   probes to as many bare servers.
 //!
-//! `cargo bench --bench supervision`; numbers as arguments are the secondaries to try.
+//! `cargo bench --bench supervision`; numbers as arguments are the secondaries to try. With `idle` it looks at each
+//! process for a minute instead.
 
 #![allow(clippy::unwrap_used)]
 
@@ -55,6 +56,9 @@ fn main() {
         (true, true) => (SIZES.to_vec(), WINDOW),
         (true, false) => (vec![1], PERIOD * 2),
     };
+    if env::args().any(|argument| argument == "idle") {
+        return each_process(if is_bench { Duration::from_secs(60) } else { PERIOD * 2 });
+    }
     println!(
         "{:<12}{:>12}{:>16}{:>10}   {:<6}{:>11}{:>12}{:>12}{:>11}{:>9}",
         "secondaries",
@@ -112,6 +116,42 @@ fn measure(secondaries: usize, window: Duration) -> [Ratio; 2] {
         Ratio::of("idle CPU, 4 secondaries", "bare watchdog", Limit::AtMost(1.5), [cpu]),
         Ratio::of("memory of the tree (PSS)", "6 MiB", Limit::AtMost(1.0), [uses[1].pss_kib as f64 / 6144.0]),
     ]
+}
+
+/// What each process of the usual tree uses at rest, and each of the bare one.
+fn each_process(window: Duration) {
+    let system = System::start(&format!("secondaries = {USUAL}"), common::REQUESTS);
+    let bare = Bare::start(USUAL + 1);
+    let trees = [("bare", bare.0.id()), ("osps", system.watchdog.id())];
+    let mut watched: Vec<(&str, u32)> = Vec::new();
+    for (name, first) in trees {
+        let mut pids: Vec<u32> = descendants::below(first).into_iter().map(|(pid, _)| pid).collect();
+        pids.push(first);
+        pids.sort_unstable();
+        watched.extend(pids.into_iter().map(|pid| (name, pid)));
+    }
+    let look = |&(_, pid): &(&str, u32)| (CpuClock::of(pid).read().unwrap(), switches(pid));
+    let before: Vec<(Duration, u64)> = watched.iter().map(look).collect();
+    sleep(window);
+    let after: Vec<(Duration, u64)> = watched.iter().map(look).collect();
+    println!("{:<24}{:>9}{:>12}{:>11}{:>13}", "process", "CPU %", "switches/s", "PSS KiB", "private KiB");
+    let mut sums = [(0.0, 0.0, 0, 0); 2];
+    for ((&(tree, pid), before), after) in watched.iter().zip(before).zip(after) {
+        let cpu = 100.0 * (after.0 - before.0).as_secs_f64() / window.as_secs_f64();
+        let switches = (after.1 - before.1) as f64 / window.as_secs_f64();
+        let of_rollup = |field_name| field(pid, "smaps_rollup", field_name);
+        let pss = of_rollup("Pss:");
+        let private = of_rollup("Private_Clean:") + of_rollup("Private_Dirty:");
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        let name = format!("{tree} {}", name.trim_end());
+        println!("{name:<24}{cpu:>9.3}{switches:>12.1}{pss:>11}{private:>13}");
+        let sum = &mut sums[usize::from(tree == "osps")];
+        *sum = (sum.0 + cpu, sum.1 + switches, sum.2 + pss, sum.3 + private);
+    }
+    for ((tree, _), (cpu, switches, pss, private)) in trees.iter().zip(sums) {
+        println!("{:<24}{cpu:>9.3}{switches:>12.1}{pss:>11}{private:>13}", format!("{tree}, all"));
+    }
+    println!("CPU of osps to bare: {:.2}", sums[1].0 / sums[0].0);
 }
 
 fn spawn_and_reap(processes: usize) -> Duration {

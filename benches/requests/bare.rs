@@ -163,7 +163,11 @@ impl Server {
         }
         let mut events = Events::with_capacity(256);
         loop {
-            self.poll.poll(&mut events, None)?;
+            match self.poll.poll(&mut events, None) {
+                // By a stop, or a tracer that comes.
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                other => other?,
+            }
             for event in &events {
                 match event.token() {
                     LISTENER | DATA_LISTENER => self.accept(event.token())?,
