@@ -19,10 +19,12 @@ use crate::os::process;
 
 /// The size of a `signalfd_siginfo`; its first word is the signal's number (signalfd(2)).
 const REPORT: usize = 128;
-/// Reports that are read at once: at most one of each signal waits, for standard signals do not queue.
-const REPORTS: usize = 8;
+/// Reports that are read at once. Standard signals do not queue: at most two of each wait, one for the process and
+/// one for its thread, and no loop takes more than eight.
+const REPORTS: usize = 16;
 
-/// Signals that this process takes as events.
+/// Signals that this process takes as events. They are this thread's: where the process has others, which a server has
+/// not, a signal that one of those is given is passed on.
 #[derive(Debug)]
 pub struct Signals {
     fd: OwnedFd,
@@ -41,9 +43,7 @@ impl Signals {
         let fd = SignalFd::with_flags(&taken, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         // Whatever mask this process was started with ends here.
         taken.thread_set_mask()?;
-        for &signal in signals {
-            process::reset(signal)?;
-        }
+        process::pass_to_this_thread(signals)?;
         Ok(Self { fd: fd.into() })
     }
 

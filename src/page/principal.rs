@@ -146,9 +146,9 @@ impl PrincipalPage {
         record::load(&self.page)
     }
 
-    /// What changes in the record again and again ([`record::glance`]).
+    /// What tells whether the record has changed ([`record::glance`]).
     #[must_use]
-    pub fn glance(&self) -> [u64; 2] {
+    pub fn glance(&self) -> [u64; 3] {
         record::glance(&self.page)
     }
 

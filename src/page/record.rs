@@ -81,11 +81,11 @@ pub fn load(page: &Page) -> Record {
     }
 }
 
-/// What changes in the record of a process again and again: its condition, and the number it answered last.
-/// Where that is as it was, so is the rest.
+/// What tells whether a record has changed: incarnation, condition, and the number that was answered last.
 #[must_use]
-pub fn glance(page: &Page) -> [u64; 2] {
-    [page.get(RECORD_AT + 3), page.get(RECORD_AT + 5)]
+pub fn glance(page: &Page) -> [u64; 3] {
+    // The incarnation first, as in `load`: the others are not older.
+    [0, 3, 5].map(|word| page.get(RECORD_AT + word))
 }
 
 /// Introduces a new process in its page.

@@ -68,7 +68,7 @@ impl Liveness {
     }
 
     /// Answers a probe: copies the number back, then rings. Called from the loop, never
-    /// from the signal handler, so that an answer proves that the loop turns.
+    /// from a signal handler, so that an answer proves that the loop turns.
     pub fn answer_probe(&mut self, page: &Page, now: Moment) {
         let current = |index: &RecordIndex| {
             self.watchdog_page.load(*index).is_some_and(|watched| watched.name == self.name)

@@ -267,7 +267,7 @@ impl Machine {
     pub fn send(&mut self, target: Proc, signal: Signal) {
         let life = self.processes[target].life;
         match (life, signal) {
-            // The real parent holds signals back until the handlers stand; here nobody may rely on it.
+            // The real parent holds signals back until a loop reads them; here nobody may rely on it.
             (Life::Booting, Signal::Usr1) if !self.processes[target].handlers => {
                 self.complain(Rule::ProbeOnlyTheReady, format!("SIGUSR1 to {target}, which boots"));
                 self.end(target, Exit::Signal(10));
@@ -400,7 +400,7 @@ impl Machine {
         (self.plan.cpu_is_known && alive).then(|| self.processes[pidfd].cpu_at(self.now))
     }
 
-    /// The handlers stand, signals are let in, and SIGTERM will do when the parent dies.
+    /// A loop reads signals from now on, and SIGTERM will do when the parent dies.
     pub fn handlers_stand(&mut self, proc: Proc) {
         self.system_call();
         self.processes[proc].gentle = true;

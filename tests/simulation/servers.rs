@@ -367,9 +367,7 @@ impl Principal {
     }
 
     fn reconcile_slot(&mut self, sys: &mut Machine, slot: usize) {
-        if self.core.dispatch().load(slot).open > 0 {
-            self.core.look_through_in_turn(slot);
-        }
+        self.core.look_through_in_turn(slot);
         self.core.repeat_stop(slot);
         let Some(server) = self.slots[slot].current.as_ref() else {
             return;

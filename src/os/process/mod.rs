@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -24,6 +25,7 @@ use rustix::process::{
     Resource, Rlimit, getpid, getppid, getrlimit, set_child_subreaper, set_parent_process_death_signal,
     setrlimit,
 };
+use rustix::thread::gettid;
 
 pub use birth::spawn;
 pub use command::{Command, Identity, NotStarted, Plan};
@@ -116,13 +118,33 @@ fn disposition(signal: Signal, handler: SigHandler) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Undoes what a parent of ours may have set up for a signal: a SIGCHLD that is ignored reaps children
-/// behind our back.
+/// The thread whose loop reads the signals.
+static LOOP: AtomicI32 = AtomicI32::new(0);
+
+/// What becomes of signals that this thread blocks where the kernel gives them to another one: they are passed
+/// on. A server has one thread; but what a program of one's own, or a library that is loaded into it, does with threads shall
+/// neither end it (the default of most signals) nor lose a signal. It also undoes what a parent of ours may have set
+/// up: a SIGCHLD that is ignored reaps children behind our back.
 ///
 /// # Errors
 /// What `sigaction(2)` says.
-pub fn reset(signal: rustix::process::Signal) -> io::Result<()> {
-    Ok(disposition(signal.as_raw().try_into()?, SigHandler::SigDfl)?)
+pub fn pass_to_this_thread(signals: &[rustix::process::Signal]) -> io::Result<()> {
+    LOOP.store(gettid().as_raw_nonzero().get(), Ordering::Relaxed);
+    let handler = SigHandler::Handler(pass_on);
+    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::all());
+    for signal in signals {
+        let signal: Signal = signal.as_raw().try_into()?;
+        // SAFETY: the handler makes system calls only, which `signal-safety(7)` allows.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
+
+extern "C" fn pass_on(signal: libc::c_int) {
+    let errno = Errno::last_raw();
+    // SAFETY: tgkill takes numbers, and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), LOOP.load(Ordering::Relaxed), signal) };
+    Errno::set_raw(errno);
 }
 
 /// From now on this process is sent SIGTERM when its parent dies: its loop will read it. Where the

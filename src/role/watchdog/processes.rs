@@ -40,7 +40,7 @@ pub struct Process {
     answered: u64,
     answered_at: Option<Moment>,
     /// What a glance at its record showed last, once the tree knows all of that.
-    seen: Option<[u64; 2]>,
+    seen: Option<[u64; 3]>,
     killed: Option<KillCondition>,
 }
 
