@@ -38,9 +38,9 @@ impl Blow {
             Self::Stop => signal(Signal::SIGSTOP),
             Self::Spin => return spin(pid),
         }
-        // On another core it goes on until the signal gets there.
+        // On another core it goes on until the signal gets there; on this one it needs the core to die.
         while proc::stat(pid).is_ok_and(|stat| !matches!(stat.letter, 'T' | 'Z' | 'X')) {
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
     }
 }

@@ -43,6 +43,9 @@ pub struct Uninvited {
     until: Moment,
 }
 
+/// What a dead secondary leaves, to be thrown away when there is time.
+type Remains = (SecondaryPage, Reader, Writer);
+
 impl Principal {
     /// Finds out who of a dead principal's secondaries lives, and goes on from there.
     pub(super) fn take_over(&mut self, reactor: &mut Handle<Key>) -> Result<(), Failure> {
@@ -353,15 +356,17 @@ impl Principal {
             self.core.handle_recycling(reactor.now(), slot, incarnation);
         }
         self.carry_out(reactor);
-        if let Some(server) = self.slots[slot].current.take_if(|server| server.incarnation == incarnation) {
-            self.bury_server(reactor, slot, server);
-        } else {
+        let server = self.slots[slot].current.take_if(|server| server.incarnation == incarnation);
+        let remains = server.map(|server| self.bury_server(reactor, slot, server));
+        if remains.is_none() {
             self.bury_predecessor(reactor, slot, incarnation);
         }
         self.carry_out(reactor);
+        // A disk takes its time to free files without a name: the successor is on its way by now.
+        drop(remains);
     }
 
-    fn bury_server(&mut self, reactor: &mut Handle<Key>, slot: usize, server: Server) {
+    fn bury_server(&mut self, reactor: &mut Handle<Key>, slot: usize, server: Server) -> Remains {
         let exit = reap(&server.pidfd);
         self.slots[slot].counts = server.page.counts();
         let Server { incarnation, mut pidfd, mut tube, mut writer, page, killed } = server;
@@ -372,6 +377,7 @@ impl Principal {
         let deceased = Deceased { incarnation, pidfd, exit, answered_at, killed, recycled: false };
         self.enter_death(reactor, slot, deceased);
         self.liveness.ring();
+        (page, tube, writer)
     }
 
     fn bury_predecessor(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation) {
