@@ -7,7 +7,8 @@
 //!
 //! After criterion's own report the three run in turn, round by round, so that the
 //! machine's moods hit all of them; a table gives medians and ratios. `reactor` shall
-//! stay within 1.5 times `blocking`.
+//! stay within 1.5 times `blocking`. Both processes have one core, then each has its own: where the scheduler puts them
+//! makes more of a difference than anything else.
 
 mod ratio;
 
@@ -29,6 +30,7 @@ use osps::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use osps::wire::tube::Command;
 use ratio::{Limit, Ratio};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tempfile::TempDir;
 
 /// Tells this program that it is the other process, and of which kind.
@@ -53,7 +55,12 @@ fn main() -> io::Result<()> {
     measure(&mut criterion)?;
     criterion.final_summary();
     // Without `--bench` it is `cargo test`, which wants to know only whether it works.
-    if env::args().any(|argument| argument == "--bench") { compare() } else { Ok(()) }
+    if env::args().any(|argument| argument == "--bench") {
+        let placements = [("one core", [0, 0]), ("two cores", [0, 1])];
+        let ratios = placements.map(|(title, cores)| compare(title, cores));
+        ratio::keep("fifo_pingpong", &ratios.into_iter().collect::<io::Result<Vec<_>>>()?);
+    }
+    Ok(())
 }
 
 /// The three under criterion's eyes.
@@ -70,9 +77,12 @@ fn measure(criterion: &mut Criterion) -> io::Result<()> {
     Ok(())
 }
 
-/// The three in turn, and a table.
-fn compare() -> io::Result<()> {
+/// The three in turn, this process on the first of these cores and the others on the second, and a table.
+fn compare(title: &str, cores: [usize; 2]) -> io::Result<Ratio> {
+    // Children are born where their parent is.
+    pin(cores[1]);
     let mut pairs = Kind::ALL.map(Pair::start).into_iter().collect::<io::Result<Vec<_>>>()?;
+    pin(cores[0]);
     let mut micros = vec![Vec::new(); pairs.len()];
     for _ in 0..ROUNDS {
         for (pair, micros) in pairs.iter_mut().zip(&mut micros) {
@@ -80,14 +90,20 @@ fn compare() -> io::Result<()> {
         }
     }
     let ratios = micros[0].iter().zip(&micros[2]).map(|(blocking, reactor)| reactor / blocking);
-    let ratio = Ratio::of("FIFO ping-pong", "two that block", Limit::AtMost(1.5), ratios);
-    ratio::keep("fifo_pingpong", &[ratio]);
+    let ratio = Ratio::of(&format!("FIFO ping-pong, {title}"), "two that block", Limit::AtMost(1.5), ratios);
     let medians: Vec<f64> = micros.into_iter().map(median).collect();
-    println!("{:<10} {:>14} {:>14}", "", "round trip", "to blocking");
+    println!("{title:<10} {:>14} {:>14}", "round trip", "to blocking");
     for (kind, median) in Kind::ALL.into_iter().zip(&medians) {
         println!("{:<10} {median:>11.2} µs {:>14.2}", kind.name(), median / medians[0]);
     }
-    Ok(())
+    Ok(ratio)
+}
+
+/// Moves this process to a core, if there is such a core.
+fn pin(core: usize) {
+    let mut set = CpuSet::new();
+    set.set(core);
+    let _ = sched_setaffinity(None, &set);
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -1,11 +1,11 @@
 //! The command lines of the binaries: arguments in, exit code out.
 
 mod client;
+mod control;
 mod stress;
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,14 +18,10 @@ use crate::handler::Registry;
 use crate::os::rundir::Rundir;
 use crate::role;
 use crate::status;
+use crate::wire::control::{self as wire, Request};
 
 pub use client::osps_client;
 pub use stress::osps_stress;
-
-/// How soon a watchdog acknowledges.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// How often `osps stop` looks whether the watchdog has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -67,12 +63,40 @@ enum Command {
     },
     /// Stop the running system gracefully and wait until it has ended; again: at once
     Stop,
+    /// Replace the secondary of a slot by a new one and wait until that serves; the old one finishes what it has
+    Restart {
+        /// Which, 1 for the first
+        #[arg(value_name = "SLOT")]
+        slot: u16,
+    },
+    /// Give a slot no more jobs and wait until its secondary has finished what it has; it stays empty until "osps restart"
+    Drain {
+        /// Which, 1 for the first
+        #[arg(value_name = "SLOT")]
+        slot: u16,
+    },
+    /// Set what all processes log, and wait until they know
+    Log {
+        /// off, error, warn, info, debug, trace; or default: as they were started
+        #[arg(value_name = "LEVEL", value_parser = Level::parse)]
+        level: Level,
+    },
     /// Exchange pings and pongs between a principal and one secondary in a private directory
     Pingpong {
         /// Number of exchanges
         #[arg(long, default_value_t = 10_000, value_name = "N")]
         count: u64,
     },
+}
+
+/// A level of the log; none: as at the start.
+#[derive(Clone, Copy, Debug)]
+struct Level(Option<log::LevelFilter>);
+
+impl Level {
+    fn parse(text: &str) -> Result<Self, String> {
+        wire::level(text).map(Self)
+    }
 }
 
 /// Runs `osps`, or a program of one's own that is `osps` with these handlers.
@@ -106,6 +130,7 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
     }
     let Common { config, runtime_dir } = &osps.common;
     let load_for_tools = || load_for_tools(&osps.common);
+    let ask = |request| control::ask(&rundir(&load_for_tools()?), request);
     let load = || {
         Config::load_with(config.as_deref(), runtime_dir.as_deref(), &registry.names())
             .map_err(config_failure)
@@ -130,7 +155,10 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
                 print(&status.to_text())
             }
         }
-        Some(Command::Stop) => stop(&rundir(&load_for_tools()?)),
+        Some(Command::Stop) => control::stop(&rundir(&load_for_tools()?)),
+        Some(Command::Restart { slot }) => ask(Request::Restart(slot)),
+        Some(Command::Drain { slot }) => ask(Request::Drain(slot)),
+        Some(Command::Log { level }) => ask(Request::Log(level.0)),
         Some(Command::Pingpong { count }) => role::pingpong::run(count),
     }
 }
@@ -152,54 +180,6 @@ fn rundir(config: &Config) -> Rundir {
 
 fn config_failure(error: ConfigError) -> Failure {
     Failure::new(Code::Config, error.to_string().trim_end())
-}
-
-/// Asks the watchdog to stop and waits until it has: then its lock is free.
-fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
-    status::require_running(rundir)?;
-    let path = rundir.control();
-    let said = ask_to_stop(&path).map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            Failure::new(Code::NoPermission, format!("{}: {error}", path.display()))
-        }
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            let message = format!("the watchdog does not answer within {ANSWER_WITHIN:?}: is it stopped? It will stop the system when it goes on");
-            Failure::new(Code::Unavailable, message)
-        }
-        _ => {
-            Failure::new(Code::Unavailable, format!("cannot ask the watchdog at {}: {error}", path.display()))
-        }
-    })?;
-    if let Some(error) = said.lines().find_map(|line| line.strip_prefix("error ")) {
-        return Err(Failure::new(Code::Unavailable, error));
-    }
-    while rundir.is_locked().unwrap_or(false) {
-        pause(LOOK_EVERY);
-    }
-    if !said.lines().any(|line| line == "stopped") {
-        let message = "the watchdog ended before it had stopped the others";
-        return Err(Failure::new(Code::Unavailable, message));
-    }
-    Ok(Code::Ok.into())
-}
-
-/// Says `stop` and collects what the watchdog says until it ends, after all others.
-fn ask_to_stop(path: &Path) -> io::Result<String> {
-    let mut watchdog = UnixStream::connect(path)?;
-    watchdog.set_read_timeout(Some(ANSWER_WITHIN))?;
-    watchdog.write_all(b"stop\n")?;
-    let mut first = [0; 256];
-    let length = watchdog.read(&mut first)?;
-    // A graceful stop takes as long as the exchanges under way.
-    watchdog.set_read_timeout(None)?;
-    let mut said = String::from_utf8_lossy(&first[..length]).into_owned();
-    watchdog.read_to_string(&mut said)?;
-    Ok(said)
-}
-
-#[expect(clippy::disallowed_methods, reason = "a tool that waits for another process, no server")]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 /// The name of this program, for people.

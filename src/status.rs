@@ -312,7 +312,7 @@ impl Pages<'_> {
         let name = Name::secondary(number, slot.incarnation);
         let watched = self.watchdog.find(name).and_then(|index| self.watchdog.load(index));
         let state = match (slot.occupied, watched.map(|watched| watched.verdict)) {
-            (Occupied::Down | Occupied::GivenUp, _) => ServerState::Down,
+            (Occupied::Down | Occupied::GivenUp | Occupied::Resting, _) => ServerState::Down,
             (_, Some(Verdict::Draining | Verdict::Recycling)) => ServerState::Down,
             // The principal may hang and not know that it has died.
             (_, None) if !is_alive(slot.pid, slot.start_time) => ServerState::Down,
@@ -327,7 +327,11 @@ impl Pages<'_> {
         let held = table.map_or(0, |table| {
             count(table, |state, holder| state == State::Claimed && holder != slot.incarnation)
         });
-        let gave_up = slot.occupied == Occupied::GivenUp;
+        let reason = match slot.occupied {
+            Occupied::GivenUp => Some("it says that it cannot start: see the log"),
+            Occupied::Resting => Some("drained: \"osps restart\" with its number starts it again"),
+            Occupied::Down | Occupied::Starting | Occupied::Ready => None,
+        };
         Server {
             role: "secondary",
             slot: number,
@@ -343,7 +347,7 @@ impl Pages<'_> {
             done: slot.done,
             failed: slot.failed,
             recycled: page.map_or(0, |page| page.counts().recycled),
-            reason: gave_up.then_some("it says that it cannot start: see the log"),
+            reason,
         }
     }
 

@@ -35,12 +35,15 @@ pub enum Worn {
         /// Its own limit.
         limit: u64,
     },
+    /// Somebody wants it so.
+    Told,
 }
 
 impl fmt::Display for Worn {
     /// In words, for the log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Told => write!(f, "it was told to leave"),
             Self::Jobs { served, limit } => write!(f, "{served} jobs served, its limit is {limit}"),
             Self::Memory { resident, limit } => {
                 let [resident, limit] = [resident, limit].map(|bytes| bytes / 1024);
@@ -60,6 +63,8 @@ pub struct Wear {
     resident: u64,
     /// At the last probe: its successor would be supervised, and so would it be while it drains.
     may_leave: bool,
+    /// It was told to leave.
+    told: bool,
 }
 
 impl Wear {
@@ -72,12 +77,23 @@ impl Wear {
             limit => jitter.spread_number(limit).max(1),
         };
         let (max_jobs, max_bytes) = (draw(recycling.max_jobs), draw(recycling.max_bytes));
-        Self { max_jobs, max_bytes, served: 0, resident: 0, may_leave: false }
+        Self { max_jobs, max_bytes, served: 0, resident: 0, may_leave: false, told: false }
+    }
+
+    /// Whether there is any reason for which it might leave.
+    #[must_use]
+    pub fn can_wear_out(&self) -> bool {
+        self.told || self.max_jobs > 0 || self.max_bytes > 0
     }
 
     /// It has claimed a job.
     pub fn count_job(&mut self) {
         self.served += 1;
+    }
+
+    /// It is to leave, worn out or not.
+    pub fn tell(&mut self) {
+        self.told = true;
     }
 
     /// The watchdog has probed it: so it is known, and has lived for a moment. Without that
@@ -90,8 +106,10 @@ impl Wear {
     /// as much memory.
     #[must_use]
     pub fn leaves(&self) -> Option<Worn> {
-        let Self { max_jobs, max_bytes, served, resident, may_leave } = *self;
-        if !may_leave || served == 0 {
+        let Self { max_jobs, max_bytes, served, resident, may_leave, told } = *self;
+        if may_leave && told {
+            Some(Worn::Told)
+        } else if !may_leave || served == 0 {
             None
         } else if max_jobs > 0 && served >= max_jobs {
             Some(Worn::Jobs { served, limit: max_jobs })
@@ -140,6 +158,15 @@ mod tests {
         assert!(matches!(wear.leaves(), Some(Worn::Memory { resident: 1000, limit: 80..=120 })));
         wear.handle_probe(true, 80);
         assert_eq!(wear.leaves(), None);
+    }
+
+    #[test]
+    fn who_is_told_to_leaves_once_the_watchdog_knows_it() {
+        let mut wear = Wear::new(Recycling::default());
+        wear.tell();
+        assert_eq!(wear.leaves(), None);
+        wear.handle_probe(true, 0);
+        assert_eq!(wear.leaves(), Some(Worn::Told));
     }
 
     #[test]

@@ -362,6 +362,11 @@ impl<T: Table> Service<T> {
         }
     }
 
+    /// It is to leave its place to a successor, and may take as long as it needs for what it has.
+    pub fn handle_leave(&mut self) {
+        self.wear.tell();
+    }
+
     /// It is to end at once: what is open fails.
     pub fn handle_stop(&mut self) {
         if self.phase != Phase::Ended {
@@ -389,6 +394,12 @@ impl<T: Table> Service<T> {
             | Phase::Draining { .. }
             | Phase::Ended => {}
         }
+    }
+
+    /// Whether there is any reason for which it might leave.
+    #[must_use]
+    pub fn can_wear_out(&self) -> bool {
+        self.wear.can_wear_out()
     }
 
     /// The watchdog has probed this process, which has so much memory. `may_leave`: the watchdog

@@ -174,7 +174,7 @@ impl Writer {
         Command::Resync.write_to(&mut self.pending);
         for command in dropped.split(|&byte| byte == b'\n').filter_map(|line| Command::parse(line).ok()) {
             match command {
-                Command::Ready | Command::Draining | Command::Recycling | Command::Stop => {
+                Command::Ready | Command::Draining | Command::Recycling | Command::Stop | Command::Leave => {
                     command.write_to(&mut self.pending);
                 }
                 Command::Job(_)

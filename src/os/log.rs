@@ -8,8 +8,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use log::LevelFilter;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fstat};
@@ -191,6 +194,40 @@ impl Write for Records {
     }
 }
 
+/// What is installed.
+struct Logger {
+    /// Knows what `RUST_LOG` lets through, and writes nothing.
+    by_environment: env_logger::Logger,
+    /// Writes whatever it is given.
+    writes: env_logger::Logger,
+    /// What all log, over what the environment says: a [`LevelFilter`], or [`AS_STARTED`].
+    level: AtomicUsize,
+}
+
+const AS_STARTED: usize = usize::MAX;
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        match self.level.load(Ordering::Relaxed) {
+            AS_STARTED => self.by_environment.enabled(metadata),
+            level => metadata.level() as usize <= level,
+        }
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let wanted = match self.level.load(Ordering::Relaxed) {
+            AS_STARTED => self.by_environment.matches(record),
+            level => record.level() as usize <= level,
+        };
+        if wanted {
+            self.writes.log(record);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 /// Installs the logger: `RUST_LOG` decides what is logged (default `info`), each line
 /// begins with the time and `who` speaks.
 pub fn init(who: &str) {
@@ -199,12 +236,28 @@ pub fn init(who: &str) {
     let _ = process::ignore(Signal::SIGXFSZ as i32);
     let who = format!("{who}[{}]", std::process::id());
     let environment = env_logger::Env::default().default_filter_or("info");
-    let _ = env_logger::Builder::from_env(environment)
+    let writes = env_logger::Builder::new()
+        .filter_level(LevelFilter::Trace)
         .target(env_logger::Target::Pipe(Box::new(Records(Lines::stderr()))))
         .write_style(env_logger::WriteStyle::Never)
         .format(move |buffer, record| {
             let time = buffer.timestamp_millis();
             writeln!(buffer, "{time} {:<5} {who}: {}", record.level(), record.args())
         })
-        .try_init();
+        .build();
+    let by_environment = env_logger::Builder::from_env(environment).build();
+    let logger =
+        LOGGER.get_or_init(|| Logger { by_environment, writes, level: AtomicUsize::new(AS_STARTED) });
+    if log::set_logger(logger).is_ok() {
+        set_level(None);
+    }
+}
+
+/// What is logged from now on; `None`: what `RUST_LOG` says.
+pub fn set_level(level: Option<LevelFilter>) {
+    if let Some(logger) = LOGGER.get() {
+        let most = level.unwrap_or_else(|| logger.by_environment.filter());
+        logger.level.store(level.map_or(AS_STARTED, |level| level as usize), Ordering::Relaxed);
+        log::set_max_level(most);
+    }
 }

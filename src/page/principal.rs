@@ -301,6 +301,7 @@ impl PrincipalPage {
                 1 => Occupied::Starting,
                 2 => Occupied::Ready,
                 3 => Occupied::GivenUp,
+                4 => Occupied::Resting,
                 _ => Occupied::Down,
             },
             restarts: word(4),
@@ -334,9 +335,10 @@ impl PrincipalPage {
             Occupied::Starting => 1,
             Occupied::Ready => 2,
             Occupied::GivenUp => 3,
+            Occupied::Resting => 4,
         };
         let at = self.slot_at(slot);
-        if matches!(occupied, Occupied::Down | Occupied::GivenUp) {
+        if matches!(occupied, Occupied::Down | Occupied::GivenUp | Occupied::Resting) {
             self.page.set(at + 1, 0);
         }
         self.page.set(at + 3, word);

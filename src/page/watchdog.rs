@@ -8,7 +8,8 @@
 //! | 10 | when it started (monotonic ns) |
 //! | 11 | how often the principal was started again |
 //! | 12 | 1 once a stop was asked for |
-//! | 13..16 | spare |
+//! | 13 | at which level all log: 0 as they were started, 1 off, 2 error ... 6 trace |
+//! | 14, 15 | spare |
 //! | 16.. | kills by slot: word 0 the principal, word n secondary n |
 //! | then | records of eight words, one for each supervised process |
 //! | then | the last processes that were sent SIGKILL, and why ([`super::obituary`]) |
@@ -20,6 +21,7 @@
 
 use std::path::Path;
 
+use log::LevelFilter;
 use serde::{Deserialize, Serialize};
 
 use crate::core::job::Incarnation;
@@ -183,6 +185,18 @@ impl WatchdogPage {
     /// Tells everybody whether a stop was asked for.
     pub fn set_stopping(&self, stopping: bool) {
         self.page.set(SELF_AT + 4, u64::from(stopping));
+    }
+
+    /// At which level all are to log; `None`: as they were started.
+    #[must_use]
+    pub fn log_level(&self) -> Option<LevelFilter> {
+        let level = usize::try_from(self.page.get(SELF_AT + 5)).unwrap_or(0);
+        LevelFilter::iter().find(|&known| known as usize + 1 == level)
+    }
+
+    /// Tells everybody at which level to log.
+    pub fn set_log_level(&self, level: Option<LevelFilter>) {
+        self.page.set(SELF_AT + 5, level.map_or(0, |level| level as u64 + 1));
     }
 
     /// Kills in a slot; 0 is the principal's.

@@ -53,6 +53,8 @@ pub struct Sheet {
     pub ports: Vec<Vec<u16>>,
     /// Connections beyond `max_clients` that the principal may accept.
     pub parking_places: usize,
+    /// Slots in which no secondary is wanted.
+    pub resting: Vec<u16>,
     /// The soft limit of open descriptors that commands start with: what it was before it was
     /// raised for servers.
     pub open_files: u64,

@@ -41,6 +41,7 @@ impl Liveness {
         record::introduce(page, name.incarnation, pid, stat.start_time);
         let watchdog_page = WatchdogPage::attach(watchdog_page, Access::ReadOnly)
             .map_err(|error| Failure::internal("attach", &error))?;
+        crate::os::log::set_level(watchdog_page.log_level());
         Ok(Self { name, watchdog, watchdog_page, orders, record: None })
     }
 
@@ -76,6 +77,7 @@ impl Liveness {
         self.record = self.record.filter(current).or_else(|| self.watchdog_page.find(self.name));
         // A SIGUSR1 that is not the watchdog's finds no new number, and changes nothing.
         if let Some(watched) = self.record.and_then(|index| self.watchdog_page.load(index)) {
+            crate::os::log::set_level(self.watchdog_page.log_level());
             record::answer(page, watched.probe, now);
             self.ring();
         }

@@ -24,6 +24,8 @@ pub enum Command {
     Job(JobRef),
     /// Principal: no job is left for you; end.
     Stop,
+    /// Principal: leave your place to a successor, and take as long as you need for what you have.
+    Leave,
     /// Either: lines were lost because the FIFO was full; look through the table.
     Resync,
     /// Secondary: my loop runs.
@@ -65,6 +67,7 @@ impl Command {
             Self::Fin(of) => job("fintraitement", of),
             Self::Err(of) => job("errtraitement", of),
             Self::Stop => writeln!(line, "stop"),
+            Self::Leave => writeln!(line, "leave"),
             Self::Resync => writeln!(line, "resync"),
             Self::Ready => writeln!(line, "ready"),
             Self::Draining => writeln!(line, "draining"),
@@ -92,6 +95,7 @@ impl Command {
             b"fintraitement" => Self::Fin(job_ref(&mut words)?),
             b"errtraitement" => Self::Err(job_ref(&mut words)?),
             b"stop" => Self::Stop,
+            b"leave" => Self::Leave,
             b"resync" => Self::Resync,
             b"ready" => Self::Ready,
             b"draining" => Self::Draining,
@@ -141,6 +145,7 @@ mod tests {
             any::<u64>().prop_map(Command::Pong),
             (any::<u16>(), any::<IpAddr>()).prop_map(|(kind, client)| Command::Uninvited { kind, client }),
             Just(Command::Stop),
+            Just(Command::Leave),
             Just(Command::Resync),
             Just(Command::Ready),
             Just(Command::Draining),

@@ -95,10 +95,11 @@ impl Machine {
             return;
         }
         match self.dice.below(40) {
-            0..=18 => self.disturb_fifos(true),
-            19..=38 => self.disturb_fifos(false),
+            0..=17 => self.disturb_fifos(true),
+            18..=36 => self.disturb_fifos(false),
+            37..=38 => self.ask_for_slot(),
             _ if self.dice.chance(250) => self.terminate_group(),
-            _ => {}
+            _ => self.ask_for_slot(),
         }
         self.soon(self.plan.stranger_every * 2, Event::Stranger);
     }
@@ -116,6 +117,7 @@ impl Machine {
 
     /// The machine has time again and nobody disturbs; what is stuck for good remains so.
     pub fn calm(&mut self) {
+        self.ask_for_all_slots();
         for proc in 0..self.processes.len() {
             self.processes[proc].fuse = false;
             match self.processes[proc].mood {

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use osps::core::job::Incarnation;
+use osps::core::name::Role;
 use osps::wire::order::Order;
 use osps::wire::tube::Command;
 
+use crate::kernel::Process;
 use crate::machine::{Key, Machine, Proc};
 
 /// A FIFO, for as long as somebody has it open.
@@ -162,6 +164,45 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Somebody asks for a new secondary, or for none, by the tools.
+    pub fn ask_for_slot(&mut self) {
+        let slot = u16::try_from(self.dice.below(u64::from(self.plan.secondaries))).expect("a few") + 1;
+        if self.dice.chance(600) {
+            self.order_principal(Order::Restart(slot));
+        } else if self.order_principal(Order::Rest(slot)) {
+            self.rested.insert(slot);
+        }
+    }
+
+    /// All slots are wanted again, whatever stands in the FIFO.
+    pub fn ask_for_all_slots(&mut self) {
+        for slot in std::mem::take(&mut self.rested) {
+            if !self.order_principal(Order::Restart(slot)) {
+                self.fifos.all.iter_mut().for_each(|fifo| fifo.lines.clear());
+                self.order_principal(Order::Restart(slot));
+            }
+        }
+    }
+
+    /// A principal that starts after that knows nothing of it, and starts all.
+    fn order_principal(&mut self, order: Order) -> bool {
+        let is_principal = |process: &&Process| {
+            process.is_alive() && process.name().is_some_and(|name| name.role == Role::Principal)
+        };
+        let principal = self.processes.iter().rev().find(is_principal);
+        let orders = principal.and_then(|process| process.sheet.as_ref()).map(|sheet| sheet.orders);
+        let ordered = orders.is_some_and(|orders| self.put_lines(orders, &[Line::Order(order)]));
+        if ordered {
+            self.audit.coverage.count(match order {
+                Order::Rest(_) => "a slot was told to rest",
+                _ => "a slot was told to start again",
+            });
+        }
+        ordered
+    }
+}
+
 /// The writing end of a tube, as the real one.
 #[derive(Debug)]
 pub struct Writer {
@@ -179,7 +220,9 @@ impl Writer {
         if self.pending.len() > PENDING_LIMIT {
             sys.audit.coverage.count("a writer overflowed");
             let kept = |command: &Command| match command {
-                Command::Ready | Command::Draining | Command::Recycling | Command::Stop => true,
+                Command::Ready | Command::Draining | Command::Recycling | Command::Stop | Command::Leave => {
+                    true
+                }
                 Command::Job(_)
                 | Command::Resync
                 | Command::Debut(_)

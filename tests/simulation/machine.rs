@@ -5,7 +5,7 @@
 //! is in a system call, others may have their turns, and it may be killed.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -169,6 +169,8 @@ pub struct Machine {
     pub tables: Vec<Rc<JobTable>>,
     /// What was done to the books and tables, until the audit has heard of it.
     pub facts: Rc<RefCell<Vec<Fact>>>,
+    /// Slots in which people want no secondary.
+    pub rested: BTreeSet<u16>,
     /// The whole machine stands still until then: no loop turns.
     pub paused_until: Moment,
     pub over: bool,
@@ -205,6 +207,7 @@ impl Machine {
             talks: BTreeMap::new(),
             here: 0,
             facts: Rc::default(),
+            rested: BTreeSet::new(),
             paused_until: Moment::default(),
             over: false,
             agenda: BTreeMap::new(),

@@ -92,6 +92,8 @@ const MUST_HAPPEN: &[&str] = &[
     "a report came for who has gone",
     "a request waited for a secondary",
     "a request waited for too long",
+    "a slot was told to rest",
+    "a slot was told to start again",
     "a slot's server was retired",
     "a successor adopted a predecessor's secondary",
     "a writer overflowed",

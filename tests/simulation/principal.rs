@@ -83,6 +83,8 @@ impl Principal {
             Order::Stop => self.core.handle_stop(self.now),
             Order::StopNow => self.core.handle_stop_now(self.now),
             Order::Drain => self.core.handle_hand_over(),
+            Order::Restart(slot) => self.core.handle_restart(self.now, usize::from(slot) - 1),
+            Order::Rest(slot) => self.core.handle_rest(self.now, usize::from(slot) - 1),
         }
     }
 

@@ -175,7 +175,7 @@ impl Secondary {
     }
 
     pub fn read_tube(&mut self, sys: &mut Machine) -> Progress {
-        let (mut stop, mut malformed) = (false, 0);
+        let (mut stop, mut leave, mut malformed) = (false, false, 0);
         let (lines, more) = sys.take(self.tube);
         for line in lines {
             match line {
@@ -188,6 +188,7 @@ impl Secondary {
                     self.service.look_through();
                 }
                 Line::Command(Command::Stop) => stop = true,
+                Line::Command(Command::Leave) => leave = true,
                 Line::Command(_) | Line::Order(_) | Line::Garbage => malformed += 1,
             }
         }
@@ -199,6 +200,12 @@ impl Secondary {
         if stop {
             sys.audit_told_to_end(self.me, self.service.open());
             self.service.handle_stop();
+        }
+        if leave {
+            sys.audit.coverage.count("told to leave");
+            sys.processes[self.me].excused = true;
+            self.service.handle_leave();
+            self.service.handle_probe(self.liveness.may_leave(), 0);
         }
         if more { Progress::Again } else { Progress::Drained }
     }
@@ -287,7 +294,7 @@ impl Role for Secondary {
                     match order {
                         Order::Drain => self.service.handle_drain(self.now),
                         Order::Stop | Order::StopNow => self.service.handle_stop(),
-                        Order::Look => {}
+                        Order::Look | Order::Restart(_) | Order::Rest(_) => {}
                     }
                 }
                 progress

@@ -275,7 +275,7 @@ impl Principal {
             Command::Uninvited { kind, client } => {
                 self.let_in(sys, slot, incarnation, usize::from(kind), client);
             }
-            Command::Job(_) | Command::Stop | Command::Ping(_) | Command::Pong(_) => {}
+            Command::Job(_) | Command::Stop | Command::Leave | Command::Ping(_) | Command::Pong(_) => {}
         }
     }
 

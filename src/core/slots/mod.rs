@@ -12,6 +12,7 @@ mod servers;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -74,6 +75,8 @@ pub enum Occupied {
     Ready,
     /// It said that it cannot start, and is left down.
     GivenUp,
+    /// No process, and none is wanted.
+    Resting,
 }
 
 /// What the configuration says about slots.
@@ -246,7 +249,7 @@ struct Given {
 }
 
 /// The secondary that serves a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Server {
     incarnation: Incarnation,
     /// When it said that its loop runs.
@@ -255,6 +258,10 @@ struct Server {
     suspect: bool,
     /// It was told to end.
     stop_sent: bool,
+    /// It is to leave: another is wanted in its place.
+    leave_wanted: bool,
+    /// It was told to leave.
+    leave_sent: bool,
 }
 
 #[derive(Debug)]
@@ -278,6 +285,8 @@ struct Slot {
     /// Armed while a back-off lasts.
     start_timer: Option<TimerId>,
     restart: Restart,
+    /// No secondary is wanted here.
+    rests: bool,
     /// Since when it has had a server that can accept; jobs expire only while it has.
     serving_since: Option<Moment>,
 }
@@ -295,6 +304,8 @@ pub struct Slots<B> {
     timers: Timers<Timer>,
     phase: Phase,
     stop_timer: Option<TimerId>,
+    /// Slots whose secondary may have to be told to leave.
+    attended: Vec<usize>,
     /// The watchdog has died: nobody would accept in our stead, so nothing is accepted.
     orphaned: bool,
     actions: VecDeque<Action>,
@@ -316,6 +327,7 @@ impl<B: Books> Slots<B> {
             expire_timer: None,
             start_timer: None,
             restart: Restart::new(seed << 16 | slot as u64),
+            rests: false,
             serving_since: None,
         };
         Self {
@@ -328,6 +340,7 @@ impl<B: Books> Slots<B> {
             timers: Timers::default(),
             phase: Phase::Serving,
             stop_timer: None,
+            attended: Vec::new(),
             orphaned: false,
             actions: VecDeque::new(),
         }

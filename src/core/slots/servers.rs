@@ -37,6 +37,7 @@ impl<B: Books> Slots<B> {
             return;
         };
         if !self.may_start(slot) {
+            self.books.set_occupied(slot, self.empty(slot));
             return;
         }
         let mut incarnation = next_incarnation(self.books.last_incarnation(slot));
@@ -45,8 +46,7 @@ impl<B: Books> Slots<B> {
             incarnation = next_incarnation(incarnation);
         }
         self.books.reserve(slot, incarnation);
-        self.slots[slot].current =
-            Some(Server { incarnation, ready_since: None, suspect: false, stop_sent: false });
+        self.slots[slot].current = Some(Server { incarnation, ..Server::default() });
         self.actions.push_back(Action::Start { slot, incarnation });
     }
 
@@ -91,7 +91,7 @@ impl<B: Books> Slots<B> {
         self.slots[slot].current = None;
         self.slots[slot].predecessors.push(incarnation);
         self.actions.push_back(Action::Retire { slot, incarnation });
-        self.books.set_occupied(slot, Occupied::Down);
+        self.books.set_occupied(slot, self.empty(slot));
         self.update_availability(now, slot);
         self.start(slot);
         self.check_invariants();
@@ -140,7 +140,7 @@ impl<B: Books> Slots<B> {
         let failed = self.fail_claims_of(slot, incarnation);
         self.look_through(slot);
         if let Some(server) = server {
-            self.books.set_occupied(slot, Occupied::Down);
+            self.books.set_occupied(slot, self.empty(slot));
             self.update_availability(now, slot);
             if self.may_start(slot) {
                 let death = Death { ready_since: server.ready_since, cannot_start };
@@ -148,7 +148,7 @@ impl<B: Books> Slots<B> {
             }
         }
         self.check_invariants();
-        Some(Loss { failed, expected: server.is_none_or(|server| server.stop_sent) })
+        Some(Loss { failed, expected: server.is_none_or(|server| server.stop_sent || server.leave_sent) })
     }
 
     /// The incarnation that serves a slot, if any.
@@ -176,11 +176,12 @@ impl<B: Books> Slots<B> {
         }
     }
 
-    fn update_availability(&mut self, now: Moment, index: usize) {
+    pub(super) fn update_availability(&mut self, now: Moment, index: usize) {
         let slot = &mut self.slots[index];
-        let available = slot.current.is_some_and(|server| server.ready_since.is_some() && !server.suspect);
+        let serves = slot.current.is_some_and(|server| server.ready_since.is_some() && !server.suspect);
+        let available = serves && !slot.rests;
         self.dispatch.load_mut(index).available = available;
-        slot.serving_since = match (available, slot.serving_since) {
+        slot.serving_since = match (serves, slot.serving_since) {
             (true, None) => Some(now),
             (true, since) => since,
             (false, _) => None,

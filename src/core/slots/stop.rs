@@ -56,7 +56,7 @@ impl<B: Books> Slots<B> {
     /// Whether a successor may be started in a slot: during a stop only for waiting jobs.
     pub(super) fn may_start(&self, slot: usize) -> bool {
         match self.phase {
-            Phase::Serving => true,
+            Phase::Serving => !self.slots[slot].rests || self.has_waiting(slot),
             Phase::Finishing { .. } => !self.orphaned && self.has_waiting(slot),
             Phase::Cutting | Phase::Killing | Phase::Ended => false,
         }
@@ -110,10 +110,15 @@ impl<B: Books> Slots<B> {
         }
     }
 
-    /// Says again what a secondary that is told to end may have missed.
+    /// Says again what a secondary that is told to end, or to leave, may have missed.
     pub fn repeat_stop(&mut self, slot: usize) {
-        if self.slots[slot].current.is_some_and(|server| server.stop_sent) {
+        let Some(server) = self.slots[slot].current else {
+            return;
+        };
+        if server.stop_sent {
             self.actions.push_back(Action::Tell { slot, command: Command::Stop });
+        } else if server.leave_sent {
+            self.actions.push_back(Action::Tell { slot, command: Command::Leave });
         }
     }
 
@@ -141,6 +146,7 @@ impl<B: Books> Slots<B> {
 
     /// The end of a turn: tells the slots that are done to end, and ends when all have.
     pub fn finish_turn(&mut self, now: Moment) {
+        self.relieve();
         if let Phase::Finishing { cut_at } = self.phase {
             let over = cut_at <= now;
             // A job that was given may be claimed until it expires, but not for ever.

@@ -11,7 +11,7 @@ mod command;
 use std::ffi::{CStr, CString, OsString, c_char};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -21,9 +21,10 @@ use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::net::sockopt::socket_peercred;
 use rustix::process::{
-    Resource, Rlimit, getpid, getppid, getrlimit, set_child_subreaper, set_parent_process_death_signal,
-    setrlimit,
+    Resource, Rlimit, geteuid, getpid, getppid, getrlimit, set_child_subreaper,
+    set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::gettid;
 
@@ -192,6 +193,12 @@ pub fn set_name(name: &CStr) {
 /// What `prctl(2)` says.
 pub fn become_subreaper() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
+}
+
+/// Whether a connection comes from our own user, or from root (unix(7), SO_PEERCRED).
+#[must_use]
+pub fn is_of_us(stream: impl AsFd) -> bool {
+    socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
 }
 
 /// The pid of the parent now.

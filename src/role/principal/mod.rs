@@ -185,7 +185,8 @@ impl Principal {
         let mut principal = Self {
             types: Types::new(config.request.iter().map(|request| request.name.as_str())),
             core: Slots::new(books, slots.len(), settings, u64::from(std::process::id()))
-                .with_limits(config.request.iter().map(config::Request::session_limit)),
+                .with_limits(config.request.iter().map(config::Request::session_limit))
+                .with_resting(sheet.resting.iter().copied().map(index)),
             host: host(&config),
             rundir: launch::rundir(&sheet),
             sheet,
@@ -265,6 +266,8 @@ impl Principal {
             Order::Stop => self.core.handle_stop(reactor.now()),
             Order::StopNow => self.core.handle_stop_now(reactor.now()),
             Order::Drain => self.core.handle_hand_over(),
+            Order::Restart(number) => self.core.handle_restart(reactor.now(), index(number)),
+            Order::Rest(number) => self.core.handle_rest(reactor.now(), index(number)),
         }
     }
 
@@ -300,6 +303,11 @@ fn take_listener(
     let mut listener = Listener::from_inherited(fd).map_err(watch)?;
     let id = reactor.register(&mut listener, Key::Listener(index), Interest::READABLE).map_err(watch)?;
     Ok((listener, id))
+}
+
+/// Where the slot of that number is; nowhere, where there is none.
+fn index(number: u16) -> usize {
+    usize::from(number).checked_sub(1).unwrap_or(usize::MAX)
 }
 
 /// Slots count from 0 in memory, from 1 in names and files.

@@ -316,7 +316,7 @@ impl Principal {
             Command::Uninvited { kind, client } => {
                 self.ask_uninvited(now, slot, usize::from(kind), client);
             }
-            Command::Job(_) | Command::Stop | Command::Ping(_) | Command::Pong(_) => {
+            Command::Job(_) | Command::Stop | Command::Leave | Command::Ping(_) | Command::Pong(_) => {
                 log::warn!("secondary {}.{incarnation} says {command:?}", number(slot));
             }
         }

@@ -250,7 +250,7 @@ impl Secondary {
 
     /// Reads `dwtube<n>`: jobs, and perhaps the order to end.
     fn read_tube(&mut self) -> Progress {
-        let (mut stop, mut malformed) = (false, 0);
+        let (mut stop, mut leave, mut malformed) = (false, false, 0);
         let Self { tube, service, announced, .. } = self;
         let read = tube.read(|line| match Command::parse(line) {
             Ok(Command::Job(job)) => {
@@ -262,18 +262,9 @@ impl Secondary {
                 service.look_through();
             }
             Ok(Command::Stop) => stop = true,
-            Ok(
-                Command::Ready
-                | Command::Draining
-                | Command::Recycling
-                | Command::Debut(_)
-                | Command::Fin(_)
-                | Command::Err(_)
-                | Command::Uninvited { .. }
-                | Command::Ping(_)
-                | Command::Pong(_),
-            )
-            | Err(_) => malformed += 1,
+            Ok(Command::Leave) => leave = true,
+            // What only a secondary says, or nobody.
+            Ok(_) | Err(_) => malformed += 1,
         });
         if malformed > 0 {
             // A line of ours may have been among them.
@@ -283,6 +274,10 @@ impl Secondary {
         }
         if stop {
             service.handle_stop();
+        }
+        if leave {
+            service.handle_leave();
+            self.measure();
         }
         read.unwrap_or_else(|error| {
             log::warn!("cannot read the tube: {error}");
@@ -305,12 +300,15 @@ impl Secondary {
         match order {
             Order::Drain => self.service.handle_drain(reactor.now()),
             Order::Stop | Order::StopNow => self.service.handle_stop(),
-            Order::Look => {}
+            Order::Look | Order::Restart(_) | Order::Rest(_) => {}
         }
     }
 
     /// At a probe: whether it may leave, and what it has of what may wear it out.
     fn measure(&mut self) {
+        if !self.service.can_wear_out() {
+            return;
+        }
         let resident = match self.config.max_memory {
             Some(_) => proc::resident_bytes().unwrap_or_else(|error| {
                 log::debug!("cannot read /proc/self/statm: {error}");
@@ -318,9 +316,7 @@ impl Secondary {
             }),
             None => 0,
         };
-        if self.config.max_memory.is_some() || self.config.max_jobs_served > 0 {
-            self.service.handle_probe(self.liveness.may_leave(), resident);
-        }
+        self.service.handle_probe(self.liveness.may_leave(), resident);
     }
 
     fn declare(&mut self, departure: Departure) {

@@ -1,8 +1,7 @@
-//! The Unix socket `control`: tools of the same user ask for things, one word a line.
+//! The Unix socket `control`: tools ask for things, one a line ([`crate::wire::control`]).
 //!
-//! `stop` is answered `stopping`, and, when everything has ended, `stopped`; what is not
-//! understood is answered `error` and the reason. Only the owner of the runtime
-//! directory and root get here: the directory is closed to others.
+//! Only the owner of the runtime directory and root are listened to, as the kernel tells who they are (unix(7),
+//! SO_PEERCRED). `stop` is obeyed at once; all else waits for its turn ([`super::tasks`]).
 
 use std::io::{self, Read, Write};
 
@@ -10,8 +9,10 @@ use mio::Interest;
 use mio::net::UnixStream;
 
 use crate::core::moment::Moment;
+use crate::os::process;
 use crate::os::reactor::{Handle, Progress, SourceId};
 use crate::role::watchdog::{Key, Watchdog};
+use crate::wire::control::{Answer, Request};
 use crate::wire::lines::{Lines, MAX_LINE_BYTES};
 
 /// Tools connected at once; one more, and the one that has been there longest must go.
@@ -30,6 +31,11 @@ impl Watchdog {
         loop {
             match self.control.0.accept() {
                 Ok((mut stream, _)) => {
+                    if !process::is_of_us(&stream) {
+                        let _ = stream
+                            .write_all(b"error only the owner of the runtime directory is listened to\n");
+                        continue;
+                    }
                     if self.control_clients.len() >= MAX_TOOLS {
                         self.drop_oldest_tool(reactor);
                     }
@@ -75,37 +81,50 @@ impl Watchdog {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Drained,
             Err(error) => error.kind() == io::ErrorKind::Interrupted,
         };
+        let client = tool.id;
         for request in requests {
-            let answer = self.obey_tool(reactor, &request);
-            if let Some(tool) = self.control_clients.get_mut(key) {
-                // A tool that does not read its few answers does not get them.
-                let _ = tool.stream.write_all(answer.as_bytes());
-            }
+            self.obey_tool(reactor, client, &request);
         }
         if open {
             return Progress::Again;
         }
-        let mut tool = self.control_clients.remove(key);
-        reactor.deregister(&mut tool.stream, tool.id);
+        self.part_with(reactor, key);
         Progress::Drained
+    }
+
+    fn part_with(&mut self, reactor: &mut Handle<Key>, key: usize) {
+        let mut tool = self.control_clients.remove(key);
+        self.tasks.forget(tool.id);
+        reactor.deregister(&mut tool.stream, tool.id);
     }
 
     fn drop_oldest_tool(&mut self, reactor: &mut Handle<Key>) {
         let oldest = self.control_clients.iter().min_by_key(|(_, tool)| tool.since).map(|(key, _)| key);
         if let Some(key) = oldest {
-            let mut tool = self.control_clients.remove(key);
-            let _ = tool.stream.write_all(b"error too many tools are connected\n");
-            reactor.deregister(&mut tool.stream, tool.id);
+            let _ = self.control_clients[key].stream.write_all(b"error too many tools are connected\n");
+            self.part_with(reactor, key);
         }
     }
 
-    fn obey_tool(&mut self, reactor: &mut Handle<Key>, request: &[u8]) -> String {
-        match request.trim_ascii() {
-            b"stop" => {
+    fn obey_tool(&mut self, reactor: &mut Handle<Key>, client: SourceId, request: &[u8]) {
+        match Request::parse(request) {
+            Ok(Request::Stop) => {
                 self.ask_to_stop(reactor, "osps stop");
-                "stopping\n".to_owned()
+                self.say_to_tool(client, "stopping\n");
             }
-            other => format!("error unknown request \"{}\"; known: stop\n", other.escape_ascii()),
+            Ok(request) => self.tasks.push(client, request),
+            Err(why) => self.answer_tool(client, &Answer::Error(why)),
+        }
+    }
+
+    pub(super) fn answer_tool(&mut self, client: SourceId, answer: &Answer) {
+        self.say_to_tool(client, &answer.to_string());
+    }
+
+    /// A tool that does not read its few answers does not get them.
+    fn say_to_tool(&mut self, client: SourceId, line: &str) {
+        if let Some((_, tool)) = self.control_clients.iter_mut().find(|(_, tool)| tool.id == client) {
+            let _ = tool.stream.write_all(line.as_bytes());
         }
     }
 

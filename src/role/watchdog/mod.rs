@@ -11,8 +11,9 @@ mod obituaries;
 mod privileges;
 mod processes;
 mod start;
+mod tasks;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,6 +43,7 @@ use control::ControlClient;
 use directory::Look;
 use heirlooms::Heirlooms;
 use processes::Process;
+use tasks::Tasks;
 
 /// What the reactor gives back with an event.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +101,9 @@ struct Watchdog {
     seen_changes: Option<u64>,
     control: (UnixListener, SourceId),
     control_clients: Slab<ControlClient>,
+    tasks: Tasks,
+    /// Slots in which no secondary is wanted.
+    resting: BTreeSet<u16>,
     announcements: Lines,
     exit: Code,
 }
@@ -217,5 +222,6 @@ impl Role for Watchdog {
         while let Some(action) = self.tree.poll_action() {
             self.carry_out(reactor, action);
         }
+        self.tend_tasks(reactor.now());
     }
 }

@@ -232,14 +232,14 @@ impl Watchdog {
                 log::warn!("{name} does not answer: suspect");
                 if !self.tree.is_draining(name) {
                     self.set_verdict(index, Verdict::Suspect);
-                    self.tell_principal_to_look();
+                    self.order_principal(Order::Look);
                 }
             }
             Act::Trust => {
                 log::info!("{name} answers again");
                 if !self.tree.is_draining(name) {
                     self.set_verdict(index, Verdict::Healthy);
-                    self.tell_principal_to_look();
+                    self.order_principal(Order::Look);
                 }
             }
             Act::Examine => {
@@ -296,6 +296,7 @@ impl Watchdog {
             parent: std::process::id(),
             ports: self.bound.ports().to_vec(),
             parking_places: self.places.parking,
+            resting: self.resting.iter().copied().collect(),
             open_files: self.places.open_files,
         };
         let heirlooms = &self.heirlooms;
@@ -449,10 +450,10 @@ impl Watchdog {
         }
     }
 
-    fn tell_principal_to_look(&mut self) {
+    pub(super) fn order_principal(&mut self, order: Order) {
         let principals = self.processes.iter().position(|process| process.name.role == Role::Principal);
         if let Some(index) = principals {
-            self.order(index, Order::Look);
+            self.order(index, order);
         }
     }
 
@@ -472,6 +473,25 @@ impl Watchdog {
         if let Err(error) = std::io::Write::write_all(orders, order.as_line().as_bytes()) {
             log::warn!("cannot order {} to {order:?}: {error}", process.name);
         }
+    }
+
+    /// The pid of a process.
+    pub(super) fn pid_of(&self, name: Name) -> Option<u32> {
+        self.position(name).map(|index| self.processes[index].pid())
+    }
+
+    /// How many secondaries of a slot live, whether they serve or leave.
+    pub(super) fn living_in(&self, slot: u16) -> usize {
+        self.processes
+            .iter()
+            .filter(|process| process.name.role == Role::Secondary && process.name.slot == slot)
+            .count()
+    }
+
+    /// Whether a process has answered a probe since.
+    pub(super) fn has_answered(&self, name: Name, since: Moment) -> bool {
+        let process = self.processes.iter().find(|process| process.name == name);
+        process.is_some_and(|process| process.answered_at.is_some_and(|at| at > since))
     }
 
     fn position(&self, name: Name) -> Option<usize> {

@@ -1,6 +1,6 @@
 //! Before the loop runs: lock, clean up after a crashed run, bind, create the pages.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -28,6 +28,7 @@ use crate::role::watchdog::bind::Bound;
 use crate::role::watchdog::directory::{listen_for_tools, rundir_failure, write_pid};
 use crate::role::watchdog::heirlooms::Heirlooms;
 use crate::role::watchdog::privileges;
+use crate::role::watchdog::tasks::Tasks;
 use crate::role::watchdog::{Key, Places, Watchdog};
 
 /// How long survivors of a crashed run get to die of SIGKILL.
@@ -123,6 +124,8 @@ impl Watchdog {
             seen_changes: None,
             control,
             control_clients: Slab::new(),
+            tasks: Tasks::default(),
+            resting: BTreeSet::new(),
             announcements: Lines::stdout(),
             exit: Code::Ok,
             config,
