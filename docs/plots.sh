@@ -27,7 +27,7 @@ echo "== 9,000 clients for 30 seconds"
 stress --clients 9000 --duration 30s --plot "$plots/clients-9000.svg"
 
 echo "== half of the capacity, two servers killed or frozen each second"
-capacity=$(stress --clients 64 --duration 5s --quiet --json | sed -n 's/.*"rate": *\([0-9]*\).*/\1/p')
+capacity=$(stress --clients 64 --duration 5s --quiet --json | grep -o '"rate": *[0-9]*' | head -n 1 | grep -o '[0-9]*')
 stress --rate "$((capacity / 2))" --duration 20s --faults 2 --plot "$plots/faults.svg" || true
 
 echo "== a principal that is stopped for 1.5 of 3 seconds"

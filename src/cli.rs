@@ -91,7 +91,7 @@ enum Command {
 
 /// A level of the log; none: as at the start.
 #[derive(Clone, Copy, Debug)]
-struct Level(Option<log::LevelFilter>);
+struct Level(Option<wire::Level>);
 
 impl Level {
     fn parse(text: &str) -> Result<Self, String> {

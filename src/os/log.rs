@@ -20,6 +20,7 @@ use rustix::net::SendFlags;
 
 use crate::core::moment::Moment;
 use crate::os::process;
+use crate::wire::control::Level;
 
 /// One write is atomic up to this length on a pipe (pipe(7)): longer lines are cut.
 const LONGEST_LINE: usize = 4096;
@@ -254,7 +255,15 @@ pub fn init(who: &str) {
 }
 
 /// What is logged from now on; `None`: what `RUST_LOG` says.
-pub fn set_level(level: Option<LevelFilter>) {
+pub fn set_level(level: Option<Level>) {
+    let level = level.map(|level| match level {
+        Level::Off => LevelFilter::Off,
+        Level::Error => LevelFilter::Error,
+        Level::Warn => LevelFilter::Warn,
+        Level::Info => LevelFilter::Info,
+        Level::Debug => LevelFilter::Debug,
+        Level::Trace => LevelFilter::Trace,
+    });
     if let Some(logger) = LOGGER.get() {
         let most = level.unwrap_or_else(|| logger.by_environment.filter());
         logger.level.store(level.map_or(AS_STARTED, |level| level as usize), Ordering::Relaxed);

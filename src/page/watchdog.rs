@@ -21,7 +21,6 @@
 
 use std::path::Path;
 
-use log::LevelFilter;
 use serde::{Deserialize, Serialize};
 
 use crate::core::job::Incarnation;
@@ -31,6 +30,7 @@ use crate::core::name::{Name, Role};
 use crate::page::obituary::{self, Ring};
 use crate::page::principal::MAX_SLOTS;
 use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError, Source};
+use crate::wire::control::Level;
 
 const SELF_AT: usize = HEADER_WORDS;
 const KILLS_AT: usize = 16;
@@ -189,13 +189,13 @@ impl WatchdogPage {
 
     /// At which level all are to log; `None`: as they were started.
     #[must_use]
-    pub fn log_level(&self) -> Option<LevelFilter> {
-        let level = usize::try_from(self.page.get(SELF_AT + 5)).unwrap_or(0);
-        LevelFilter::iter().find(|&known| known as usize + 1 == level)
+    pub fn log_level(&self) -> Option<Level> {
+        let index = usize::try_from(self.page.get(SELF_AT + 5)).ok()?.checked_sub(1)?;
+        Level::ALL.get(index).map(|&(level, _)| level)
     }
 
     /// Tells everybody at which level to log.
-    pub fn set_log_level(&self, level: Option<LevelFilter>) {
+    pub fn set_log_level(&self, level: Option<Level>) {
         self.page.set(SELF_AT + 5, level.map_or(0, |level| level as u64 + 1));
     }
 

@@ -49,7 +49,7 @@ pub struct Sheet {
     pub watchdog: u32,
     /// The pid of the parent.
     pub parent: u32,
-    /// Ports: first index slot minus 1, second the request type.
+    /// For the principal: ports, first index slot minus 1, second the request type.
     pub ports: Vec<Vec<u16>>,
     /// Connections beyond `max_clients` that the principal may accept.
     pub parking_places: usize,
@@ -61,6 +61,12 @@ pub struct Sheet {
 }
 
 impl Sheet {
+    /// A principal's sheet, for one of its secondaries. Ports are none of its business, and many.
+    #[must_use]
+    pub fn for_secondary(&self, slot: u16, incarnation: Incarnation) -> Self {
+        Self { slot, incarnation, parent: std::process::id(), ports: Vec::new(), ..self.clone() }
+    }
+
     /// The name of the process that this sheet is for.
     #[must_use]
     pub fn name(&self) -> Name {

@@ -12,7 +12,34 @@
 
 use std::fmt;
 
-use log::LevelFilter;
+/// What is logged: this, and what is worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Nothing.
+    Off,
+    /// What should not be.
+    Error,
+    /// What somebody should know of.
+    Warn,
+    /// What happens now and then.
+    Info,
+    /// What helps to find a fault.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Level {
+    /// All of them, as people write them.
+    pub const ALL: [(Self, &str); 6] = [
+        (Self::Off, "off"),
+        (Self::Error, "error"),
+        (Self::Warn, "warn"),
+        (Self::Info, "info"),
+        (Self::Debug, "debug"),
+        (Self::Trace, "trace"),
+    ];
+}
 
 /// What a tool asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +51,7 @@ pub enum Request {
     /// None for this slot, until one is asked for.
     Drain(u16),
     /// What is logged; `None`: what the environment said at the start.
-    Log(Option<LevelFilter>),
+    Log(Option<Level>),
 }
 
 impl Request {
@@ -63,12 +90,15 @@ impl Request {
 ///
 /// # Errors
 /// Says which there are.
-pub fn level(text: &str) -> Result<Option<LevelFilter>, String> {
-    match text {
-        "default" => Ok(None),
-        _ => text.parse().map(Some).map_err(|_| {
-            format!("\"{text}\" is no level; there are: off, error, warn, info, debug, trace, default")
-        }),
+pub fn level(text: &str) -> Result<Option<Level>, String> {
+    let known = Level::ALL.into_iter().find(|(_, name)| *name == text);
+    match known {
+        Some((level, _)) => Ok(Some(level)),
+        None if text == "default" => Ok(None),
+        None => {
+            let names = Level::ALL.map(|(_, name)| name).join(", ");
+            Err(format!("\"{text}\" is no level; there are: {names}, default"))
+        }
     }
 }
 
@@ -80,7 +110,10 @@ impl fmt::Display for Request {
             Self::Restart(slot) => write!(f, "restart {slot}"),
             Self::Drain(slot) => write!(f, "drain {slot}"),
             Self::Log(None) => write!(f, "log default"),
-            Self::Log(Some(level)) => write!(f, "log {}", level.as_str().to_lowercase()),
+            Self::Log(Some(level)) => {
+                let name = Level::ALL.into_iter().find(|(known, _)| known == level);
+                write!(f, "log {}", name.map_or("", |(_, name)| name))
+            }
         }
     }
 }
@@ -128,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let levels = [None, Some(LevelFilter::Off), Some(LevelFilter::Trace)];
+        let levels = [None, Some(Level::Off), Some(Level::Trace)];
         let requests = [Request::Stop, Request::Restart(3), Request::Drain(1024)];
         for request in requests.into_iter().chain(levels.map(Request::Log)) {
             assert_eq!(Request::parse(request.to_string().as_bytes()), Ok(request));

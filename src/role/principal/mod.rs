@@ -155,10 +155,7 @@ impl Principal {
         let watchdog_page = inheritance.take_file()?;
         let orders = crate::os::fifo::Reader::from(inheritance.take_file()?);
         let page = PrincipalPage::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
-        if (page.slots(), page.types()) != (config.secondaries, config.request.len()) {
-            let found = format!("{} slots, {} types", page.slots(), page.types());
-            return Err(Failure::internal("take over principal.page", &found));
-        }
+        is_for(&page, &config)?;
         let channel = inheritance.take()?;
         let tables =
             (0..config.secondaries).map(|_| inheritance.take_file()).collect::<Result<Vec<_>, _>>()?;
@@ -285,6 +282,15 @@ impl Principal {
         self.read_stop(reactor);
         self.core.handle_term(reactor.now());
     }
+}
+
+/// Whether that is the page of a principal with this configuration.
+fn is_for(page: &PrincipalPage, config: &Config) -> Result<(), Failure> {
+    if (page.slots(), page.types()) == (config.secondaries, config.request.len()) {
+        return Ok(());
+    }
+    let found = format!("{} slots, {} types", page.slots(), page.types());
+    Err(Failure::internal("take over principal.page", &found))
 }
 
 /// What is announced, else the first address that is listened on.

@@ -20,7 +20,7 @@ use crate::os::rundir;
 use crate::page::record::Condition;
 use crate::page::secondary::{Introduced, SecondaryPage, introduced};
 use crate::page::{Access, PageError};
-use crate::role::launch::{self, Sheet};
+use crate::role::launch;
 use crate::role::principal::kills::Blocked;
 use crate::role::principal::obituaries::{Deceased, answered_at, reap};
 use crate::role::principal::slot::{Predecessor, Server};
@@ -226,7 +226,7 @@ impl Principal {
         let table = self.slots[slot].table.as_fd();
         let mut inheritance = vec![self.watchdog_page.as_fd(), orders, page, table, to_them, from_them];
         inheritance.extend(self.slots[slot].listeners.iter().map(TcpListener::as_fd));
-        let sheet = Sheet { slot: number, incarnation, parent: std::process::id(), ..self.sheet.clone() };
+        let sheet = self.sheet.for_secondary(number, incarnation);
         let page = SecondaryPage::attach(&theirs[1], Access::ReadOnly).map_err(|error| error.to_string())?;
         let mut pidfd = launch::spawn(&sheet, self.liveness.watchdog(), &inheritance)
             .map_err(|error| error.to_string())?;

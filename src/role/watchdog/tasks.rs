@@ -6,15 +6,13 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use log::LevelFilter;
-
 use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::core::slots::Occupied;
 use crate::os::reactor::SourceId;
 use crate::role::watchdog::Watchdog;
-use crate::wire::control::{Answer, Request};
+use crate::wire::control::{Answer, Level, Request};
 use crate::wire::order::Order;
 
 /// How much longer than `start_within` a new secondary is waited for.
@@ -110,7 +108,7 @@ impl Watchdog {
         }
     }
 
-    fn set_log_level(&self, level: Option<LevelFilter>) {
+    fn set_log_level(&self, level: Option<Level>) {
         crate::os::log::set_level(level);
         self.page.set_log_level(level);
     }
