@@ -37,11 +37,8 @@ fn main() {
     let is_bench = env::args().any(|argument| argument == "--bench");
     let (rounds, usual) = if is_bench { (ROUNDS, JOBS) } else { (1, SMOKE_JOBS) };
     let jobs = env::args().find_map(|argument| argument.parse().ok()).unwrap_or(usual);
-    let system = System::start_by(
-        "secondaries = 4",
-        &format!("{REQUESTS}{}", common::worker::request("stays", &[], "")),
-        on_first_core,
-    );
+    let requests = format!("{REQUESTS}{}", common::worker::request("stays", &[], ""));
+    let system = System::start_on_core(0, "secondaries = 4", &requests);
     system.all_ready();
     let peer = Peer::start();
     let mut servers = vec![

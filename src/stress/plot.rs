@@ -17,6 +17,8 @@ const BLUE: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const ORANGE: RGBColor = RGBColor(0xe6, 0x7e, 0x22);
 const RED: RGBColor = RGBColor(0xc0, 0x39, 0x2b);
 const GREY: RGBColor = RGBColor(0x70, 0x70, 0x70);
+/// Words that have room beside one another, upright.
+const WORDS_ACROSS: f64 = 65.0;
 /// Points of the time line at most: more are joined.
 const MAX_STEPS: usize = 300;
 
@@ -212,13 +214,28 @@ where
     chart.draw_series(marks)?;
     if with_words {
         let style = ("sans-serif", 11).into_font().transform(FontTransform::Rotate90).color(&GREY);
-        let words = report
-            .faults
-            .iter()
-            .map(|fault| Text::new(fault.what.clone(), (fault.at_s, height.end), style.clone()));
-        chart.draw_series(words)?;
+        let words = legible(report, report.duration_s / WORDS_ACROSS);
+        chart.draw_series(
+            words.into_iter().map(|(at, text)| Text::new(text, (at, height.end), style.clone())),
+        )?;
     }
     Ok(())
+}
+
+/// The words for the faults: one for all that come so close to it that nobody could read theirs.
+fn legible(report: &Report, apart: f64) -> Vec<(f64, String)> {
+    let mut words: Vec<(f64, String, usize)> = Vec::new();
+    for fault in &report.faults {
+        match words.last_mut() {
+            Some((at, _, more)) if fault.at_s - *at < apart => *more += 1,
+            _ => words.push((fault.at_s, fault.what.clone(), 0)),
+        }
+    }
+    let with_rest = |(at, what, more)| match more {
+        0 => (at, what),
+        more => (at, format!("{what}, {more} more")),
+    };
+    words.into_iter().map(with_rest).collect()
 }
 
 #[cfg(test)]
@@ -250,6 +267,13 @@ mod tests {
         ] {
             assert!(svg.contains(part), "{part}");
         }
+        let at = |at_s, what: &str| Fault { at_s, what: what.to_owned() };
+        let close = Report {
+            faults: vec![at(0.5, "one"), at(0.51, "two"), at(0.52, "three"), at(1.0, "four")],
+            ..report
+        };
+        let words = [(0.5, "one, 2 more".to_owned()), (1.0, "four".to_owned())];
+        assert_eq!(legible(&close, 0.03), words);
         let nothing = Record::new(["echo"]);
         let report = Report::new(&plan, &target, &nothing, Vec::new(), Duration::from_secs(2));
         assert!(super::svg("nothing", &nothing, &report).unwrap().ends_with("</svg>\n"));
