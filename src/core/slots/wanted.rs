@@ -97,3 +97,92 @@ impl<B: Books> Slots<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::dispatch::NoSlot;
+    use crate::core::job::Table as _;
+    use crate::core::slots::tests::{PlainBooks, actions, at, claim, job, serving};
+
+    const LEAVE: Action = Action::Tell { slot: 0, command: Command::Leave };
+
+    /// The end of a turn, and what came of it.
+    fn settled(slots: &mut Slots<&PlainBooks>) -> Vec<Action> {
+        slots.finish_turn(at(50));
+        actions(slots)
+    }
+
+    #[test]
+    fn who_is_replaced_is_told_once_and_its_successor_is_left_alone() {
+        let books = PlainBooks::default();
+        let mut slots = serving(&books);
+        slots.handle_restart(at(2), 0);
+        assert_eq!(settled(&mut slots), [LEAVE]);
+        assert_eq!(settled(&mut slots), []);
+        slots.handle_recycling(at(3), 0, 1);
+        let started = [Action::Retire { slot: 0, incarnation: 1 }, Action::Start { slot: 0, incarnation: 2 }];
+        assert_eq!(settled(&mut slots), started);
+        slots.handle_ready(at(4), 0, 2);
+        assert_eq!(settled(&mut slots), []);
+        // Another is wanted before this one is ready: it is told when it can hear.
+        slots.handle_recycling(at(5), 0, 2);
+        actions(&mut slots);
+        slots.handle_restart(at(6), 0);
+        assert_eq!(settled(&mut slots), []);
+        slots.handle_ready(at(7), 0, 3);
+        assert_eq!(settled(&mut slots), [LEAVE]);
+        slots.handle_restart(at(8), 9);
+        slots.handle_rest(at(8), 9);
+    }
+
+    #[test]
+    fn a_slot_that_rests_serves_what_waits_and_is_then_left_empty() {
+        let books = PlainBooks::default();
+        let mut slots = serving(&books);
+        slots.handle_suspicion(at(2), 1, 1, true);
+        slots.give(job(at(2)), None).unwrap();
+        actions(&mut slots);
+        slots.handle_rest(at(3), 0);
+        assert_eq!(settled(&mut slots), [], "a job waits");
+        assert_eq!(slots.give(job(at(3)), None), Err(NoSlot::NoneReady));
+        // Its secondary dies: who else would serve that job?
+        slots.handle_exited(at(2000), 0, 1, false);
+        assert_eq!(settled(&mut slots), [Action::Start { slot: 0, incarnation: 2 }]);
+        slots.handle_ready(at(2001), 0, 2);
+        assert_eq!(settled(&mut slots), []);
+        let entry = (0..2).find(|&entry| books.tables[0].state(entry).unwrap().number == 1).unwrap();
+        claim(&books, 0, entry, 2);
+        assert_eq!(settled(&mut slots), [LEAVE]);
+        slots.handle_recycling(at(2003), 0, 2);
+        assert_eq!(settled(&mut slots), [Action::Retire { slot: 0, incarnation: 2 }]);
+        slots.handle_timeout(at(60_000));
+        assert_eq!(settled(&mut slots), []);
+        slots.handle_restart(at(60_001), 0);
+        assert_eq!(settled(&mut slots), [Action::Start { slot: 0, incarnation: 3 }]);
+    }
+
+    #[test]
+    fn a_slot_that_waits_for_its_back_off_is_started_by_hand() {
+        let books = PlainBooks::default();
+        let mut slots = serving(&books);
+        slots.handle_exited(at(2), 0, 1, false);
+        assert!(matches!(settled(&mut slots)[..], [Action::BackOff { .. }]));
+        slots.handle_restart(at(3), 0);
+        assert_eq!(settled(&mut slots), [Action::Start { slot: 0, incarnation: 2 }]);
+        slots.handle_exited(at(4), 0, 2, true);
+        assert_eq!(settled(&mut slots), [Action::GiveUp { slot: 0 }]);
+        slots.handle_restart(at(5), 0);
+        assert_eq!(settled(&mut slots), [Action::Start { slot: 0, incarnation: 3 }]);
+    }
+
+    #[test]
+    fn what_a_dead_principal_was_told_its_successor_knows() {
+        let books = PlainBooks::default();
+        let settings = serving(&books).settings;
+        let mut slots = Slots::new(&books, 2, settings, 1).with_resting([0, 7]);
+        slots.handle_takeover(at(9), vec![vec![], vec![]]);
+        assert_eq!(settled(&mut slots), [Action::Start { slot: 1, incarnation: 2 }]);
+        assert_eq!(slots.empty(0), Occupied::Resting);
+    }
+}
