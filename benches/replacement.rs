@@ -349,7 +349,7 @@ fn label((target, blow, busy): Kind) -> String {
 }
 
 impl Table {
-    /// All that is to be said of one kind of blow, with what SPEC.md promises.
+    /// All that is to be said of one kind of blow, with what is promised (docs/performance.md).
     fn lines(&self, label: &str, kind: Kind, samples: &[&(Kind, Sample)]) {
         let samples = || samples.iter().map(|(_, sample)| sample);
         let (target, blow, _) = kind;

@@ -39,7 +39,7 @@ const CHILD: &str = "OSPS_BENCH_CHILD";
 const SERVERS: &str = "OSPS_BENCH_SERVERS";
 const PERIOD: Duration = Duration::from_millis(250);
 const SIZES: [usize; 5] = [1, 4, 10, 100, 1000];
-/// The size of which SPEC.md speaks.
+/// The size for which figures are promised.
 const USUAL: usize = 4;
 const WINDOW: Duration = Duration::from_secs(10);
 

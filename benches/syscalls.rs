@@ -3,7 +3,7 @@
 //! workers, of `requests`.
 //!
 //! `cargo bench --bench syscalls`. It needs strace(1), and may trace other processes of its user. What a role
-//! calls for its probes is in it, too: a few calls a second.
+//! calls for its probes is in it, too: a hundred calls a second of the watchdog, a dozen of a server.
 
 #![allow(clippy::unwrap_used)]
 

@@ -8,8 +8,9 @@ plots=$(realpath -m "${1:-docs/plots}")
 mkdir -p "$plots"
 cargo build --release --locked
 directory=$(mktemp -d)
-osps() { target/release/osps "$@" --config "$directory/osps.toml"; }
-stress() { target/release/osps-stress --at "$address" --expect echo --config "$directory/osps.toml" "$@"; }
+programs=${CARGO_TARGET_DIR:-target}/release
+osps() { "$programs/osps" "$@" --config "$directory/osps.toml"; }
+stress() { "$programs/osps-stress" --at "$address" --expect echo --config "$directory/osps.toml" "$@"; }
 stop() { osps stop 2>/dev/null || true; }
 trap 'stop; rm -rf "$directory"' EXIT
 
@@ -18,7 +19,10 @@ start() {
     printf 'listen = "127.0.0.1:0"\ndata_ports = "0"\nsecondaries = 4\nruntime_dir = "%s/run"\n%s\n' \
         "$directory" "$1" > "$directory/osps.toml"
     osps > "$directory/said" 2> "$directory/log" &
-    until [ "$(grep -c ready "$directory/said")" = 5 ]; do sleep 0.05; done
+    until [ "$(grep -c ready "$directory/said")" -ge 5 ]; do
+        kill -0 $! 2>/dev/null || { cat "$directory/log" >&2; exit 1; }
+        sleep 0.05
+    done
     sleep 1.2
     address=$(sed -n 's/.*listening on //p' "$directory/said")
 }

@@ -65,14 +65,14 @@ enum Command {
     Stop,
     /// Replace the secondary of a slot by a new one and wait until that serves; the old one finishes what it has
     Restart {
-        /// Which, 1 for the first
-        #[arg(value_name = "SLOT")]
+        /// The number of the secondary, as "osps status" shows it
+        #[arg(value_name = "SLOT", value_parser = clap::value_parser!(u16).range(1..=1024))]
         slot: u16,
     },
     /// Give a slot no more jobs and wait until its secondary has finished what it has; it stays empty until "osps restart"
     Drain {
-        /// Which, 1 for the first
-        #[arg(value_name = "SLOT")]
+        /// The number of the secondary, as "osps status" shows it
+        #[arg(value_name = "SLOT", value_parser = clap::value_parser!(u16).range(1..=1024))]
         slot: u16,
     },
     /// Set what all processes log, and wait until they know

@@ -34,7 +34,7 @@ pub struct Status {
     version: String,
     pid: u32,
     uptime_ms: u64,
-    listen: Vec<String>,
+    pub(crate) listen: Vec<String>,
     requests: BTreeMap<String, EndsOf>,
     ledger: Ledger,
     /// Requests answered -1, by why.
@@ -323,9 +323,13 @@ impl Pages<'_> {
         let is_down = matches!(state, ServerState::Down);
         let page = self.secondary_page(number);
         let record = page.as_ref().map(SecondaryPage::record);
-        // What predecessors have claimed stands in their own rows.
+        // What predecessors have claimed stands in their own rows, and so does what the last one has that leaves
+        // its slot to nobody.
+        let has_left =
+            matches!(watched.map(|watched| watched.verdict), Some(Verdict::Draining | Verdict::Recycling));
         let held = table.map_or(0, |table| {
-            count(table, |state, holder| state == State::Claimed && holder != slot.incarnation)
+            let has_row = |holder| holder != slot.incarnation || has_left;
+            count(table, |state, holder| state == State::Claimed && has_row(holder))
         });
         let reason = match slot.occupied {
             Occupied::GivenUp => Some("it says that it cannot start: see the log"),

@@ -150,9 +150,46 @@ fn the_last_slot_is_not_drained() {
     done(&ask(&system, &["drain", "1"]));
     let (code, said) = failed(&ask(&system, &["drain", "2"]));
     assert_eq!(code, 69);
-    assert!(said.contains("slot 2 is the last that serves"), "{said}");
+    assert!(said.contains("no other slot than 2 serves now"), "{said}");
     assert_eq!(done(&ask(&system, &["drain", "1"])), "slot 1 is empty\n");
     assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x");
+}
+
+#[test]
+fn the_only_one_that_serves_is_not_drained() {
+    let times = "[watchdog]\nperiod = \"20ms\"\nsuspect_after = \"100ms\"\nkill_after = \"60s\"\n";
+    let system = System::start("secondaries = 2", &format!("{REQUESTS}{times}"));
+    system.signal(system.pid(1), Signal::SIGSTOP);
+    system.until("suspect", |status| System::server(status, 1)["state"] == "suspect");
+    let (code, said) = failed(&ask(&system, &["drain", "2"]));
+    assert_eq!(code, 69);
+    assert!(said.contains("no other slot than 2 serves now"), "{said}");
+    assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x");
+}
+
+#[test]
+fn other_slots_do_not_wait_for_one_that_takes_its_time() {
+    let system = start(3);
+    let data = exchange_at(&system, 2);
+    let tool = drain_in_background(&system, 2);
+    done(&ask(&system, &["restart", "1"]));
+    done(&ask(&system, &["log", "info"]));
+    done(&ask(&system, &["drain", "3"]));
+    let mut waits = system.tool(&["restart", "2"]);
+    let mut waits = waits.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(waits.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "waits for its turn after \"drain 2\"\n");
+    let status = system.status();
+    let of_slot = |state: &str| {
+        let servers = status["servers"].as_array().unwrap();
+        servers.iter().find(|server| server["slot"] == 2 && server["state"] == state).unwrap()["open"].clone()
+    };
+    assert_eq!((of_slot("draining"), of_slot("down")), (1.into(), 0.into()), "{status}");
+    drop(data);
+    done(&tool.wait_with_output().unwrap());
+    assert!(waits.wait().unwrap().success());
+    assert_eq!(System::server(&system.status(), 2)["state"], "ready");
 }
 
 #[test]
@@ -215,13 +252,18 @@ fn the_log_says_what_it_is_told_to() {
     system.all_ready();
     assert_eq!(deaths(), 0, "{}", system.log());
     // Who is started meanwhile knows it, too.
-    done(&ask(&system, &["log", "default"]));
-    done(&ask(&system, &["log", "trace"]));
-    let before = system.log().matches("TRACE").count() + system.log().matches("DEBUG").count();
+    done(&ask(&system, &["log", "DEBUG"]));
     system.strike(system.pid(0), Signal::SIGKILL);
     system.all_ready();
-    system.until("the death is told", |_| deaths() >= 1 || system.log().contains("obituary role=principal"));
-    assert!(system.log().matches("TRACE").count() + system.log().matches("DEBUG").count() >= before);
+    drop(request(system.address(), "echo"));
+    let told = || system.log().lines().any(|line| line.contains("DEBUG") && line.contains("job 1, echo"));
+    eventually("a job is told", || told().then_some(()));
+    done(&ask(&system, &["log", "default"]));
+    let before = system.log().matches("DEBUG").count();
+    drop(request(system.address(), "echo"));
+    system.strike(system.pid(1), Signal::SIGKILL);
+    eventually("its death", || (deaths() > 0).then_some(()));
+    assert_eq!(system.log().matches("DEBUG").count(), before);
 }
 
 #[test]
@@ -229,7 +271,7 @@ fn what_is_wrong_is_said() {
     let system = start(2);
     for (arguments, code, why) in [
         (&["restart", "3"][..], 69, "there is no slot 3: the secondaries are 1 to 2"),
-        (&["drain", "0"], 69, "there is no slot 0"),
+        (&["drain", "0"], 64, "0 is not in 1..=1024"),
         (&["restart"], 64, "SLOT"),
         (&["drain", "x"], 64, "invalid value 'x'"),
         (

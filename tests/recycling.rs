@@ -86,7 +86,7 @@ fn many_clients_notice_nothing_while_their_secondaries_are_replaced_again_and_ag
         let recycled = sum(status, "recycled");
         recycled >= 4 && recycled == sum(status, "restarts")
     });
-    assert!(system.log().contains("recycled: "), "its reason is told");
+    assert!(system.log().contains("leaves its place: "), "its reason is told");
     eventually("obituaries in words", || system.log().contains("cause=\"recycled\"").then_some(()));
 }
 

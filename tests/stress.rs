@@ -229,6 +229,18 @@ fn faults_strike_and_are_told() {
 }
 
 #[test]
+fn only_the_system_that_is_loaded_is_struck() {
+    let [loaded, other] = [(); 2].map(|()| System::start("secondaries = 1", REQUESTS));
+    let mut command = stress(&loaded, &["--faults", "1000", "--count", "10"]);
+    let output = command.arg("--runtime-dir").arg(other.rundir()).output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(said(&output).contains("is not the system of"), "{}", said(&output));
+    for slot in 0..=1 {
+        assert_eq!(System::server(&other.status(), slot)["restarts"], 0);
+    }
+}
+
+#[test]
 fn a_report_is_drawn_kept_and_compared() {
     let system = System::start("secondaries = 1", REQUESTS);
     let file = |name: &str| system.dir.path().join(name).to_str().unwrap().to_owned();

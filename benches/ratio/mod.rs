@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// A figure of SPEC.md, section 8, as it was measured.
+/// A figure that is promised (docs/performance.md), as it was measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ratio {
     /// What was measured.

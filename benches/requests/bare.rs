@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -112,6 +113,8 @@ struct Server {
     data: TcpListener,
     /// To each worker, from and to; or of a worker, to its dispatcher.
     pipes: Vec<(File, File)>,
+    /// Its own data port.
+    port: u16,
     /// Ports of the workers.
     ports: Vec<u16>,
     next_worker: usize,
@@ -124,11 +127,19 @@ struct Server {
 impl Server {
     fn new(pipes: Vec<(File, File)>, with_control: bool) -> io::Result<Self> {
         let any = SocketAddr::from((IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
-        let control = with_control.then(|| TcpListener::bind(any)).transpose()?;
+        // What is set here is inherited by the connections (tcp(7)).
+        let bind = || {
+            let listener = TcpListener::bind(any)?;
+            setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
+            Ok::<_, io::Error>(listener)
+        };
+        let control = with_control.then(bind).transpose()?;
+        let data = bind()?;
         Ok(Self {
             poll: Poll::new()?,
             control,
-            data: TcpListener::bind(any)?,
+            port: data.local_addr()?.port(),
+            data,
             pipes,
             ports: Vec::new(),
             next_worker: 0,
@@ -189,7 +200,6 @@ impl Server {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             };
-            stream.set_nodelay(true)?;
             let token = self.free.pop().unwrap_or(FIRST_CONNECTION + self.connections.len());
             self.poll.registry().register(&mut stream, Token(token), Interest::READABLE)?;
             let connection = if is_control { Connection::Control(stream) } else { Connection::Data(stream) };
@@ -232,7 +242,7 @@ impl Server {
     fn answer(&mut self, token: usize, lines: &[u8]) -> io::Result<()> {
         for _ in lines.iter().filter(|&&byte| byte == b'\n') {
             let port = if self.ports.is_empty() {
-                self.data.local_addr()?.port()
+                self.port
             } else {
                 self.next_worker = (self.next_worker + 1) % self.ports.len();
                 self.jobs += 1;

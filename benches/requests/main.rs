@@ -36,7 +36,7 @@ const REQUESTS_ALONE: &str = "4000";
 /// Without `--bench` it is `cargo test`, which wants to know only whether it works.
 const SMOKE_REQUESTS: &str = "64";
 
-/// What SPEC.md promises, of the ratios to the dispatcher and to the loop.
+/// What is promised of the ratios to the dispatcher and to the loop.
 const MOST_CPU: f64 = 1.15;
 const LEAST_RATE: f64 = 0.95;
 const MOST_LATENCY: f64 = 1.2;

@@ -1,12 +1,12 @@
 //! How cost grows: with clients, with secondaries, with request types, one at a time.
 //!
-//! `echo` in a closed loop, control connections kept. All servers have the first core, `osps-stress` has the second.
-//! Every point is a system of its own, measured a few times; shown are medians.
+//! `echo` in a closed loop, control connections kept. All servers have the first core, `osps-stress` has the last.
+//! Every point is a system of its own, started once and loaded a few times; shown are medians.
 //!
 //! - *rate* and *CPU* of all processes of the system for each request (clock_getcpuclockid(3)), probes included;
 //! - *p50*, *p99*: latency, as `osps-stress` tells it;
 //! - *start*: until all servers are ready;
-//! - *PSS* of all processes together, while they serve (`/proc/<pid>/smaps_rollup`).
+//! - *PSS* of all processes together, when they have served (`/proc/<pid>/smaps_rollup`).
 //!
 //! `cargo bench --bench scale`; arguments are the axes wanted (`clients`, `secondaries`, `types`); with
 //! `--plots DIR` it draws `DIR/scale-AXIS.svg`.

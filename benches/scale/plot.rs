@@ -1,4 +1,4 @@
-//! A picture of what was measured along one axis (SVG): panels above one another, with one logarithmic axis.
+//! A picture of what was measured along one axis (SVG): panels above one another. Sizes are logarithmic, heights where that shows more.
 
 use std::error::Error;
 use std::path::Path;

@@ -139,7 +139,7 @@ fn run(arguments: &Arguments, given: &[OsString]) -> Result<ExitCode, Failure> {
         return run_part(arguments, &plan, &target, part);
     }
     plan.part(0, plan.processes).claim_descriptors()?;
-    let watch = Watch::for_people(arguments.quiet, faults(arguments)?);
+    let watch = Watch::for_people(arguments.quiet, faults(arguments, &target)?);
     for file in [&arguments.hdr, &arguments.plot].into_iter().flatten() {
         // Better now than after a minute of work; what stands there is kept until then.
         let opened = fs::File::options().append(true).create(true).open(file);
@@ -260,13 +260,20 @@ fn plan(arguments: &Arguments, target: &Target) -> Result<Plan, Failure> {
     })
 }
 
-/// Who strikes, where that is asked for: only a system that runs here can be struck.
-fn faults(arguments: &Arguments) -> Result<Option<Faults>, Failure> {
+/// Who strikes, where that is asked for: only a system that runs here can be struck, and only the one that is loaded.
+fn faults(arguments: &Arguments, target: &Target) -> Result<Option<Faults>, Failure> {
     let Some(rate) = arguments.faults else {
         return Ok(None);
     };
     let rundir = rundir(&load_for_tools(&arguments.common)?);
     status::require_running(&rundir)?;
+    let listen = status::read(&rundir)?.listen;
+    if !listen.iter().any(|address| target.is_at(address)) {
+        let running = format!("{}, which listens on {}", rundir.path().display(), listen.join(", "));
+        let message =
+            format!("--faults: {target} is not the system of {running}: give its --config or --runtime-dir");
+        return Err(Failure::new(Code::Usage, message));
+    }
     Ok(Some(Faults::new(rundir, rate)))
 }
 

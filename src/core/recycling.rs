@@ -43,7 +43,7 @@ impl fmt::Display for Worn {
     /// In words, for the log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Told => write!(f, "it was told to leave"),
+            Self::Told => write!(f, "it was asked to"),
             Self::Jobs { served, limit } => write!(f, "{served} jobs served, its limit is {limit}"),
             Self::Memory { resident, limit } => {
                 let [resident, limit] = [resident, limit].map(|bytes| bytes / 1024);

@@ -205,6 +205,11 @@ struct Logger {
     level: AtomicUsize,
 }
 
+/// What is of the event loop's library helps nobody who looks for a fault of his own.
+fn is_ours(target: &str) -> bool {
+    !target.starts_with("mio")
+}
+
 const AS_STARTED: usize = usize::MAX;
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
@@ -212,14 +217,14 @@ impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         match self.level.load(Ordering::Relaxed) {
             AS_STARTED => self.by_environment.enabled(metadata),
-            level => metadata.level() as usize <= level,
+            level => metadata.level() as usize <= level && is_ours(metadata.target()),
         }
     }
 
     fn log(&self, record: &log::Record<'_>) {
         let wanted = match self.level.load(Ordering::Relaxed) {
             AS_STARTED => self.by_environment.matches(record),
-            level => record.level() as usize <= level,
+            level => record.level() as usize <= level && is_ours(record.target()),
         };
         if wanted {
             self.writes.log(record);

@@ -235,7 +235,7 @@ impl<K: Copy> Reactor<K> {
     /// more, and none that comes before the first turn is lost.
     ///
     /// # Errors
-    /// What `epoll_create1(2)` or `signalfd(2)` say.
+    /// What `epoll_create1(2)`, `signalfd(2)`, `pthread_sigmask(3)` or `sigaction(2)` say.
     pub fn new(signals: &[Signal]) -> io::Result<Self> {
         let poll = Poll::new()?;
         let mut signals = Signals::take(signals)?;

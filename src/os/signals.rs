@@ -1,9 +1,9 @@
 //! The signals of a loop, read from a descriptor (signalfd(2)).
 //!
-//! No handler runs: the signals stay blocked, and wait in the kernel until the loop reads
+//! In the loop's thread no handler ever runs: the signals stay blocked, and wait in the kernel until the loop reads
 //! them. A handler would interrupt the wait, write into a pipe of its own and return through the kernel,
 //! and the loop would wait again to find that pipe: four calls and a detour more for each signal, twice for
-//! each probe (`docs/performance.md`).
+//! each probe (`docs/performance.md`). One is installed all the same, for threads that should not be there.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use crate::os::process;
 
 /// The size of a `signalfd_siginfo`; its first word is the signal's number (signalfd(2)).
-const REPORT: usize = 128;
+const REPORT: usize = size_of::<nix::sys::signalfd::siginfo>();
 /// Reports that are read at once. Standard signals do not queue: at most two of each wait, one for the process and
 /// one for its thread, and no loop takes more than eight.
 const REPORTS: usize = 16;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::core::moment::Moment;
@@ -35,6 +35,17 @@ pub enum Target {
 }
 
 impl Target {
+    /// Whether it is reached under what a server of this machine says that it listens on: `IP:PORT`, `unix:PATH`.
+    #[must_use]
+    pub fn is_at(&self, listen: &str) -> bool {
+        match self {
+            Self::Unix(path) => listen.strip_prefix("unix:").is_some_and(|known| Path::new(known) == path),
+            Self::Tcp(address) => listen.parse().is_ok_and(|known: SocketAddr| {
+                known.port() == address.port() && (known.ip().is_unspecified() || known.ip() == address.ip())
+            }),
+        }
+    }
+
     /// Where secondaries are, if the control connection does not tell.
     #[must_use]
     pub fn host(&self) -> IpAddr {

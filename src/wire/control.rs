@@ -91,7 +91,7 @@ impl Request {
 /// # Errors
 /// Says which there are.
 pub fn level(text: &str) -> Result<Option<Level>, String> {
-    let known = Level::ALL.into_iter().find(|(_, name)| *name == text);
+    let known = Level::ALL.into_iter().find(|(_, name)| name.eq_ignore_ascii_case(text));
     match known {
         Some((level, _)) => Ok(Some(level)),
         None if text == "default" => Ok(None),

@@ -37,7 +37,7 @@ impl<B: Books> Slots<B> {
             return;
         };
         if !self.may_start(slot) {
-            self.books.set_occupied(slot, self.empty(slot));
+            self.books.set_occupied(slot, self.state_when_vacant(slot));
             return;
         }
         let mut incarnation = next_incarnation(self.books.last_incarnation(slot));
@@ -91,7 +91,7 @@ impl<B: Books> Slots<B> {
         self.slots[slot].current = None;
         self.slots[slot].predecessors.push(incarnation);
         self.actions.push_back(Action::Retire { slot, incarnation });
-        self.books.set_occupied(slot, self.empty(slot));
+        self.books.set_occupied(slot, self.state_when_vacant(slot));
         self.update_availability(now, slot);
         self.start(slot);
         self.check_invariants();
@@ -140,7 +140,7 @@ impl<B: Books> Slots<B> {
         let failed = self.fail_claims_of(slot, incarnation);
         self.look_through(slot);
         if let Some(server) = server {
-            self.books.set_occupied(slot, self.empty(slot));
+            self.books.set_occupied(slot, self.state_when_vacant(slot));
             self.update_availability(now, slot);
             if self.may_start(slot) {
                 let death = Death { ready_since: server.ready_since, cannot_start };

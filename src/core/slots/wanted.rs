@@ -5,13 +5,13 @@ use crate::core::slots::{Action, Books, Occupied, Phase, Slot, Slots};
 use crate::wire::tube::Command;
 
 impl<B: Books> Slots<B> {
-    /// These slots rest from the start: a dead principal was told so.
+    /// After the death of a principal: the slots that it was told to leave empty.
     #[must_use]
     pub fn with_resting(mut self, slots: impl IntoIterator<Item = usize>) -> Self {
         for slot in slots {
             if let Some(known) = self.slots.get_mut(slot) {
                 known.rests = true;
-                self.attend_to(slot);
+                self.watch_for_leaving(slot);
             }
         }
         self
@@ -27,7 +27,7 @@ impl<B: Books> Slots<B> {
         slot.rests = false;
         if let Some(server) = slot.current.as_mut() {
             server.leave_wanted = true;
-            self.attend_to(index);
+            self.watch_for_leaving(index);
         } else if !stopping {
             slot.restart.forgive();
             if let Some(timer) = slot.start_timer.take() {
@@ -47,7 +47,7 @@ impl<B: Books> Slots<B> {
             return;
         };
         slot.rests = true;
-        self.attend_to(index);
+        self.watch_for_leaving(index);
         let slot = &self.slots[index];
         if slot.current.is_none() && !self.may_start(index) {
             if let Some(timer) = self.slots[index].start_timer.take() {
@@ -61,7 +61,7 @@ impl<B: Books> Slots<B> {
 
     /// Tells secondaries that are not wanted to leave: once they are ready to hear of it, and, where no other
     /// follows, have served what waited for them.
-    pub(super) fn relieve(&mut self) {
+    pub(super) fn tell_to_leave(&mut self) {
         if self.phase != Phase::Serving || self.attended.is_empty() {
             return;
         }
@@ -79,14 +79,14 @@ impl<B: Books> Slots<B> {
         self.attended = attended;
     }
 
-    fn attend_to(&mut self, slot: usize) {
+    fn watch_for_leaving(&mut self, slot: usize) {
         if !self.attended.contains(&slot) {
             self.attended.push(slot);
         }
     }
 
     /// How a slot without a process stands in the books.
-    pub(super) fn empty(&self, slot: usize) -> Occupied {
+    pub(super) fn state_when_vacant(&self, slot: usize) -> Occupied {
         if self.slots[slot].rests && !self.may_start(slot) { Occupied::Resting } else { Occupied::Down }
     }
 
@@ -183,6 +183,6 @@ mod tests {
         let mut slots = Slots::new(&books, 2, settings, 1).with_resting([0, 7]);
         slots.handle_takeover(at(9), vec![vec![], vec![]]);
         assert_eq!(settled(&mut slots), [Action::Start { slot: 1, incarnation: 2 }]);
-        assert_eq!(slots.empty(0), Occupied::Resting);
+        assert_eq!(slots.state_when_vacant(0), Occupied::Resting);
     }
 }

@@ -244,6 +244,11 @@ impl Principal {
         let client = u32::try_from(key).ok().map(|place| ClientId { place, serial });
         let placed = self.core.give(job, client)?;
         let (number, port) = (placed.number, self.sheet.ports[placed.slot][kind]);
+        log::debug!(
+            "job {number}, {}, for {address}: secondary {}",
+            self.config.request[kind].name,
+            placed.slot + 1
+        );
         match (form, jeton) {
             (Form::Address, _) => {
                 let address = self.host(key).with_port(port);

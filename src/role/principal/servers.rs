@@ -306,6 +306,7 @@ impl Principal {
     /// A secondary says something.
     fn hear(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation, command: Command) {
         let now = reactor.now();
+        log::debug!("secondary {}.{incarnation}: {command:?}", number(slot));
         match command {
             Command::Ready => self.core.handle_ready(now, slot, incarnation),
             Command::Draining => self.core.handle_draining(now, slot, incarnation),

@@ -22,7 +22,7 @@ use crate::config::{Admission, Config};
 use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
-use crate::core::recycling::Recycling;
+use crate::core::recycling::{Recycling, Worn};
 use crate::core::service::{Action, Departure, Service, Settings, Surroundings};
 use crate::core::timers::Timers;
 use crate::core::undecided::Undecided;
@@ -324,8 +324,10 @@ impl Secondary {
             Departure::Drains => record::declare_draining(self.page.page()),
             Departure::Recycles(worn) => {
                 let open = self.service.open();
-                log::info!("recycled: {worn}; {open} exchanges under way are finished first");
-                self.page.count_recycled();
+                log::info!("leaves its place: {worn}; exchanges under way, to be finished first: {open}");
+                if worn != Worn::Told {
+                    self.page.count_recycled();
+                }
                 record::declare_recycling(self.page.page());
             }
         }

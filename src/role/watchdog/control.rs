@@ -112,7 +112,12 @@ impl Watchdog {
                 self.ask_to_stop(reactor, "osps stop");
                 self.say_to_tool(client, "stopping\n");
             }
-            Ok(request) => self.tasks.push(client, request),
+            Ok(request) => {
+                if let Some(before) = self.tasks.push(client, request) {
+                    let progress = format!("waits for its turn after \"{before}\"");
+                    self.answer_tool(client, &Answer::Progress(progress));
+                }
+            }
             Err(why) => self.answer_tool(client, &Answer::Error(why)),
         }
     }

@@ -1,9 +1,7 @@
-//! What tools have asked for: one thing after another, each until its effect is there.
+//! What tools have asked for, until its effect is there: of each slot one thing after another.
 //!
-//! Who goes away is not waited for any more; what it has asked for goes on.
+//! Who goes away is not waited for any more. What was begun for it goes on; what has not had its turn is forgotten.
 
-use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::core::job::Incarnation;
@@ -15,7 +13,7 @@ use crate::role::watchdog::Watchdog;
 use crate::wire::control::{Answer, Level, Request};
 use crate::wire::order::Order;
 
-/// How much longer than `start_within` a new secondary is waited for.
+/// How much longer than a frozen secondary and a slow start may take a new one is waited for.
 const START_MARGIN: Duration = Duration::from_secs(1);
 
 /// Something that a tool waits for.
@@ -40,12 +38,14 @@ enum Goal {
 
 /// The tasks of all tools, in their order.
 #[derive(Default)]
-pub struct Tasks(VecDeque<Task>);
+pub struct Tasks(Vec<Task>);
 
 impl Tasks {
-    /// It will have its turn.
-    pub fn push(&mut self, client: SourceId, request: Request) {
-        self.0.push_back(Task { client, request, goal: None });
+    /// It will have its turn. Returns for what it has to wait first.
+    pub fn push(&mut self, client: SourceId, request: Request) -> Option<Request> {
+        let before = self.0.iter().rev().map(|task| task.request).find(|&before| collide(before, request));
+        self.0.push(Task { client, request, goal: None });
+        before
     }
 
     /// A tool has gone.
@@ -54,27 +54,44 @@ impl Tasks {
     }
 }
 
+/// Whether both are about the same.
+fn collide(one: Request, other: Request) -> bool {
+    match (one, other) {
+        (Request::Restart(one) | Request::Drain(one), Request::Restart(other) | Request::Drain(other)) => {
+            one == other
+        }
+        (Request::Log(_), Request::Log(_)) => true,
+        _ => false,
+    }
+}
+
 impl Watchdog {
     /// Begins what has its turn, and tells of what is done.
     pub(super) fn tend_tasks(&mut self, now: Moment) {
-        while let Some(Task { client, request, goal }) = self.tasks.0.pop_front() {
+        if self.tasks.0.is_empty() {
+            return;
+        }
+        let mut left: Vec<Task> = Vec::new();
+        for Task { client, request, goal } in std::mem::take(&mut self.tasks.0) {
+            let has_turn = !left.iter().any(|before| collide(before.request, request));
             let goal = match goal {
                 _ if self.tree.is_stopping() => Err("the system stops".to_owned()),
-                Some(goal) => Ok(goal),
-                None => self.begin(now, client, request),
+                None if has_turn => self.begin(now, client, request).map(Some),
+                goal => Ok(goal),
             };
             let answer = match goal {
                 Err(why) => Answer::Error(why),
-                Ok(mut goal) => match self.look_at_goal(now, client, &mut goal) {
+                Ok(mut goal) => match goal.as_mut().and_then(|goal| self.look_at_goal(now, client, goal)) {
                     Some(answer) => answer,
                     None => {
-                        self.tasks.0.push_front(Task { client, request, goal: Some(goal) });
-                        return;
+                        left.push(Task { client, request, goal });
+                        continue;
                     }
                 },
             };
             self.answer_tool(client, &answer);
         }
+        self.tasks.0 = left;
     }
 
     fn begin(&mut self, now: Moment, client: SourceId, request: Request) -> Result<Goal, String> {
@@ -86,14 +103,24 @@ impl Watchdog {
                 self.resting.remove(&slot);
                 let before = self.serving(slot).map(|name| name.incarnation);
                 self.order_principal(Order::Restart(slot));
-                let give_up_at = now + self.config.watchdog.start_within + START_MARGIN;
+                let progress = match before {
+                    Some(_) => format!("secondary {slot} is asked to leave"),
+                    None => format!("secondary {slot} is started"),
+                };
+                self.answer_tool(client, &Answer::Progress(progress));
+                let times = &self.config.watchdog;
+                let give_up_at =
+                    now + times.kill_after + times.period * 2 + times.start_within + START_MARGIN;
                 Ok(Goal::Replaced { slot, before, give_up_at })
             }
             Request::Drain(slot) => {
                 self.is_slot(slot)?;
-                let others = (1..=self.config.secondaries).filter(|&other| other != slot);
-                if others.into_iter().all(|other| self.resting.contains(&other)) {
-                    return Err(format!("slot {slot} is the last that serves: \"osps stop\" ends all"));
+                let serves = |other: u16| {
+                    let name = self.serving(other).filter(|_| !self.resting.contains(&other));
+                    name.and_then(|name| self.tree.state(name)).is_some_and(|state| state.is_healthy())
+                };
+                if !(1..=self.config.secondaries).any(|other| other != slot && serves(other)) {
+                    return Err(format!("no other slot than {slot} serves now: \"osps stop\" ends all"));
                 }
                 self.resting.insert(slot);
                 self.order_principal(Order::Rest(slot));
@@ -134,12 +161,8 @@ impl Watchdog {
                         "secondary {slot} says that it cannot start: see the log"
                     )));
                 }
-                let within = self.config.watchdog.start_within;
-                (*give_up_at <= now).then(|| {
-                    Answer::Error(format!(
-                        "secondary {slot} is not ready within {within:?}: it is tried on, see the log"
-                    ))
-                })
+                let slot = *slot;
+                (*give_up_at <= now).then(|| Answer::Error(self.why_not_replaced(slot, *before)))
             }
             Goal::Empty { slot, open } => {
                 let here = self.living_in(*slot);
@@ -148,8 +171,7 @@ impl Watchdog {
                 }
                 let under_way = self.principal_page.slot(*slot).open;
                 if open.replace(under_way) != Some(under_way) {
-                    let mut text = format!("{under_way} jobs under way");
-                    let _ = write!(text, " in {here} processes");
+                    let text = format!("jobs under way: {under_way}, in processes: {here}");
                     self.answer_tool(client, &Answer::Progress(text));
                 }
                 None
@@ -161,6 +183,21 @@ impl Watchdog {
                     .filter(|&name| self.tree.is_ready(name) && !self.has_answered(name, *since));
                 (late.count() == 0).then(|| Answer::Done("every process knows".to_owned()))
             }
+        }
+    }
+
+    fn why_not_replaced(&self, slot: u16, before: Option<Incarnation>) -> String {
+        let stays = self.serving(slot).is_some_and(|name| Some(name.incarnation) == before);
+        match self.living_in(slot) {
+            here if stays && here > 1 => format!(
+                "secondary {slot} was asked to leave and has not: {} before it still finish what they have, \
+                 and so many can be supervised at once",
+                here - 1
+            ),
+            _ if stays => format!(
+                "secondary {slot} was asked to leave and has not; it will, unless it is killed before"
+            ),
+            _ => format!("secondary {slot} has left, and no other is ready: it is tried on, see the log"),
         }
     }
 
