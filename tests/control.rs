@@ -292,6 +292,37 @@ fn what_is_wrong_is_said() {
 }
 
 #[test]
+fn who_waits_is_not_pushed_out_and_has_few_wishes() {
+    let system = start(2);
+    let data = exchange_at(&system, 2);
+    let tool = drain_in_background(&system, 2);
+    let path = system.rundir().join("control");
+    let mut greedy = UnixStream::connect(&path).unwrap();
+    greedy.write_all("restart 2\n".repeat(9).as_bytes()).unwrap();
+    let mut answers = BufReader::new(greedy.try_clone().unwrap()).lines().map(Result::unwrap);
+    let refused = answers.find(|answer| answer.starts_with("error ")).unwrap();
+    assert!(refused.starts_with("error 8 requests of this tool are not done yet"), "{refused}");
+    drop((answers, greedy));
+    // More than there is room for: of those who wait for nothing the oldest goes.
+    let idle: Vec<UnixStream> = (0..20).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let first = BufReader::new(&idle[0]).lines().next().unwrap().unwrap();
+    assert_eq!(first, "error too many tools are connected");
+    done(&ask(&system, &["restart", "1"]));
+    drop(data);
+    done(&tool.wait_with_output().unwrap());
+}
+
+#[test]
+fn a_tool_that_reads_nothing_is_not_kept_waiting() {
+    let system = start(2);
+    let mut deaf = UnixStream::connect(system.rundir().join("control")).unwrap();
+    // Their answers do not fit into any buffer.
+    let nonsense = "fly\n".repeat(1000);
+    eventually("its connection ends", || deaf.write_all(nonsense.as_bytes()).is_err().then_some(()));
+    done(&ask(&system, &["restart", "1"]));
+}
+
+#[test]
 fn a_stop_ends_what_is_waited_for() {
     let mut system = start(2);
     let data = exchange_at(&system, 2);

@@ -27,9 +27,12 @@ pub fn ask(rundir: &Rundir, request: Request) -> Result<ExitCode, Failure> {
     let failed = |error: io::Error| cannot_ask(&path, &error);
     let mut watchdog = UnixStream::connect(&path).map_err(failed)?;
     watchdog.write_all(format!("{request}\n").as_bytes()).map_err(failed)?;
-    // It may take as long as exchanges that are under way.
-    for line in BufReader::new(watchdog).lines() {
-        let line = line.map_err(failed)?;
+    watchdog.set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
+    let lines = watchdog.try_clone().map_err(failed)?;
+    for line in BufReader::new(lines).lines() {
+        let line = line.map_err(|error| cannot_hear(&path, &error))?;
+        // It may take as long as exchanges that are under way.
+        watchdog.set_read_timeout(None).map_err(failed)?;
         match Answer::parse(&line) {
             // Whoever reads that may have seen enough.
             Some(Answer::Progress(text)) => drop(writeln!(io::stderr(), "{text}")),
@@ -38,7 +41,7 @@ pub fn ask(rundir: &Rundir, request: Request) -> Result<ExitCode, Failure> {
             None => return Err(Failure::internal("understand the watchdog", &line)),
         }
     }
-    Err(Failure::new(Code::Unavailable, "the watchdog ended before it was done"))
+    Err(Failure::new(Code::Unavailable, "the connection to the watchdog broke before it was done"))
 }
 
 /// Asks the watchdog to stop and waits until it has: then its lock is free.
@@ -80,6 +83,18 @@ fn ask_to_stop(path: &Path) -> io::Result<String> {
     let mut said = String::from_utf8_lossy(&first[..length]).into_owned();
     watchdog.read_to_string(&mut said)?;
     Ok(said)
+}
+
+fn cannot_hear(path: &Path, error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let message = format!(
+                "the watchdog does not answer within {ANSWER_WITHIN:?}: is it stopped? It will do it when it goes on"
+            );
+            Failure::new(Code::Unavailable, message)
+        }
+        _ => cannot_ask(path, error),
+    }
 }
 
 fn cannot_ask(path: &Path, error: &io::Error) -> Failure {

@@ -169,12 +169,14 @@ impl<'a> Load<'a> {
         if self.pace.is_some() {
             self.alarm = Some(Alarm::new(reactor.handle(), Key::Due)?);
         }
+        let cpu = || CpuClock::of(std::process::id()).read().unwrap_or_default();
+        let used_before = cpu();
         reactor.run(&mut self)?;
         let now = clock::now();
         self.count_the_rest(now);
         let took = now.since(self.start);
         self.record.end(took);
-        let used = CpuClock::of(std::process::id()).read().unwrap_or_default();
+        let used = cpu().saturating_sub(used_before);
         self.record.busy = used.as_secs_f64() / took.as_secs_f64().max(1e-9);
         Ok((self.record, self.watch, took))
     }

@@ -8,21 +8,26 @@ use std::io::{self, Read, Write};
 use mio::Interest;
 use mio::net::UnixStream;
 
-use crate::core::moment::Moment;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, SourceId};
 use crate::role::watchdog::{Key, Watchdog};
 use crate::wire::control::{Answer, Request};
 use crate::wire::lines::{Lines, MAX_LINE_BYTES};
 
-/// Tools connected at once; one more, and the one that has been there longest must go.
+/// Tools connected at once; one more, and the one that has been there longest without waiting for anything must go.
 const MAX_TOOLS: usize = 16;
+/// What one tool may wait for at once.
+const MAX_REQUESTS: usize = 8;
+const TOO_MANY: &[u8] = b"error too many tools are connected\n";
 
 /// A tool that is connected.
 pub struct ControlClient {
     stream: UnixStream,
     id: SourceId,
-    since: Moment,
+    /// Which tool it is, in the order of their coming.
+    serial: u64,
+    /// It has asked for a stop.
+    stops: bool,
     lines: Lines,
 }
 
@@ -36,19 +41,18 @@ impl Watchdog {
                             .write_all(b"error only the owner of the runtime directory is listened to\n");
                         continue;
                     }
-                    if self.control_clients.len() >= MAX_TOOLS {
-                        self.drop_oldest_tool(reactor);
+                    if self.control_clients.len() >= MAX_TOOLS && !self.drop_an_idle_tool(reactor) {
+                        let _ = stream.write_all(TOO_MANY);
+                        continue;
                     }
+                    self.tools_so_far += 1;
+                    let serial = self.tools_so_far;
                     let entry = self.control_clients.vacant_entry();
                     let key = Key::ControlClient(entry.key());
                     match reactor.register(&mut stream, key, Interest::READABLE) {
                         Ok(id) => {
-                            entry.insert(ControlClient {
-                                stream,
-                                id,
-                                since: reactor.now(),
-                                lines: Lines::default(),
-                            });
+                            let lines = Lines::default();
+                            entry.insert(ControlClient { stream, id, serial, stops: false, lines });
                         }
                         Err(error) => log::warn!("cannot watch a tool: {error}"),
                     }
@@ -98,19 +102,30 @@ impl Watchdog {
         reactor.deregister(&mut tool.stream, tool.id);
     }
 
-    fn drop_oldest_tool(&mut self, reactor: &mut Handle<Key>) {
-        let oldest = self.control_clients.iter().min_by_key(|(_, tool)| tool.since).map(|(key, _)| key);
-        if let Some(key) = oldest {
-            let _ = self.control_clients[key].stream.write_all(b"error too many tools are connected\n");
-            self.part_with(reactor, key);
-        }
+    /// Parts with the oldest of those who wait for nothing. Returns whether there was one.
+    fn drop_an_idle_tool(&mut self, reactor: &mut Handle<Key>) -> bool {
+        let Self { control_clients, tasks, .. } = self;
+        let idle = control_clients.iter().filter(|(_, tool)| !tool.stops && tasks.of(tool.id) == 0);
+        let Some((key, _)) = idle.min_by_key(|(_, tool)| tool.serial) else {
+            return false;
+        };
+        let _ = self.control_clients[key].stream.write_all(TOO_MANY);
+        self.part_with(reactor, key);
+        true
     }
 
     fn obey_tool(&mut self, reactor: &mut Handle<Key>, client: SourceId, request: &[u8]) {
         match Request::parse(request) {
             Ok(Request::Stop) => {
                 self.ask_to_stop(reactor, "osps stop");
+                if let Some((_, tool)) = self.control_clients.iter_mut().find(|(_, tool)| tool.id == client) {
+                    tool.stops = true;
+                }
                 self.say_to_tool(client, "stopping\n");
+            }
+            Ok(_) if self.tasks.of(client) >= MAX_REQUESTS => {
+                let why = format!("{MAX_REQUESTS} requests of this tool are not done yet: no more at once");
+                self.answer_tool(client, &Answer::Error(why));
             }
             Ok(request) => {
                 if let Some(before) = self.tasks.push(client, request) {
@@ -126,16 +141,22 @@ impl Watchdog {
         self.say_to_tool(client, &answer.to_string());
     }
 
-    /// A tool that does not read its few answers does not get them.
     fn say_to_tool(&mut self, client: SourceId, line: &str) {
         if let Some((_, tool)) = self.control_clients.iter_mut().find(|(_, tool)| tool.id == client) {
-            let _ = tool.stream.write_all(line.as_bytes());
+            tool.say(line);
         }
     }
 
     pub(super) fn tell_control_clients(&mut self, line: &str) {
-        for (_, tool) in &mut self.control_clients {
-            let _ = tool.stream.write_all(line.as_bytes());
+        self.control_clients.iter_mut().for_each(|(_, tool)| tool.say(line));
+    }
+}
+
+impl ControlClient {
+    /// A tool that does not read its few answers is not kept waiting for the rest: its connection ends.
+    fn say(&mut self, line: &str) {
+        if self.stream.write_all(line.as_bytes()).is_err() {
+            let _ = self.stream.shutdown(std::net::Shutdown::Both);
         }
     }
 }

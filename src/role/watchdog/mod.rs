@@ -101,6 +101,7 @@ struct Watchdog {
     seen_changes: Option<u64>,
     control: (UnixListener, SourceId),
     control_clients: Slab<ControlClient>,
+    tools_so_far: u64,
     tasks: Tasks,
     /// Slots in which no secondary is wanted.
     resting: BTreeSet<u16>,

@@ -124,6 +124,7 @@ impl Watchdog {
             seen_changes: None,
             control,
             control_clients: Slab::new(),
+            tools_so_far: 0,
             tasks: Tasks::default(),
             resting: BTreeSet::new(),
             announcements: Lines::stdout(),

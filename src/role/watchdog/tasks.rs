@@ -13,6 +13,8 @@ use crate::role::watchdog::Watchdog;
 use crate::wire::control::{Answer, Level, Request};
 use crate::wire::order::Order;
 
+/// How often a tool is told how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How much longer than a frozen secondary and a slow start may take a new one is waited for.
 const START_MARGIN: Duration = Duration::from_secs(1);
 
@@ -29,9 +31,9 @@ pub struct Task {
 #[derive(Clone, Copy, Debug)]
 enum Goal {
     /// Another than this one serves the slot.
-    Replaced { slot: u16, before: Option<Incarnation>, give_up_at: Moment },
+    Replaced { slot: u16, before: Incarnation, give_up_at: Moment },
     /// Nobody is in the slot. `open`: exchanges under way, as the tool was told last.
-    Empty { slot: u16, open: Option<u64> },
+    Empty { slot: u16, open: Option<u64>, told_at: Moment },
     /// Every server has answered a probe since.
     Heard { since: Moment },
 }
@@ -46,6 +48,11 @@ impl Tasks {
         let before = self.0.iter().rev().map(|task| task.request).find(|&before| collide(before, request));
         self.0.push(Task { client, request, goal: None });
         before
+    }
+
+    /// What a tool waits for.
+    pub fn of(&self, client: SourceId) -> usize {
+        self.0.iter().filter(|task| task.client == client).count()
     }
 
     /// A tool has gone.
@@ -101,9 +108,10 @@ impl Watchdog {
             Request::Restart(slot) => {
                 self.is_slot(slot)?;
                 self.resting.remove(&slot);
-                let before = self.serving(slot).map(|name| name.incarnation);
+                // The last one that was started, ready or not: the watchdog may not have heard of it yet.
+                let before = self.principal_page.slot(slot).incarnation;
                 self.order_principal(Order::Restart(slot));
-                let progress = match before {
+                let progress = match self.serving(slot) {
                     Some(_) => format!("secondary {slot} is asked to leave"),
                     None => format!("secondary {slot} is started"),
                 };
@@ -126,10 +134,11 @@ impl Watchdog {
                 self.order_principal(Order::Rest(slot));
                 let progress = format!("slot {slot} is given no more jobs");
                 self.answer_tool(client, &Answer::Progress(progress));
-                Ok(Goal::Empty { slot, open: None })
+                Ok(Goal::Empty { slot, open: None, told_at: now })
             }
             Request::Log(level) => {
                 self.set_log_level(level);
+                self.answer_tool(client, &Answer::Progress("every process is told".to_owned()));
                 Ok(Goal::Heard { since: now })
             }
         }
@@ -152,7 +161,12 @@ impl Watchdog {
     fn look_at_goal(&mut self, now: Moment, client: SourceId, goal: &mut Goal) -> Option<Answer> {
         match goal {
             Goal::Replaced { slot, before, give_up_at } => {
-                let serving = self.serving(*slot).filter(|name| Some(name.incarnation) != *before);
+                // The principal must have heard of it, too: only then is it given jobs.
+                let known = self.principal_page.slot(*slot);
+                let serving = self.serving(*slot).filter(|name| {
+                    name.incarnation != *before
+                        && (known.incarnation, known.occupied) == (name.incarnation, Occupied::Ready)
+                });
                 if let Some(pid) = serving.and_then(|name| self.pid_of(name)) {
                     return Some(Answer::Done(format!("secondary {slot} serves, pid {pid}")));
                 }
@@ -164,13 +178,15 @@ impl Watchdog {
                 let slot = *slot;
                 (*give_up_at <= now).then(|| Answer::Error(self.why_not_replaced(slot, *before)))
             }
-            Goal::Empty { slot, open } => {
+            Goal::Empty { slot, open, told_at } => {
                 let here = self.living_in(*slot);
-                if here == 0 && self.principal_page.slot(*slot).occupied == Occupied::Resting {
+                let occupied = self.principal_page.slot(*slot).occupied;
+                if here == 0 && matches!(occupied, Occupied::Resting | Occupied::GivenUp) {
                     return Some(Answer::Done(format!("slot {slot} is empty")));
                 }
                 let under_way = self.principal_page.slot(*slot).open;
-                if open.replace(under_way) != Some(under_way) {
+                if *open != Some(under_way) && (open.is_none() || now.since(*told_at) >= TELL_EVERY) {
+                    (*open, *told_at) = (Some(under_way), now);
                     let text = format!("jobs under way: {under_way}, in processes: {here}");
                     self.answer_tool(client, &Answer::Progress(text));
                 }
@@ -186,8 +202,8 @@ impl Watchdog {
         }
     }
 
-    fn why_not_replaced(&self, slot: u16, before: Option<Incarnation>) -> String {
-        let stays = self.serving(slot).is_some_and(|name| Some(name.incarnation) == before);
+    fn why_not_replaced(&self, slot: u16, before: Incarnation) -> String {
+        let stays = self.serving(slot).is_some_and(|name| name.incarnation == before);
         match self.living_in(slot) {
             here if stays && here > 1 => format!(
                 "secondary {slot} was asked to leave and has not: {} before it still finish what they have, \
