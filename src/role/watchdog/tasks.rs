@@ -170,7 +170,8 @@ impl Watchdog {
                 if let Some(pid) = serving.and_then(|name| self.pid_of(name)) {
                     return Some(Answer::Done(format!("secondary {slot} serves, pid {pid}")));
                 }
-                if self.principal_page.slot(*slot).occupied == Occupied::GivenUp {
+                // One that gave up before that is to be tried again.
+                if known.occupied == Occupied::GivenUp && known.incarnation != *before {
                     return Some(Answer::Error(format!(
                         "secondary {slot} says that it cannot start: see the log"
                     )));
