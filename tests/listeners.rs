@@ -29,7 +29,8 @@ fn listen(addresses: &[&str]) -> String {
 /// A system that listens on these addresses, `PORT` in them being one port that nobody else has.
 fn start_at_one_port(addresses: &[&str], rest: &str) -> (System, u16) {
     eventually("a port that is free on every host", || {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // On every address: whoever has it on another one of the loopback's is in the way of some.
+        let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
         let addresses: Vec<String> =
             addresses.iter().map(|address| address.replace("PORT", &port.to_string())).collect();
         let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
