@@ -136,8 +136,9 @@ fn a_job_that_waits_in_a_slot_that_is_drained_is_served_there() {
 fn a_secondary_that_dies_while_it_is_drained_is_not_started_again() {
     let system = start(2);
     let data = exchange_at(&system, 2);
+    let pid = system.pid(2);
     let tool = drain_in_background(&system, 2);
-    system.strike(system.pid(2), Signal::SIGKILL);
+    system.strike(pid, Signal::SIGKILL);
     done(&tool.wait_with_output().unwrap());
     drop(data);
     let status = system.books_are_exact();
