@@ -51,13 +51,7 @@ pub fn ask(rundir: &Rundir, request: Request) -> Result<ExitCode, Failure> {
 pub fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
     status::require_running(rundir)?;
     let path = rundir.control();
-    let said = ask_to_stop(&path).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            let message = format!("the watchdog does not answer within {ANSWER_WITHIN:?}: is it stopped? It will stop the system when it goes on");
-            Failure::new(Code::Unavailable, message)
-        }
-        _ => cannot_ask(&path, &error),
-    })?;
+    let said = ask_to_stop(&path).map_err(|error| cannot_hear(&path, &error))?;
     if let Some(error) = said.lines().find_map(|line| line.strip_prefix("error ")) {
         return Err(Failure::new(Code::Unavailable, error));
     }
