@@ -97,6 +97,13 @@ impl<T> Turns<T> {
         place.and_then(|place| queue.remove(place)).is_some()
     }
 
+    /// Keeps only these items.
+    pub fn retain(&mut self, stays: impl Fn(&T) -> bool) {
+        for queue in self.queues.values_mut() {
+            queue.retain(&stays);
+        }
+    }
+
     /// Takes everything.
     pub fn drain(&mut self) -> Vec<T> {
         self.bring_back();
@@ -125,6 +132,16 @@ mod tests {
         assert_eq!(turns.peek(), Some(&"a1"));
         assert_eq!(turns.drain(), ["a1", "b1", "c1", "a2", "b2", "a3"]);
         assert_eq!(turns.peek(), None);
+    }
+
+    #[test]
+    fn who_left_has_no_turn() {
+        let mut turns = Turns::default();
+        for (of, item) in [(1, "a1"), (2, "b1"), (3, "c1"), (1, "a2"), (3, "c2")] {
+            turns.push(network(of), item);
+        }
+        turns.retain(|item| !["a1", "b1", "c2"].contains(item));
+        assert_eq!(turns.drain(), ["a2", "c1"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use mio::Interest;
+use slab::Slab;
 
 use crate::core::conversation::Conversation;
 use crate::core::crowd::Network;
@@ -292,11 +293,28 @@ impl Principal {
     fn wait(&mut self, reactor: &mut Handle<Key>, key: usize, request: Request) {
         let until = reactor.now() + self.config.queue_within;
         self.clients[key].waits = Some((request, until));
+        self.forget_who_left();
         let network = Network::from(self.clients[key].address);
         self.waiting.turns.push(network, (key, until));
         self.waiting.deadlines.push_back((network, key, until));
         if self.waiting.timer.is_none() {
             self.waiting.timer = Some(self.timers.arm(until, Timer::Waiting));
+        }
+    }
+
+    /// Passes over those who no longer wait before the queues grow: they have room for twice as many as
+    /// ever waited at once, however many come and go within `queue_within`.
+    fn forget_who_left(&mut self) {
+        let Waiting { turns, deadlines, .. } = &mut self.waiting;
+        if deadlines.len() < deadlines.capacity() {
+            return;
+        }
+        let clients = &self.clients;
+        let waits = |key, until| request_that_waits(clients, key, until).is_some();
+        deadlines.retain(|&(_, key, until)| waits(key, until));
+        turns.retain(|&(key, until)| waits(key, until));
+        if deadlines.len() > deadlines.capacity() / 2 {
+            deadlines.reserve(deadlines.capacity());
         }
     }
 
@@ -347,8 +365,7 @@ impl Principal {
 
     /// What a client waits for, if it still is the one that was put in line.
     fn waits(&self, key: usize, until: Moment) -> Option<Request> {
-        let (request, its_until) = self.clients.get(key)?.waits?;
-        (its_until == until).then_some(request)
+        request_that_waits(&self.clients, key, until)
     }
 
     pub(super) fn refuse_waiting(&mut self, reactor: &mut Handle<Key>, key: usize, refusal: Refusal<'_>) {
@@ -441,4 +458,10 @@ impl Principal {
         };
         client.timer.arm(&mut self.timers, at, Timer::Client(key));
     }
+}
+
+/// The request of a client that still waits until then.
+fn request_that_waits(clients: &Slab<Client>, key: usize, until: Moment) -> Option<Request> {
+    let (request, its_until) = clients.get(key)?.waits?;
+    (its_until == until).then_some(request)
 }
