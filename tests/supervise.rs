@@ -304,7 +304,9 @@ fn a_slot_whose_servers_die_young_is_started_again_and_again_beside_the_others()
     });
     assert_eq!(System::server(&status, 1)["restarts"], 8);
     assert_eq!(System::server(&status, 2)["restarts"], 0);
-    assert_eq!(system.books_are_exact()["ledger"]["done"], 8);
+    // Who is killed may not have seen yet that its client had all it wanted.
+    let ledger = &system.books_are_exact()["ledger"];
+    assert_eq!(ledger["done"].as_u64().unwrap() + ledger["failed"].as_u64().unwrap(), 8, "{ledger}");
 }
 
 #[test]

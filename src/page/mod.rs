@@ -185,10 +185,12 @@ impl Page {
         access: Access,
         explain: impl FnOnce(&Self) -> Option<(D, usize)>,
     ) -> Result<(Self, D), PageError> {
-        let words = source.map(access).map_err(|error| PageError::Io {
-            what: "map",
-            path: source.path(),
-            source: error,
+        let words = source.map(access).map_err(|error| match error.kind() {
+            // Whoever made it was killed before it had given it its length.
+            io::ErrorKind::InvalidData => {
+                PageError::Mismatch { path: source.path(), what: error.to_string() }
+            }
+            _ => PageError::Io { what: "map", path: source.path(), source: error },
         })?;
         let page = Self { words };
         match page.check(kind, explain) {

@@ -210,6 +210,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_page_that_was_never_finished_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("empty"), "").unwrap();
+        std::fs::write(path("odd"), "abc").unwrap();
+        std::fs::write(path("zeros"), [0; 4096]).unwrap();
+        let page = SecondaryPage::create(&path("page"), 7, Counts::default()).unwrap();
+        record::introduce(page.page(), 3, 4711, 5);
+        let pages = ["empty", "odd", "zeros", "gone", "page"].map(path);
+        let found: Vec<Name> = introduced(pages).unwrap().into_iter().map(|known| known.name).collect();
+        assert_eq!(found, [Name::secondary(7, 3)]);
+    }
+
+    #[test]
     fn a_call_of_a_handler_is_seen_while_it_lasts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("page");
