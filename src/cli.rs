@@ -17,6 +17,7 @@ use crate::exit::{Code, Failure};
 use crate::handler::Registry;
 use crate::os::rundir::Rundir;
 use crate::role;
+use crate::role::watchdog::Sources;
 use crate::status;
 use crate::wire::control::{self as wire, Request};
 
@@ -63,6 +64,8 @@ enum Command {
     },
     /// Stop the running system gracefully and wait until it has ended; again: at once
     Stop,
+    /// Take over a changed configuration and a new program: principal and secondaries are replaced, and no client notices
+    Reload,
     /// Replace the secondary of a slot by a new one and wait until that serves; the old one finishes what it has
     Restart {
         /// The number of the secondary, as "osps status" shows it
@@ -106,7 +109,7 @@ pub fn osps(registry: &Registry) -> ExitCode {
     // Roles come first and plain: a server that is being replaced should start at once.
     let text: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
     let (who, done) = match text.as_slice() {
-        [_, "principal"] => ("osps principal".to_owned(), role::principal::run()),
+        [_, "principal"] => ("osps principal".to_owned(), role::principal::run(registry)),
         [_, "secondary", slot] => (format!("osps secondary {slot}"), role::secondary::run(registry)),
         [_, "pingpong-secondary", dir] => {
             ("osps pingpong".to_owned(), role::pingpong::run_secondary(Path::new(dir)))
@@ -141,7 +144,10 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
         Err(error) => Err(Failure::new(Code::Config, error)),
     };
     match osps.command {
-        None => role::watchdog::run(try_handlers(load()?)?),
+        None => {
+            let config = try_handlers(load()?)?;
+            role::watchdog::run(config, sources(&osps.common, registry))
+        }
         Some(Command::Check) => {
             let toml = try_handlers(load()?)?.to_toml().map_err(|error| Failure::new(Code::Config, error))?;
             print(&toml)
@@ -156,11 +162,24 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
             }
         }
         Some(Command::Stop) => control::stop(&rundir(&load_for_tools()?)),
+        Some(Command::Reload) => ask(Request::Reload),
         Some(Command::Restart { slot }) => ask(Request::Restart(slot)),
         Some(Command::Drain { slot }) => ask(Request::Drain(slot)),
         Some(Command::Log { level }) => ask(Request::Log(level.0)),
         Some(Command::Pingpong { count }) => role::pingpong::run(count),
     }
+}
+
+/// Where a reload finds what is to be in force then: handlers are tried by the new principal.
+fn sources(common: &Common, registry: &Registry) -> Sources {
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let (file, runtime_dir) = (common.config.as_ref().map(absolute), common.runtime_dir.clone());
+    let registered: Vec<String> = registry.names().iter().map(ToString::to_string).collect();
+    let configuration = move || {
+        let registered: Vec<&str> = registered.iter().map(String::as_str).collect();
+        Config::load_with(file.as_deref(), runtime_dir.as_deref(), &registered).map_err(config_failure)
+    };
+    Sources { configuration: Box::new(configuration), program: std::env::current_exe() }
 }
 
 /// The configuration, as far as it concerns who looks at a running system.

@@ -288,7 +288,10 @@ fn what_is_wrong_is_said() {
     let mut raw = UnixStream::connect(system.rundir().join("control")).unwrap();
     raw.write_all(b"fly\nrestart one\nlog off now\n").unwrap();
     let answers: Vec<String> = BufReader::new(raw).lines().take(3).map(Result::unwrap).collect();
-    assert_eq!(answers[0], "error unknown request \"fly\"; known: stop, restart SLOT, drain SLOT, log LEVEL");
+    assert_eq!(
+        answers[0],
+        "error unknown request \"fly\"; known: stop, reload, restart SLOT, drain SLOT, log LEVEL"
+    );
     assert!(answers[1..].iter().all(|answer| answer.starts_with("error ")), "{answers:?}");
 }
 

@@ -1,11 +1,11 @@
-//! The configuration: a TOML file over built-in defaults, checked as a whole.
-//!
-//! Every error names the key, the value, and what would be right.
+//! The configuration: a TOML file over built-in defaults, checked as a whole. Every error names the key, the
+//! value, and what would be right.
 
 mod check;
 mod check_requests;
 mod listen;
 mod look;
+mod reload;
 mod request;
 mod size;
 

@@ -11,6 +11,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::core::following::{Following, News};
 use crate::core::job::JobNumber;
 use crate::core::moment::Moment;
@@ -30,7 +32,7 @@ const DISCARD_BYTES: usize = 64 * 1024;
 /// With this much unsent output nothing more is read from a client.
 const OUTPUT_LIMIT: usize = 4096;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum State {
     /// No newline was seen yet.
     Bare,
@@ -49,8 +51,8 @@ enum State {
     Over,
 }
 
-/// The state of one control connection.
-#[derive(Debug)]
+/// The state of one control connection. A successor of its principal goes on from it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Conversation {
     state: State,
     input: Vec<u8>,

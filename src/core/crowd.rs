@@ -107,6 +107,23 @@ impl<T> Crowd<T> {
         }
     }
 
+    /// Another process has heard it before us: it has its place, whatever the limits are now.
+    pub fn handle_succession(&mut self, network: Network) {
+        self.enter(network);
+    }
+
+    /// All that wait, in the order of their coming; nobody does any more.
+    pub fn take_parked(&mut self) -> Vec<T> {
+        let networks: Vec<Network> = self.waiting.iter().map(|&(_, _, network)| network).collect();
+        let mut taken = Vec::new();
+        for network in networks {
+            taken.extend(self.change(network, |member| std::mem::take(&mut member.parked)));
+        }
+        taken.sort_by_key(|&(arrival, _)| arrival);
+        self.parked = 0;
+        taken.into_iter().map(|(_, connection)| connection).collect()
+    }
+
     /// It waits, accepted but not heard. Returns the connection that has to go, if there is no
     /// place: the oldest that waits of the network that has most, where that is at least two more
     /// than the newcomer's has; else the newcomer.
@@ -212,6 +229,28 @@ mod tests {
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
         assert_ne!(of("192.0.2.2"), of("192.0.2.1"));
+    }
+
+    #[test]
+    fn those_who_wait_can_be_taken_in_their_order() {
+        let mut crowd = Crowd::new(1, 0, 9);
+        assert_eq!(crowd.handle_arrival(network(1)), Entrance::Heard);
+        for (of, number) in [(2, 1), (1, 2), (3, 3), (2, 4)] {
+            assert_eq!(crowd.park(network(of), number), None);
+        }
+        assert_eq!(crowd.take_parked(), [1, 2, 3, 4]);
+        assert_eq!((crowd.connected(), crowd.parked(), crowd.promote()), (1, 0, None));
+        // Elsewhere they all have places, though there is one.
+        let mut successor = Crowd::new(1, 1, 9);
+        for _ in 0..2 {
+            successor.handle_succession(network(1));
+        }
+        assert_eq!((successor.connected(), successor.handle_arrival(network(2))), (2, Entrance::Full));
+        assert_eq!(successor.park(network(2), 5), None);
+        successor.handle_departure(network(1));
+        assert_eq!(successor.promote(), None);
+        successor.handle_departure(network(1));
+        assert_eq!(successor.promote(), Some(5));
     }
 
     #[test]

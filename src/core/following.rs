@@ -6,6 +6,8 @@
 
 use std::io::Write as _;
 
+use serde::{Deserialize, Serialize};
+
 use crate::core::job::{End, JobNumber};
 use crate::wire::jeton::Jeton;
 
@@ -26,14 +28,14 @@ pub enum News {
     },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Tracked {
     number: JobNumber,
     jeton: Jeton,
 }
 
 /// The jobs of one control connection.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Following {
     unclaimed: u32,
     /// Those whose end is to be reported.

@@ -4,12 +4,14 @@ use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Nanoseconds on `CLOCK_MONOTONIC` (`clock_gettime(2)`).
 ///
 /// Every process of one machine reads the same clock, so a `Moment` may be
 /// written to shared memory by one process and read by another. Logic never
 /// reads the clock: it is given a `Moment`, which a simulator can make up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Moment(u64);
 
 impl Moment {

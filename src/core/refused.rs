@@ -1,9 +1,11 @@
 //! How many requests were refused, and why.
 
+use serde::{Deserialize, Serialize};
+
 use crate::wire::client::Refusal;
 
 /// Requests that were answered -1, by why.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// No such type.
     pub unknown: u64,

@@ -123,6 +123,8 @@ pub enum Reason {
     Stopping,
     /// A handler was still at work when the time of its job was over.
     TimeLimit,
+    /// A principal that was to succeed another, which goes on.
+    Dismissed,
 }
 
 impl Reason {
@@ -139,6 +141,7 @@ impl Reason {
             Self::Crowded => "too many predecessors drain",
             Self::Stopping => "the system stops at once",
             Self::TimeLimit => "a handler blocked beyond time_limit",
+            Self::Dismissed => "it is not to take over",
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod alarm;
+pub mod channel;
 pub mod clock;
 pub mod connect;
 pub mod descendants;

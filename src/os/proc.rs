@@ -154,6 +154,12 @@ pub fn resident_bytes() -> io::Result<u64> {
     Ok(pages.ok_or(io::ErrorKind::InvalidData)? * rustix::param::page_size() as u64)
 }
 
+/// The process group of a process, if it can be told.
+#[must_use]
+pub fn group(pid: u32) -> Option<u32> {
+    stat(pid).ok().and_then(|stat| u32::try_from(stat.group).ok())
+}
+
 /// Whether a process runs the same program as this one; also where that cannot be told.
 #[must_use]
 pub fn is_same_program(pid: u32) -> bool {
@@ -164,18 +170,21 @@ pub fn is_same_program(pid: u32) -> bool {
     }
 }
 
-/// The children of this process that run the same program as it does, in its process group: all
+/// The children of this process that run the same program as it does, or one of the others, told by device and
+/// inode, in its process group: all
 /// its servers, and those who came to it as orphans. A stranger's are in another group. Nobody where the kernel does not tell
 /// (`CONFIG_PROC_CHILDREN`).
 #[must_use]
-pub fn children_of_same_program() -> Vec<u32> {
+pub fn children_of_same_program(others: &[(u64, u64)]) -> Vec<u32> {
     let program = |pid: &str| std::fs::metadata(format!("/proc/{pid}/exe")).map(|exe| (exe.dev(), exe.ino()));
     let Ok(own) = program("self") else {
         return Vec::new();
     };
     let children = read_to_string(format!("/proc/self/task/{}/children", std::process::id()));
     let children = children.unwrap_or_default();
-    let of_same = children.split_ascii_whitespace().filter(|pid| program(pid).is_ok_and(|exe| exe == own));
+    let of_same = children
+        .split_ascii_whitespace()
+        .filter(|pid| program(pid).is_ok_and(|exe| exe == own || others.contains(&exe)));
     let group = |pid| stat(pid).map(|stat| stat.group).ok();
     let ours = group(std::process::id());
     of_same.filter_map(|pid| pid.parse().ok()).filter(|&pid| group(pid) == ours).collect()

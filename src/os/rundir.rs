@@ -243,6 +243,12 @@ impl Rundir {
         self.file("orders.principal")
     }
 
+    /// `orders.principal.<incarnation>`: those of a principal that is to succeed the one that serves.
+    #[must_use]
+    pub fn candidate_orders(&self, incarnation: Incarnation) -> PathBuf {
+        self.file(&format!("orders.principal.{incarnation}"))
+    }
+
     /// `secondary<n>.jobs`: the job table, which belongs to the slot.
     #[must_use]
     pub fn jobs(&self, slot: u16) -> PathBuf {
@@ -396,6 +402,7 @@ pub fn is_of_a_run(name: &str) -> bool {
         || numbered("dwtube", "")
         || numbered("wdtube", "")
         || numbered("orders.", "")
+        || numbered("orders.principal.", "")
 }
 
 fn whole_file(kind: i32) -> libc::flock {

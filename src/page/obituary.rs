@@ -213,7 +213,7 @@ fn unpack_exit(word: u64) -> Option<Exit> {
 }
 
 /// All reasons; a reason's number is its place here, from 1.
-const REASONS: [Reason; 9] = [
+const REASONS: [Reason; 10] = [
     Reason::SlowStart,
     Reason::NoAnswer,
     Reason::Stopped,
@@ -223,6 +223,7 @@ const REASONS: [Reason; 9] = [
     Reason::Crowded,
     Reason::Stopping,
     Reason::TimeLimit,
+    Reason::Dismissed,
 ];
 
 fn pack_reason(reason: Reason) -> u64 {

@@ -7,7 +7,7 @@
 //! | 3, 4 | slots, request types |
 //! | 8..16 | liveness record ([`super::record`]) |
 //! | 16 | jobs accepted: ports given out |
-//! | 17 | spare |
+//! | 17 | the incarnation of the principal that has handed over its clients to a successor |
 //! | 18 | the last job number given |
 //! | 19 | changes: grows whenever the table of slots changes |
 //! | 20..24 | requests refused: unknown type, malformed, busy, stopping |
@@ -38,6 +38,7 @@ pub const MAX_SLOTS: usize = 1024;
 pub const MAX_TYPES: usize = 4096;
 
 const ACCEPTED: usize = AFTER_RECORD;
+const HANDED_OVER: usize = AFTER_RECORD + 1;
 const LAST_NUMBER: usize = AFTER_RECORD + 2;
 const CHANGES: usize = AFTER_RECORD + 3;
 const REFUSED_AT: usize = AFTER_RECORD + 4;
@@ -286,6 +287,17 @@ impl PrincipalPage {
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.page.get(CHANGES)
+    }
+
+    /// Whether that principal has handed over its clients to a successor. Nothing else is written after that.
+    #[must_use]
+    pub fn has_handed_over(&self, incarnation: Incarnation) -> bool {
+        incarnation != 0 && self.page.get(HANDED_OVER) == u64::from(incarnation)
+    }
+
+    /// Tells that this principal has handed over its clients; zero: that no predecessor has.
+    pub fn set_handed_over(&self, incarnation: Incarnation) {
+        self.page.set(HANDED_OVER, u64::from(incarnation));
     }
 
     /// A row of the table of slots; slots count from 1.

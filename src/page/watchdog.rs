@@ -9,7 +9,8 @@
 //! | 11 | how often the principal was started again |
 //! | 12 | 1 once a stop was asked for |
 //! | 13 | at which level all log: 0 as they were started, 1 off, 2 error ... 6 trace |
-//! | 14, 15 | spare |
+//! | 14 | the pid of the principal that hands over, or has handed over last, to a successor |
+//! | 15 | spare |
 //! | 16.. | kills by slot: word 0 the principal, word n secondary n |
 //! | then | records of eight words, one for each supervised process |
 //! | then | the last processes that were sent SIGKILL, and why ([`super::obituary`]) |
@@ -197,6 +198,17 @@ impl WatchdogPage {
     /// Tells everybody at which level to log.
     pub fn set_log_level(&self, level: Option<Level>) {
         self.page.set(SELF_AT + 5, level.map_or(0, |level| level as u64 + 1));
+    }
+
+    /// Whether that principal hands over, or has handed over, to a successor: its end is no loss.
+    #[must_use]
+    pub fn is_handing_over(&self, principal: u32) -> bool {
+        principal != 0 && self.page.get(SELF_AT + 6) == u64::from(principal)
+    }
+
+    /// Tells everybody which principal hands over; `None` where it has not, and goes on.
+    pub fn set_handing_over(&self, principal: Option<u32>) {
+        self.page.set(SELF_AT + 6, principal.map_or(0, u64::from));
     }
 
     /// Kills in a slot; 0 is the principal's.

@@ -7,7 +7,7 @@
 //! | 5 | `watchdog.page`, to read |
 //! | 6 | its orders |
 //! | 7 | its own page |
-//! | 8.. | principal: the descriptor channel (`SOCK_SEQPACKET`), for listeners that come later; then the job table of each slot |
+//! | 8.. | principal: its channel to the watchdog (`SOCK_SEQPACKET`), where it is to succeed another the one to that, and the job table of each slot |
 //! | | secondary: its job table, `dwtube<n>`, `wdtube<n>` |
 //! | then | listening sockets: the principal's own first, in the order of `listen`, then those of each secondary in turn: for each request type one on every host ([`Listen::hosts`]); a secondary gets only its own |
 //!
@@ -27,16 +27,25 @@ use crate::config::Config;
 use crate::core::job::Incarnation;
 use crate::core::name::{Name, Role};
 use crate::exit::{Code, Failure};
+use crate::os::channel::Channel;
 use crate::os::pidfd::Pidfd;
 use crate::os::process;
+use crate::page::LAYOUT_VERSION;
+use crate::wire::succession::Word;
 
 const SHEET: RawFd = 3;
 const WATCHDOG: RawFd = 4;
 const INHERITANCE: RawFd = 5;
+/// The principal's channel to the watchdog, in every version.
+const CHANNEL: RawFd = 8;
 
 /// What a server is told at its start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sheet {
+    /// The layout of the shared pages: a newer program may want another.
+    pub layout: u32,
+    /// The principal takes over what another hands over.
+    pub succeeds: bool,
     /// 0 for the principal; secondaries count from 1.
     pub slot: u16,
     /// Which process in that slot.
@@ -60,11 +69,18 @@ pub struct Sheet {
     pub open_files: u64,
 }
 
+/// What every version of a sheet has.
+#[derive(Deserialize)]
+struct Layout {
+    layout: u32,
+}
+
 impl Sheet {
     /// A principal's sheet, for one of its secondaries. Ports are none of its business, and many.
     #[must_use]
     pub fn for_secondary(&self, slot: u16, incarnation: Incarnation) -> Self {
-        Self { slot, incarnation, parent: std::process::id(), ports: Vec::new(), ..self.clone() }
+        let (parent, ports, succeeds) = (std::process::id(), Vec::new(), false);
+        Self { slot, incarnation, parent, ports, succeeds, ..self.clone() }
     }
 
     /// The name of the process that this sheet is for.
@@ -115,11 +131,17 @@ impl Inheritance {
     }
 }
 
-/// Starts a server; `inheritance` has the numbers of the table above, from 5.
+/// Starts a server, by another program than this where one is open; `inheritance` has the numbers of the table
+/// above, from 5.
 ///
 /// # Errors
 /// What `memfd_create(2)`, `fcntl(2)` or `clone(2)` say.
-pub fn spawn(sheet: &Sheet, watchdog: &Pidfd, inheritance: &[BorrowedFd<'_>]) -> std::io::Result<Pidfd> {
+pub fn spawn(
+    program: Option<BorrowedFd<'_>>,
+    sheet: &Sheet,
+    watchdog: &Pidfd,
+    inheritance: &[BorrowedFd<'_>],
+) -> std::io::Result<Pidfd> {
     let json = serde_json::to_vec(sheet)?;
     let file = process::file_of("osps-launch-sheet", &json)?;
     let mut descriptors = vec![(file.as_fd(), SHEET), (watchdog.as_fd(), WATCHDOG)];
@@ -128,7 +150,7 @@ pub fn spawn(sheet: &Sheet, watchdog: &Pidfd, inheritance: &[BorrowedFd<'_>]) ->
         Role::Principal => vec!["principal".to_owned()],
         Role::Secondary => vec!["secondary".to_owned(), sheet.slot.to_string()],
     };
-    process::spawn(&role, &descriptors)
+    process::spawn(program, &role, &descriptors)
 }
 
 /// Takes what the parent left under the known numbers.
@@ -136,7 +158,7 @@ pub fn spawn(sheet: &Sheet, watchdog: &Pidfd, inheritance: &[BorrowedFd<'_>]) ->
 /// # Errors
 /// A [`Failure`] where this process was not started by a watchdog or principal.
 pub fn receive(role: Role) -> Result<Launched, Failure> {
-    let sheet = read_sheet()?;
+    let sheet = read_sheet().inspect_err(|failure| refuse(role, failure))?;
     if sheet.name().role != role {
         return Err(Failure::new(Code::Usage, "the launch sheet is for another role"));
     }
@@ -146,6 +168,16 @@ pub fn receive(role: Role) -> Result<Launched, Failure> {
     let watchdog = Pidfd::known(inheritance.take()?, sheet.watchdog);
     parent_lives(&sheet)?;
     Ok(Launched { sheet, watchdog, inheritance })
+}
+
+/// A program that is too new, or too old, to be a principal here says so to the watchdog.
+fn refuse(role: Role, failure: &Failure) {
+    if role == Role::Principal
+        && let Ok(channel) = process::inherited(CHANNEL)
+    {
+        let word = Word::Refused(failure.to_string());
+        let _ = Channel::from(channel).send(word.to_string().as_bytes(), &[]);
+    }
 }
 
 /// Makes sure that whoever started this process still is its parent.
@@ -170,7 +202,13 @@ fn read_sheet() -> Result<Sheet, Failure> {
     let mut file = File::from(process::inherited(SHEET).map_err(|_| by_hand())?);
     // What fails for want of something is no reason to say that this server cannot start.
     file.read_to_end(&mut json).map_err(|error| Failure::internal("read the launch sheet", &error))?;
-    serde_json::from_slice(&json).map_err(|_| by_hand())
+    let Layout { layout } = serde_json::from_slice(&json).map_err(|_| by_hand())?;
+    if layout != LAYOUT_VERSION {
+        let other =
+            format!("its pages have layout {LAYOUT_VERSION}, those of the running system layout {layout}");
+        return Err(Failure::new(Code::Config, other));
+    }
+    serde_json::from_slice(&json).map_err(|error| Failure::internal("understand the launch sheet", &error))
 }
 
 /// The runtime directory of a sheet.

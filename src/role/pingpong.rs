@@ -216,7 +216,7 @@ fn start(dir: &PrivateDir, count: u64, reactor: &mut Handle<Key>) -> Result<Prin
     let mut reader = Reader::open(&dir.file("wdtube1")).map_err(cannot("open wdtube1"))?;
     let writer = Writer::open(&dir.file("dwtube1")).map_err(cannot("open dwtube1"))?;
     let arguments = vec!["pingpong-secondary".to_owned(), dir.0.display().to_string()];
-    let mut secondary = process::spawn(&arguments, &[]).map_err(cannot("start the secondary"))?;
+    let mut secondary = process::spawn(None, &arguments, &[]).map_err(cannot("start the secondary"))?;
     reader.watch(reactor, Key::Tube).map_err(cannot("watch wdtube1"))?;
     secondary.watch(reactor, Key::Ended).map_err(cannot("watch the secondary"))?;
     let now = reactor.now();

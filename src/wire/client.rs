@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The longest request in bytes, its line ending not counted.
 pub const MAX_REQUEST_BYTES: usize = 256;
 /// The longest name of a request type in bytes.
@@ -104,7 +106,7 @@ impl Types {
 }
 
 /// What a client wants to be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
     /// `TYPE`: the port.
     Port,
@@ -115,7 +117,7 @@ pub enum Form {
 }
 
 /// A request for work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// Of which type.
     pub kind: TypeIndex,

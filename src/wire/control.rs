@@ -5,6 +5,7 @@
 //! | `stop` | ends the system gracefully; again: at once. Answered `stopping`, and `stopped` when all have ended |
 //! | `restart SLOT` | a new secondary takes the slot, the old one finishes what it has |
 //! | `drain SLOT` | the secondary of the slot finishes what it has, and the slot stays empty until `restart SLOT` |
+//! | `reload` | a new principal, with the configuration and the program as they are now, takes over; then all secondaries are replaced |
 //! | `log LEVEL` | all processes log at that level from now on; `default`: as they were started |
 //!
 //! All but `stop` are answered by any number of lines `progress TEXT`, and in the end by `done TEXT` or
@@ -48,6 +49,8 @@ pub enum Request {
     Stop,
     /// A new secondary for this slot.
     Restart(u16),
+    /// Take what is in the configuration and in the program now.
+    Reload,
     /// None for this slot, until one is asked for.
     Drain(u16),
     /// What is logged; `None`: what the environment said at the start.
@@ -70,12 +73,13 @@ impl Request {
         };
         let request = match word {
             "stop" if argument.is_none() => Self::Stop,
+            "reload" if argument.is_none() => Self::Reload,
             "restart" => Self::Restart(slot(argument)?),
             "drain" => Self::Drain(slot(argument)?),
             "log" => Self::Log(level(argument.unwrap_or(""))?),
             _ => {
                 return Err(format!(
-                    "unknown request \"{text}\"; known: stop, restart SLOT, drain SLOT, log LEVEL"
+                    "unknown request \"{text}\"; known: stop, reload, restart SLOT, drain SLOT, log LEVEL"
                 ));
             }
         };
@@ -107,6 +111,7 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stop => write!(f, "stop"),
+            Self::Reload => write!(f, "reload"),
             Self::Restart(slot) => write!(f, "restart {slot}"),
             Self::Drain(slot) => write!(f, "drain {slot}"),
             Self::Log(None) => write!(f, "log default"),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
 /// 128 bits from the kernel's random source, written as 32 hex digits.
@@ -9,7 +10,7 @@ use subtle::ConstantTimeEq;
 /// Comparing two takes the same time wherever they differ, so that nobody finds one out
 /// digit by digit. They are looked up by their first 32 bits ([`Jeton::selector`]), which
 /// timing may give away; the other 96 are only ever compared.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 pub struct Jeton([u8; Self::BYTES]);
 
 impl Jeton {

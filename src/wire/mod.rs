@@ -7,4 +7,5 @@ pub mod frame;
 pub mod jeton;
 pub mod lines;
 pub mod order;
+pub mod succession;
 pub mod tube;

@@ -52,6 +52,8 @@ pub struct System {
     pub dir: tempfile::TempDir,
     /// Which binary: `osps`, or one with handlers of its own.
     program: PathBuf,
+    /// Which one its tools are.
+    tools: PathBuf,
     /// The process groups of watchdogs before this one.
     before: Vec<Pid>,
 }
@@ -148,7 +150,14 @@ impl System {
 
     /// As [`System::start`], of a server with handlers of its own.
     pub fn start_example(name: &str, top: &str, rest: &str) -> Self {
-        let system = Self::start_dressed(example(name), top, rest, |command| command);
+        let mut system = Self::start_program(example(name), top, rest);
+        system.tools = example(name);
+        system
+    }
+
+    /// As [`System::start`], of a program at that path, which may become another.
+    pub fn start_program(program: PathBuf, top: &str, rest: &str) -> Self {
+        let system = Self::start_dressed(program, top, rest, |command| command);
         system.all_ready();
         system
     }
@@ -165,7 +174,7 @@ impl System {
         let config = format!("{listen}{ports}runtime_dir = {:?}\n{top}\n{rest}", dir.path().join("run"));
         fs::write(dir.path().join("osps.toml"), config).unwrap();
         let watchdog = Self::spawn(&program, dir.path(), dress);
-        Self { watchdog, dir, program, before: Vec::new() }
+        Self { watchdog, dir, program, tools: env!("CARGO_BIN_EXE_osps").into(), before: Vec::new() }
     }
 
     fn spawn(program: &Path, dir: &Path, dress: impl FnOnce(Command) -> Command) -> Child {
@@ -222,7 +231,7 @@ impl System {
 
     /// A command of `osps` for this system.
     pub fn tool(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.tools);
         command.args(arguments).arg("--config").arg(self.dir.path().join("osps.toml"));
         command
     }

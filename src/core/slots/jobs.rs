@@ -1,5 +1,6 @@
 //! Giving jobs, and entering their ends in the books.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::core::crowd::Network;
@@ -7,7 +8,7 @@ use crate::core::dispatch::NoSlot;
 use crate::core::following::News;
 use crate::core::job::{ClientId, End, Garbage, Incarnation, Job, JobNumber, Reason, State, Table, Word};
 use crate::core::moment::Moment;
-use crate::core::slots::{Action, Books, Given, Placed, Slot, Slots, Timer};
+use crate::core::slots::{Action, Books, Followed, Given, Placed, Slot, Slots, Timer};
 use crate::wire::tube::{Command, JobRef};
 
 /// Entries of a table without jobs that are looked at in one turn.
@@ -163,9 +164,7 @@ impl<B: Books> Slots<B> {
     }
 
     fn is_claimed_by_living(&self, slot: usize, word: Word) -> bool {
-        let lives =
-            self.current(slot) == Some(word.holder) || self.slots[slot].predecessors.contains(&word.holder);
-        word.state == State::Claimed && lives
+        word.state == State::Claimed && self.slots[slot].is_home_of(word.holder)
     }
 
     /// An incarnation has died: what it had claimed has failed, and only that. To be entered by
@@ -193,9 +192,15 @@ impl<B: Books> Slots<B> {
         failed
     }
 
-    /// Takes over a table that a dead principal left, before anybody is in the slot but
-    /// predecessors that live.
-    pub(super) fn recover(&mut self, now: Moment, index: usize) {
+    /// Takes over a table that another principal left, before anybody is in the slot but those that
+    /// live. These clients follow these jobs of it.
+    pub(super) fn recover(
+        &mut self,
+        now: Moment,
+        index: usize,
+        followed: impl Iterator<Item = (ClientId, Followed)>,
+    ) {
+        let mut followed: HashMap<_, _> = followed.map(|known| (known.1.entry, known)).collect();
         let (mut waiting, mut dead) = (Vec::new(), Vec::new());
         for entry in self.books.table(index).indices().rev() {
             let state = self.books.table(index).state(entry);
@@ -206,10 +211,12 @@ impl<B: Books> Slots<B> {
                 Ok(word) if word.number != 0 => {
                     let network = self.books.table(index).job(entry).map(|job| Network::from(job.client));
                     network.into_iter().for_each(|network| self.shares.add(network));
-                    slot.given[entry as usize] = Given { number: word.number, network, ..Given::default() };
+                    let follower = followed.remove(&entry).filter(|(_, known)| known.number == word.number);
+                    slot.given[entry as usize] =
+                        Given { network, ..Given::followed_by(word.number, follower) };
                     match word.state {
                         State::Waiting => waiting.push((word.number, entry)),
-                        State::Claimed if !slot.predecessors.contains(&word.holder) => dead.push(word.holder),
+                        State::Claimed if !slot.is_home_of(word.holder) => dead.push(word.holder),
                         State::Free | State::Claimed | State::Done | State::Failed | State::Expired => {}
                     }
                 }
@@ -220,6 +227,7 @@ impl<B: Books> Slots<B> {
                 }
             }
         }
+        followed.into_values().for_each(|(client, lost)| self.report_lost(client, lost));
         waiting.sort_unstable();
         let slot = &mut self.slots[index];
         for (_, entry) in &waiting {

@@ -10,6 +10,7 @@ mod jobs;
 mod limits;
 mod servers;
 mod stop;
+mod succession;
 #[cfg(test)]
 mod tests;
 mod wanted;
@@ -32,6 +33,7 @@ use limits::Limited;
 pub use limits::{Handling, MARGIN};
 pub use stop::GROUP_SIGNAL_WITHIN;
 use stop::Phase;
+pub use succession::{Followed, Household};
 
 /// The books in shared memory, as their keeper sees them. Slots are counted from 0.
 pub trait Books {
@@ -264,6 +266,19 @@ struct Server {
     leave_sent: bool,
 }
 
+impl Given {
+    /// A job that another principal gave, and who is to hear of it.
+    fn followed_by(number: JobNumber, follower: Option<(ClientId, Followed)>) -> Self {
+        let known = Self { number, ..Self::default() };
+        follower.map_or(known, |(client, Followed { tracked, claimed, .. })| Self {
+            client: Some(client),
+            tracked,
+            claimed,
+            ..known
+        })
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     current: Option<Server>,
@@ -291,6 +306,14 @@ struct Slot {
     serving_since: Option<Moment>,
 }
 
+impl Slot {
+    /// Whether that incarnation lives in it, as far as is known.
+    fn is_home_of(&self, incarnation: Incarnation) -> bool {
+        self.current.is_some_and(|server| server.incarnation == incarnation)
+            || self.predecessors.contains(&incarnation)
+    }
+}
+
 /// All slots of a principal.
 #[derive(Debug)]
 pub struct Slots<B> {
@@ -306,6 +329,8 @@ pub struct Slots<B> {
     stop_timer: Option<TimerId>,
     /// Slots whose secondary may have to be told to leave.
     attended: Vec<usize>,
+    /// Secondaries that a predecessor has started and that are still to be replaced, in their order.
+    inherited: VecDeque<(usize, Incarnation)>,
     /// The watchdog has died: nobody would accept in our stead, so nothing is accepted.
     orphaned: bool,
     actions: VecDeque<Action>,
@@ -341,6 +366,7 @@ impl<B: Books> Slots<B> {
             phase: Phase::Serving,
             stop_timer: None,
             attended: Vec::new(),
+            inherited: VecDeque::new(),
             orphaned: false,
             actions: VecDeque::new(),
         }

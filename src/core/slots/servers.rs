@@ -22,7 +22,7 @@ impl<B: Books> Slots<B> {
                 self.expect_end(now, slot, incarnation);
             }
             self.slots[slot].predecessors = living;
-            self.recover(now, slot);
+            self.recover(now, slot, std::iter::empty());
             self.books.set_occupied(slot, Occupied::Down);
         }
         for slot in 0..self.slots.len() {
@@ -149,6 +149,12 @@ impl<B: Books> Slots<B> {
         }
         self.check_invariants();
         Some(Loss { failed, expected: server.is_none_or(|server| server.stop_sent || server.leave_sent) })
+    }
+
+    /// Whether a secondary has been started and is not ready yet.
+    #[must_use]
+    pub fn is_starting(&self) -> bool {
+        self.slots.iter().any(|slot| slot.current.is_some_and(|server| server.ready_since.is_none()))
     }
 
     /// The incarnation that serves a slot, if any.

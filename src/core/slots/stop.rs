@@ -146,6 +146,7 @@ impl<B: Books> Slots<B> {
 
     /// The end of a turn: tells the slots that are done to end, and ends when all have.
     pub fn finish_turn(&mut self, now: Moment) {
+        self.renew();
         self.tell_to_leave();
         if let Phase::Finishing { cut_at } = self.phase {
             let over = cut_at <= now;

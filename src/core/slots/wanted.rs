@@ -79,7 +79,7 @@ impl<B: Books> Slots<B> {
         self.attended = attended;
     }
 
-    fn watch_for_leaving(&mut self, slot: usize) {
+    pub(super) fn watch_for_leaving(&mut self, slot: usize) {
         if !self.attended.contains(&slot) {
             self.attended.push(slot);
         }

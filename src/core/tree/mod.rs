@@ -5,12 +5,13 @@
 //! [`Tree::poll_action`] says, then sleeps until [`Tree::poll_timeout`].
 
 mod leaving;
+mod succession;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::core::job::{Incarnation, next_incarnation};
+use crate::core::job::Incarnation;
 use crate::core::moment::{Moment, nanos};
 use crate::core::name::{Name, Role};
 use crate::core::restart::{Death, Restart, Verdict};
@@ -100,6 +101,10 @@ pub struct Tree {
     /// Index 0: the principal; index n: secondary n.
     seats: Vec<Seat>,
     predecessors: Vec<Seat>,
+    /// A principal that is to succeed the one in its seat, once that has handed over.
+    candidate: Option<Seat>,
+    /// The principal that was started last.
+    last_principal: Incarnation,
     restart: Restart,
     start_at: Option<Moment>,
     last_unproven_kill: Option<Moment>,
@@ -131,6 +136,8 @@ impl Tree {
             stop_within,
             seats,
             predecessors: Vec::new(),
+            candidate: None,
+            last_principal: 0,
             restart: Restart::new(seed),
             start_at: Some(now),
             last_unproven_kill: None,
@@ -229,7 +236,8 @@ impl Tree {
         self.input(now, name, Input::Exited);
         self.predecessors.retain(|seat| seat.name != name);
         self.actions.retain(|action| action.target() != Some(name));
-        if name.role == Role::Principal {
+        let was_candidate = self.candidate.take_if(|seat| seat.name == name).is_some();
+        if name.role == Role::Principal && !was_candidate {
             self.orphan_secondaries(now);
             self.schedule_start(now, Death { ready_since: seat.ready_since, cannot_start });
         }
@@ -255,6 +263,7 @@ impl Tree {
             self.actions.push_back(order);
         }
         self.limit_all(now);
+        self.dismiss_candidate(now);
         if at_once {
             for index in 0..self.predecessors.len() {
                 let name = self.predecessors[index].name;
@@ -269,7 +278,7 @@ impl Tree {
         self.void_if_late(now);
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_at = None;
-            let incarnation = next_incarnation(self.seats[0].name.incarnation);
+            let incarnation = self.next_principal();
             self.seats[0].name.incarnation = incarnation;
             self.actions.push_back(Action::StartPrincipal(incarnation));
         }
@@ -347,7 +356,11 @@ impl Tree {
     }
 
     fn processes(&self) -> impl Iterator<Item = &Seat> {
-        self.seats.iter().filter(|seat| seat.state != State::Down).chain(&self.predecessors)
+        self.seats
+            .iter()
+            .filter(|seat| seat.state != State::Down)
+            .chain(&self.predecessors)
+            .chain(&self.candidate)
     }
 
     /// The seat of a process that has not ended.
@@ -356,6 +369,7 @@ impl Tree {
         own.into_iter()
             .filter(|seat| seat.state != State::Down)
             .chain(&self.predecessors)
+            .chain(&self.candidate)
             .find(|seat| seat.name == name)
     }
 
@@ -365,6 +379,7 @@ impl Tree {
         own.into_iter()
             .filter(|seat| seat.state != State::Down || seat.name.incarnation != 0)
             .chain(&mut self.predecessors)
+            .chain(&mut self.candidate)
             .find(|seat| seat.name == name)
     }
 

@@ -8,15 +8,15 @@ const SETTINGS: Settings = Settings {
     grace: Duration::from_secs(5),
 };
 
-fn at(millis: u64) -> Moment {
+pub(super) fn at(millis: u64) -> Moment {
     Moment::from_nanos(millis * 1_000_000)
 }
 
-fn actions(tree: &mut Tree) -> Vec<Action> {
+pub(super) fn actions(tree: &mut Tree) -> Vec<Action> {
     std::iter::from_fn(|| tree.poll_action()).collect()
 }
 
-fn running(secondaries: u16) -> Tree {
+pub(super) fn running(secondaries: u16) -> Tree {
     let mut tree = Tree::new(at(0), secondaries, SETTINGS, SETTINGS.grace, 1);
     tree.handle_timeout(at(0));
     assert_eq!(actions(&mut tree), [Action::StartPrincipal(1)]);

@@ -1,4 +1,4 @@
-//! The birth of a server: this same program, executed again with a role argument.
+//! The birth of a server: this same program, or a newer one, executed with a role argument.
 //!
 //! [`spawn`] does not wait until the child has executed the program, as
 //! `std::process::Command` does: a child that is stopped before that would hang its parent,
@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::convert::Infallible;
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -22,8 +23,8 @@ use crate::exit::Code;
 use crate::os::pidfd::Pidfd;
 use crate::os::process::{HELD_SIGNALS, Strings, reset_dispositions};
 
-/// Starts this program again with `arguments`; each descriptor gets the number beside it,
-/// all others are closed, and standard input is empty. `argv[0]` is `osps`, so that `ps`
+/// Starts this program again with `arguments`, or the one that is open as `program`; each descriptor gets
+/// the number beside it, all others are closed, and standard input is empty. `argv[0]` is `osps`, so that `ps`
 /// shows `osps secondary 2`.
 ///
 /// The child starts with the signals above held back until a loop reads them, ignores the
@@ -33,8 +34,12 @@ use crate::os::process::{HELD_SIGNALS, Strings, reset_dispositions};
 ///
 /// # Errors
 /// What `open(2)`, `fcntl(2)` or `clone(2)` say: then there is no child.
-pub fn spawn(arguments: &[String], descriptors: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<Pidfd> {
-    let birth = Birth::prepare(arguments, descriptors)?;
+pub fn spawn(
+    program: Option<BorrowedFd<'_>>,
+    arguments: &[String],
+    descriptors: &[(BorrowedFd<'_>, RawFd)],
+) -> io::Result<Pidfd> {
+    let birth = Birth::prepare(program, arguments, descriptors)?;
     // A signal for us must not end the child.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let cloned = clone_this_process();
@@ -83,6 +88,9 @@ fn clone_this_process() -> io::Result<Cloned> {
 /// child must not allocate.
 struct Birth<'a> {
     parent: Pid,
+    path: CString,
+    /// The number under which the program is open.
+    program: Option<RawFd>,
     arguments: Strings,
     environment: Strings,
     /// Which descriptor gets which number. The former are all above `highest`, so that none
@@ -100,10 +108,22 @@ struct Birth<'a> {
 type Failed = (&'static str, Errno);
 
 impl<'a> Birth<'a> {
-    fn prepare(arguments: &[String], descriptors: &[(BorrowedFd<'a>, RawFd)]) -> io::Result<Self> {
+    fn prepare(
+        program: Option<BorrowedFd<'a>>,
+        arguments: &[String],
+        descriptors: &[(BorrowedFd<'a>, RawFd)],
+    ) -> io::Result<Self> {
         let highest = descriptors.iter().map(|&(_, number)| number).fold(libc::STDERR_FILENO, RawFd::max);
+        let program = program.map(|program| (program, highest + 1));
+        let descriptors: Vec<_> = descriptors.iter().copied().chain(program).collect();
+        let program = program.map(|(_, number)| number);
+        let highest = program.unwrap_or(highest);
+        let path = match program {
+            Some(number) => CString::new(format!("/proc/self/fd/{number}"))?,
+            None => c"/proc/self/exe".to_owned(),
+        };
         let (descriptors, low): (Vec<_>, Vec<_>) =
-            descriptors.iter().copied().partition(|(fd, _)| fd.as_raw_fd() > highest);
+            descriptors.into_iter().partition(|(fd, _)| fd.as_raw_fd() > highest);
         let gap = |number: &RawFd| !descriptors.iter().chain(&low).any(|(_, taken)| taken == number);
         let gaps = (libc::STDERR_FILENO + 1..highest).filter(gap).collect();
         let null = File::open("/dev/null")?;
@@ -118,6 +138,8 @@ impl<'a> Birth<'a> {
         });
         Ok(Self {
             parent: getpid(),
+            path,
+            program,
             arguments: Strings::new(["osps"].into_iter().chain(arguments.iter().map(String::as_str)))?,
             environment: Strings::new(variables)?,
             descriptors,
@@ -151,16 +173,21 @@ impl<'a> Birth<'a> {
         reset_dispositions().map_err(|error| ("reset its signals", error))?;
         // Exactly these, whatever was blocked by whoever started the watchdog.
         self.held.thread_set_mask().map_err(|error| ("hold signals back", error))?;
+        if let Some(number) = self.program {
+            // SAFETY: the descriptor was put there right before; the program itself need not find it open.
+            Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })
+                .map_err(|error| ("take its program", error))?;
+        }
         // SAFETY: path and strings end with NUL, the vectors with a null pointer, and all
         // of them live as long as `self`.
         unsafe {
             libc::execve(
-                c"/proc/self/exe".as_ptr(),
+                self.path.as_ptr(),
                 self.arguments.pointers.as_ptr(),
                 self.environment.pointers.as_ptr(),
             )
         };
-        Err(("execute /proc/self/exe", Errno::last()))
+        Err(("execute its program", Errno::last()))
     }
 
     /// Closes the rest now, not only at exec: a child that is stopped in between shall
@@ -204,6 +231,7 @@ fn last_words(step: &str, error: Errno) {
 mod tests {
     use super::*;
     use crate::os::pidfd::Exit;
+    use std::os::fd::AsFd;
     use std::time::Duration;
 
     /// Longer than `execve(2)` takes as one argument.
@@ -213,22 +241,31 @@ mod tests {
 
     #[test]
     fn a_child_that_cannot_execute_the_program_ends_with_a_code_of_its_own() {
-        let child = spawn(&too_long(), &[]).unwrap();
+        let child = spawn(None, &too_long(), &[]).unwrap();
         assert!(child.ends_within(Duration::from_secs(60)));
         assert_eq!(child.reap().unwrap(), Some(Exit::Code(Code::System as i32)));
     }
 
     #[test]
+    fn another_program_is_executed_and_does_not_find_itself_open() {
+        let program = File::open("/bin/ls").unwrap();
+        let child =
+            spawn(Some(program.as_fd()), &["/proc/self/fd/4".to_owned()], &[(program.as_fd(), 3)]).unwrap();
+        assert!(child.ends_within(Duration::from_secs(60)));
+        assert_eq!(child.reap().unwrap(), Some(Exit::Code(2)), "there is no descriptor 4");
+    }
+
+    #[test]
     fn what_cannot_be_handed_over_is_refused_without_a_child() {
-        let error = spawn(&["a\0b".to_owned()], &[]).unwrap_err();
+        let error = spawn(None, &["a\0b".to_owned()], &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
     fn the_numbers_between_those_that_are_given_are_closed() {
         let null = File::open("/dev/null").unwrap();
-        let fd = std::os::fd::AsFd::as_fd(&null);
-        let birth = Birth::prepare(&[], &[(fd, 9), (fd, 3), (fd, 6)]).unwrap();
+        let fd = null.as_fd();
+        let birth = Birth::prepare(None, &[], &[(fd, 9), (fd, 3), (fd, 6)]).unwrap();
         assert_eq!((birth.highest, birth.gaps), (9, vec![4, 5, 7, 8]));
         let sources = birth.descriptors.iter().map(|(fd, _)| fd.as_raw_fd());
         let mut sources = sources.chain(birth.moved.iter().map(|(fd, _)| fd.as_raw_fd()));

@@ -13,12 +13,14 @@ use crate::core::dispatch::NoSlot;
 use crate::core::following::News;
 use crate::core::job::{ClientId, Job, JobNumber};
 use crate::core::moment::Moment;
+use crate::core::slots::Followed;
 use crate::core::timers::{LazyTimer, TimerId};
 use crate::core::turns::Turns;
 use crate::os::fifo::READABLE;
 use crate::os::random;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Stream, Unread, write_some};
+use crate::role::principal::estate::HandedOver;
 use crate::role::principal::{Key, Principal, Timer};
 use crate::wire::client::{Form, Host, Refusal, Request};
 use crate::wire::jeton::Jeton;
@@ -33,9 +35,9 @@ const REFUSALS_PER_TURN: usize = 256;
 
 /// One control connection.
 pub struct Client {
-    stream: Stream,
+    pub stream: Stream,
     /// Tells it from those who were in its place before.
-    serial: u32,
+    pub serial: u32,
     id: Option<SourceId>,
     pub address: IpAddr,
     /// It has one of the places; else it is only told that it has none.
@@ -73,6 +75,25 @@ impl Client {
     /// Since when it could be closed without breaking a promise.
     pub fn idle_since(&self) -> Option<Moment> {
         self.conversation.idle_since().filter(|_| !self.unread.is_likely())
+    }
+
+    /// All that a successor needs to go on with it.
+    pub fn describe(&self, jobs: Vec<Followed>) -> HandedOver {
+        HandedOver {
+            address: self.address,
+            is_tcp: self.stream.is_tcp(),
+            counts: self.counts,
+            conversation: Some(self.conversation.clone()),
+            waits: self.waits,
+            stuck_since: self.stuck_since,
+            jobs,
+        }
+    }
+
+    /// It has been somebody's client before. Returns its serial number here.
+    pub fn go_on_being(&mut self, stuck_since: Option<Moment>) -> u32 {
+        self.stuck_since = stuck_since;
+        self.serial
     }
 
     /// Reads once.
@@ -117,7 +138,7 @@ impl Principal {
         address: IpAddr,
         conversation: Conversation,
         counts: bool,
-    ) {
+    ) -> Option<usize> {
         self.last_serial = self.last_serial.wrapping_add(1);
         let key = self.clients.insert(Client {
             stream,
@@ -139,10 +160,12 @@ impl Principal {
                 client.id = Some(id);
                 self.touch(key);
                 self.arm(key);
+                Some(key)
             }
             Err(error) => {
                 log::warn!("cannot watch a control connection: {error}");
                 self.close_client(reactor, key);
+                None
             }
         }
     }
@@ -202,7 +225,7 @@ impl Principal {
     }
 
     /// Understands what has come and answers what can be answered.
-    fn converse(&mut self, reactor: &mut Handle<Key>, key: usize) {
+    pub(super) fn converse(&mut self, reactor: &mut Handle<Key>, key: usize) {
         let now = reactor.now();
         while let Some(client) = self.clients.get_mut(key)
             && let Some(request) = client.conversation.poll_request(now, &self.types)
@@ -291,7 +314,10 @@ impl Principal {
     }
 
     fn wait(&mut self, reactor: &mut Handle<Key>, key: usize, request: Request) {
-        let until = reactor.now() + self.config.queue_within;
+        self.wait_until(key, request, reactor.now() + self.config.queue_within);
+    }
+
+    pub(super) fn wait_until(&mut self, key: usize, request: Request, until: Moment) {
         self.clients[key].waits = Some((request, until));
         self.forget_who_left();
         let network = Network::from(self.clients[key].address);

@@ -11,6 +11,7 @@ use crate::core::crowd::{Crowd, Entrance, Network};
 use crate::core::moment::Moment;
 use crate::os::reactor::Handle;
 use crate::page::principal::Connections;
+use crate::role::principal::estate::HandedOver;
 use crate::role::principal::{Key, Principal, Timer};
 use crate::wire::client::Refusal;
 
@@ -23,8 +24,23 @@ const MAX_LINGERING: usize = 64;
 
 /// A connection that waits until it is heard.
 pub struct Parked {
-    stream: Stream,
+    pub stream: Stream,
     address: IpAddr,
+}
+
+impl Parked {
+    /// All that a successor needs.
+    pub fn describe(&self) -> HandedOver {
+        HandedOver {
+            address: self.address,
+            is_tcp: self.stream.is_tcp(),
+            counts: false,
+            conversation: None,
+            waits: None,
+            stuck_since: None,
+            jobs: Vec::new(),
+        }
+    }
 }
 
 /// Who comes in.
@@ -52,8 +68,13 @@ impl Door {
 
 impl Principal {
     /// A connection was accepted.
-    pub(super) fn receive(&mut self, reactor: &mut Handle<Key>, stream: Stream, address: IpAddr) {
+    pub(super) fn accepted(&mut self, reactor: &mut Handle<Key>, stream: Stream, address: IpAddr) {
         self.door.connections.accepted += 1;
+        self.receive(reactor, stream, address);
+    }
+
+    /// Finds out whether it is heard.
+    pub(super) fn receive(&mut self, reactor: &mut Handle<Key>, stream: Stream, address: IpAddr) {
         let network = Network::from(address);
         match self.door.crowd.handle_arrival(network) {
             Entrance::Heard => self.hear_client(reactor, Parked { stream, address }),
@@ -66,6 +87,14 @@ impl Principal {
                     self.turn_away(reactor, goes, Refusal::NoPlace);
                 }
             }
+        }
+    }
+
+    /// It has waited before, and was not handed over.
+    pub(super) fn park_again(&mut self, reactor: &mut Handle<Key>, connection: Parked) {
+        let network = Network::from(connection.address);
+        if let Some(goes) = self.door.crowd.park(network, connection) {
+            self.turn_away(reactor, goes, Refusal::NoPlace);
         }
     }
 

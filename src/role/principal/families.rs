@@ -63,20 +63,22 @@ impl Principal {
     fn look_for_families(&mut self, reactor: &mut Handle<Key>) {
         let now = reactor.now();
         let (watchdog, _) = self.liveness.watchdog_page().watchdog();
+        let ours = proc::group(std::process::id());
         let mut found = vec![false; self.families.len()];
         for (pid, parent) in descendants::below(watchdog) {
-            // Orphans of secondaries that live come to those. As PID 1 it gets everybody's.
-            let is_orphan = parent == watchdog && watchdog != 1 && !proc::is_same_program(pid);
-            let whose = match descendants::mark_of(pid) {
+            let mark = descendants::mark_of(pid);
+            // Orphans of secondaries that live come to those. As PID 1 it gets everybody's. And after a reload its
+            // servers may run another program than we do: they bear no mark, and are of its process group.
+            let is_server = || mark.is_none() && proc::group(pid).is_some_and(|group| ours == Some(group));
+            let is_stranger = || !proc::is_same_program(pid) && !is_server();
+            let is_orphan = parent == watchdog && watchdog != 1 && is_stranger();
+            let whose = match mark {
                 // Whatever it says of itself.
                 _ if is_orphan => Whose::Departed,
                 Some(mark) if self.is_alive(mark) => continue,
                 Some(_) => Whose::Departed,
                 // Who has lost its mark, or is about to end, is told by its group.
-                None => {
-                    let group = proc::stat(pid).map_or(0, |stat| u32::try_from(stat.group).unwrap_or(0));
-                    Whose::Group(group)
-                }
+                None => Whose::Group(proc::group(pid).unwrap_or(0)),
             };
             if let Some(of) = self.families.iter().position(|family| family.whose == whose) {
                 found[of] |= descendants::signal(pid, &[parent, watchdog], Signal::KILL);
@@ -96,9 +98,6 @@ impl Principal {
     /// Whether the secondary that has set the mark, its slot counted from 1, serves or drains.
     fn is_alive(&self, Mark { slot, incarnation, .. }: Mark) -> bool {
         let slot = usize::from(slot).checked_sub(1).and_then(|slot| self.slots.get(slot));
-        slot.is_some_and(|slot| {
-            slot.current.iter().any(|server| server.incarnation == incarnation)
-                || slot.predecessors.iter().any(|server| server.incarnation == incarnation)
-        })
+        slot.is_some_and(|slot| slot.is_home_of(incarnation))
     }
 }

@@ -6,11 +6,15 @@
 
 mod clients;
 mod crowd;
+mod estate;
 mod families;
 mod kills;
+mod leaving;
 mod obituaries;
 mod servers;
 mod slot;
+mod succession;
+mod takeover;
 
 use rustix::process::Signal;
 use std::fs::File;
@@ -28,6 +32,8 @@ use crate::core::name::Role as TreeRole;
 use crate::core::slots::{Settings, Slots};
 use crate::core::timers::Timers;
 use crate::exit::{Code, Failure};
+use crate::handler::Registry;
+use crate::os::channel::Channel;
 use crate::os::fifo::READABLE;
 use crate::os::listener::{self, ACCEPTS_PER_TURN, Accepted, Listener, Scarcity};
 use crate::os::pidfd::Pidfd;
@@ -39,17 +45,20 @@ use crate::page::Access;
 use crate::page::books::Books;
 use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
-use crate::role::launch::{self, Launched, Sheet};
+use crate::role::launch::{self, Inheritance, Launched, Sheet};
 use crate::role::liveness::Liveness;
 use crate::wire::client::{Host, Types};
 use crate::wire::order::Order;
+use crate::wire::succession::Word;
 use crate::wire::tube::Command;
 
 use clients::{Client, Waiting};
 use crowd::Door;
 use families::Family;
+use leaving::Leaving;
 use servers::Uninvited;
 use slot::Slot;
+use succession::Estate;
 
 /// What the reactor gives back with an event. Slots are counted from 0 in here.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +75,10 @@ enum Key {
     Ended(usize, Incarnation),
     Orders,
     Watchdog,
+    /// What the watchdog says in packets.
+    Channel,
+    /// Who takes over from us.
+    Successor,
 }
 
 /// What a timer is for.
@@ -93,8 +106,9 @@ struct Principal {
     liveness: Liveness,
     /// Who is in the slots, and which jobs they have.
     core: Slots<Books>,
-    /// Kept open for descriptors that the watchdog will send one day.
-    _channel: OwnedFd,
+    /// To the watchdog, for what comes with descriptors.
+    channel: Channel,
+    leaving: Leaving,
     /// To hand to secondaries.
     watchdog_page: File,
     /// In the order of `listen`; empty once nothing is accepted any more.
@@ -135,20 +149,20 @@ struct Principal {
 ///
 /// # Errors
 /// A [`Failure`] where it cannot start.
-pub fn run() -> Result<ExitCode, Failure> {
+pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
     let launched = launch::receive(TreeRole::Principal)?;
     crate::os::log::init(&launched.sheet.name().to_string());
     process::set_name(c"osps-principal");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[Signal::USR1, Signal::TERM])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
-    let mut principal = Principal::start(launched, reactor.handle())?;
+    let mut principal = Principal::start(launched, registry, reactor.handle())?;
     reactor.run(&mut principal).map_err(|error| Failure::internal("run the event loop", &error))?;
     Ok(Code::Ok.into())
 }
 
 impl Principal {
-    fn start(launched: Launched, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
+    fn start(launched: Launched, registry: &Registry, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
         let Launched { sheet, watchdog, mut inheritance } = launched;
         let attach = |error| Failure::internal("attach", &error);
         let config = sheet.config.clone();
@@ -156,32 +170,27 @@ impl Principal {
         let orders = crate::os::fifo::Reader::from(inheritance.take_file()?);
         let page = PrincipalPage::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
         is_for(&page, &config)?;
-        let channel = inheritance.take()?;
+        let mut channel = Channel::from(inheritance.take()?);
+        let predecessor = sheet.succeeds.then(|| inheritance.take().map(Channel::from)).transpose()?;
         let tables =
             (0..config.secondaries).map(|_| inheritance.take_file()).collect::<Result<Vec<_>, _>>()?;
+        let watch = |error| Failure::internal("watch the channel", &error);
+        let estate = match predecessor {
+            Some(predecessor) => Some(prepared(&channel, &predecessor, &config, registry)?),
+            None => None,
+        };
+        channel.watch(reactor, Key::Channel).map_err(watch)?;
+        page.set_handed_over(0);
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let books = Books::attach(page, &tables).map_err(attach)?;
         let listeners = (0..config.listen.addresses().len())
             .map(|index| take_listener(reactor, index, inheritance.take()?))
             .collect::<Result<_, Failure>>()?;
-        let slots = tables
-            .into_iter()
-            .map(|table| {
-                let of_slot = 0..config.request.len() * config.listen.hosts().len();
-                let listeners =
-                    of_slot.map(|_| inheritance.take().map(StdListener::from)).collect::<Result<_, _>>()?;
-                Ok(Slot { listeners, ..Slot::new(table) })
-            })
-            .collect::<Result<Vec<_>, Failure>>()?;
-        let settings = Settings {
-            max_jobs: config.max_jobs,
-            claim_within: config.claim_within,
-            grace: config.watchdog.grace,
-        };
+        let slots = take_slots(&mut inheritance, &config, tables)?;
         let door = Door::new(&config, sheet.parking_places, books.page().connections());
         let mut principal = Self {
             types: Types::new(config.request.iter().map(|request| request.name.as_str())),
-            core: Slots::new(books, slots.len(), settings, u64::from(std::process::id()))
+            core: Slots::new(books, slots.len(), settings(&config), u64::from(std::process::id()))
                 .with_limits(config.request.iter().map(config::Request::session_limit))
                 .with_resting(sheet.resting.iter().copied().map(index)),
             host: host(&config),
@@ -190,7 +199,8 @@ impl Principal {
             config,
             liveness,
             watchdog_page,
-            _channel: channel,
+            channel,
+            leaving: Leaving::No,
             listeners,
             first_listener: 0,
             door,
@@ -212,7 +222,10 @@ impl Principal {
         };
         #[cfg(debug_assertions)]
         crate::page::fuse::light_by_environment(&principal.sheet.name().to_string());
-        principal.take_over(reactor)?;
+        match estate {
+            Some(estate) => principal.succeed(reactor, estate)?,
+            None => principal.take_over(reactor)?,
+        }
         let Self { liveness, core, .. } = &mut principal;
         liveness.declare_ready(reactor, core.books().page().page(), Key::Orders, Key::Watchdog)?;
         Ok(principal)
@@ -232,7 +245,7 @@ impl Principal {
                 return Progress::Drained;
             }
             match Accepted::from(listener.accept()) {
-                Accepted::One((stream, address)) => self.receive(reactor, stream, address),
+                Accepted::One((stream, address)) => self.accepted(reactor, stream, address),
                 Accepted::Broken => {}
                 Accepted::Nothing => return Progress::Drained,
                 Accepted::Scarce(error) => {
@@ -284,6 +297,21 @@ impl Principal {
     }
 }
 
+/// Finds out whether all could be taken over that a predecessor has, and takes what it hands over.
+fn prepared(
+    watchdog: &Channel,
+    predecessor: &Channel,
+    config: &Config,
+    registry: &Registry,
+) -> Result<Estate, Failure> {
+    // The watchdog does not try handlers that somebody else has written: to make one may take a while.
+    registry.check(config).map_err(|error| {
+        let _ = watchdog.send(Word::Refused(error.to_string()).to_string().as_bytes(), &[]);
+        Failure::new(Code::Config, error)
+    })?;
+    Estate::receive(watchdog, predecessor)
+}
+
 /// Whether that is the page of a principal with this configuration.
 fn is_for(page: &PrincipalPage, config: &Config) -> Result<(), Failure> {
     if (page.slots(), page.types()) == (config.secondaries, config.request.len()) {
@@ -293,11 +321,29 @@ fn is_for(page: &PrincipalPage, config: &Config) -> Result<(), Failure> {
     Err(Failure::internal("take over principal.page", &found))
 }
 
+fn settings(config: &Config) -> Settings {
+    Settings { max_jobs: config.max_jobs, claim_within: config.claim_within, grace: config.watchdog.grace }
+}
+
 /// What is announced, else the first address that is listened on.
 fn host(config: &Config) -> Host {
     let first = config.listen.tcp().next().map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip());
     let announced = config.announce.as_deref().and_then(Host::parse);
     announced.unwrap_or(Host::Address(listener::reachable_host(first)))
+}
+
+/// The slots, with nobody in them.
+fn take_slots(
+    inheritance: &mut Inheritance,
+    config: &Config,
+    tables: Vec<File>,
+) -> Result<Vec<Slot>, Failure> {
+    let of_slot = config.request.len() * config.listen.hosts().len();
+    let slot = |table| {
+        let listeners = (0..of_slot).map(|_| inheritance.take().map(StdListener::from));
+        Ok(Slot { listeners: listeners.collect::<Result<_, _>>()?, ..Slot::new(table) })
+    };
+    tables.into_iter().map(slot).collect()
 }
 
 fn take_listener(
@@ -325,6 +371,10 @@ impl Role for Principal {
     type Key = Key;
 
     fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: Signal) {
+        if self.leaving.is_under_way() {
+            self.on_signal_while_leaving(reactor, signal);
+            return;
+        }
         match signal {
             Signal::USR1 => {
                 let Self { liveness, core, .. } = self;
@@ -336,7 +386,10 @@ impl Role for Principal {
         }
     }
 
-    fn on_ready(&mut self, reactor: &mut Handle<Key>, _: SourceId, key: Key, ready: Ready) -> Progress {
+    fn on_ready(&mut self, reactor: &mut Handle<Key>, id: SourceId, key: Key, ready: Ready) -> Progress {
+        if self.leaving.is_under_way() {
+            return self.on_ready_while_leaving(reactor, id, key, ready);
+        }
         match key {
             Key::Listener(index) => self.accept(reactor, index),
             Key::Client(key) => self.on_client(reactor, key, ready),
@@ -357,14 +410,24 @@ impl Role for Principal {
                 self.core.handle_watchdog_died(reactor.now());
                 Progress::Drained
             }
+            Key::Channel => self.on_channel(reactor),
+            Key::Successor => Progress::Drained,
         }
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.timers.next().into_iter().chain(self.core.poll_timeout()).min()
+        if self.leaving.is_under_way() {
+            return self.leaving.deadline();
+        }
+        let leaving = self.leaving.deadline().into_iter();
+        leaving.chain(self.timers.next()).chain(self.core.poll_timeout()).min()
     }
 
     fn on_deadline(&mut self, reactor: &mut Handle<Key>) {
+        if self.leaving.is_under_way() {
+            self.on_deadline_while_leaving(reactor);
+            return;
+        }
         // One that is armed again at once waits for the next turn: others come in between.
         for _ in 0..self.timers.len() {
             let Some(timer) = self.timers.pop_due(reactor.now()) else {
@@ -388,6 +451,9 @@ impl Role for Principal {
     }
 
     fn settle(&mut self, reactor: &mut Handle<Key>) {
+        if self.leaving.is_under_way() {
+            return;
+        }
         self.carry_out(reactor);
         self.serve_waiting(reactor);
         self.let_in(reactor.now());
@@ -397,5 +463,6 @@ impl Role for Principal {
         self.answer_clients(reactor);
         self.make_room(reactor);
         self.tell_connections();
+        self.leave_if_asked(reactor);
     }
 }

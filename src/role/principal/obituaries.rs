@@ -75,9 +75,9 @@ impl Principal {
 
     fn publish(&self, mut obituary: Obituary, exit: Exit, expected: bool) {
         if exit == Exit::Unknown {
-            // A dead principal's: the watchdog reaps it and writes the obituary.
+            // Another principal's: the watchdog reaps it and writes the obituary.
             let Obituary { name, pid, jobs, .. } = obituary;
-            log::info!("{name} (pid {pid}) has drained; {jobs} jobs failed with it");
+            log::info!("{name} (pid {pid}) has ended; {jobs} jobs failed with it");
             return;
         }
         let stopping = self.kills_all && exit == Exit::Signal(Signal::KILL.as_raw());

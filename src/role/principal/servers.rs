@@ -6,19 +6,20 @@ use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Admission;
 use crate::core::job::{Incarnation, Job};
 use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::slots::Action;
-use crate::exit::Failure;
 use crate::os::fifo::{self, Reader, Writer};
 use crate::os::pidfd::Pidfd;
 use crate::os::proc;
 use crate::os::reactor::{Handle, Progress};
 use crate::os::rundir;
 use crate::page::record::Condition;
-use crate::page::secondary::{Introduced, SecondaryPage, introduced};
+use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, PageError};
 use crate::role::launch;
 use crate::role::principal::kills::Blocked;
@@ -35,7 +36,7 @@ const RECONCILED_AT_A_PROBE: usize = 16;
 const MAX_UNINVITED: usize = 1024;
 
 /// Somebody who came to a secondary without a job.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Uninvited {
     slot: usize,
     kind: TypeIndex,
@@ -47,81 +48,6 @@ pub struct Uninvited {
 type Remains = (SecondaryPage, Reader, Writer);
 
 impl Principal {
-    /// Finds out who of a dead principal's secondaries lives, and goes on from there.
-    pub(super) fn take_over(&mut self, reactor: &mut Handle<Key>) -> Result<(), Failure> {
-        // The watchdog may have met nobody for a while, and a dead principal's page names one in
-        // each slot: whoever drains there, too, has its own page.
-        let pages = self.rundir.pages().or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            _ => Err(Failure::internal("list the runtime directory", &error)),
-        })?;
-        let introduced = introduced(pages).map_err(|error| Failure::internal("find secondaries", &error))?;
-        let mut living = Vec::new();
-        for slot in 0..self.slots.len() {
-            self.adopt_living(reactor, slot, &introduced)?;
-            let predecessors = self.slots[slot].predecessors.iter();
-            living.push(predecessors.map(|predecessor| predecessor.incarnation).collect());
-        }
-        self.core.handle_takeover(reactor.now(), living);
-        self.end_families_of_departed(reactor);
-        self.carry_out(reactor);
-        Ok(())
-    }
-
-    fn adopt_living(
-        &mut self,
-        reactor: &mut Handle<Key>,
-        slot: usize,
-        introduced: &[Introduced],
-    ) -> Result<(), Failure> {
-        let number = number(slot);
-        let last = self.page().slot(number);
-        if let Ok(page) = SecondaryPage::attach(&self.rundir.secondary_page(number), Access::ReadOnly) {
-            self.slots[slot].counts = page.counts();
-        }
-        let watched: Vec<(Incarnation, u32, u64)> = self
-            .liveness
-            .watchdog_page()
-            .watched()
-            .filter(|watched| watched.name == Name::secondary(number, watched.name.incarnation))
-            .map(|watched| (watched.name.incarnation, watched.pid, watched.start_time))
-            .chain([(last.incarnation, last.pid, last.start_time)])
-            .chain(introduced.iter().filter(|known| known.name.slot == number).map(Introduced::as_watched))
-            .collect();
-        for (incarnation, pid, start_time) in watched {
-            if self.slots[slot].predecessors.iter().any(|known| known.incarnation == incarnation) {
-                continue;
-            }
-            match Pidfd::of_process(pid, start_time) {
-                Ok(pidfd) => {
-                    if incarnation == last.incarnation {
-                        self.retire_files(slot, incarnation);
-                    }
-                    self.adopt(reactor, slot, incarnation, pidfd);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                // Whoever it is must not be taken for dead: the next principal may see it.
-                Err(error) => return Err(Failure::internal(&format!("look for pid {pid}"), &error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Watches a draining predecessor: its doorbells and its end.
-    fn adopt(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation, mut pidfd: Pidfd) {
-        let path = self.rundir.from_predecessor(number(slot), incarnation);
-        let tube = Reader::open(&path).ok().map(|mut tube| {
-            watch_tube(reactor, &mut tube, slot, incarnation);
-            tube
-        });
-        watch_end(reactor, &mut pidfd, slot, incarnation);
-        let page = self.rundir.predecessor_page(number(slot), incarnation);
-        let page = SecondaryPage::attach(&page, Access::ReadOnly).ok();
-        let page = page.filter(|page| page.record().incarnation == incarnation);
-        let predecessor = Predecessor { incarnation, pidfd, tube, page, killed: None };
-        self.slots[slot].predecessors.push(predecessor);
-    }
-
     /// Does what the core says.
     pub(super) fn carry_out(&mut self, reactor: &mut Handle<Key>) {
         while let Some(action) = self.core.poll_action() {
@@ -228,7 +154,7 @@ impl Principal {
         inheritance.extend(self.slots[slot].listeners.iter().map(TcpListener::as_fd));
         let sheet = self.sheet.for_secondary(number, incarnation);
         let page = SecondaryPage::attach(&theirs[1], Access::ReadOnly).map_err(|error| error.to_string())?;
-        let mut pidfd = launch::spawn(&sheet, self.liveness.watchdog(), &inheritance)
+        let mut pidfd = launch::spawn(None, &sheet, self.liveness.watchdog(), &inheritance)
             .map_err(|error| error.to_string())?;
         watch_end(reactor, &mut pidfd, slot, incarnation);
         watch_tube(reactor, &mut tube, slot, incarnation);
@@ -266,7 +192,7 @@ impl Principal {
         self.retire_files(slot, incarnation);
     }
 
-    fn retire_files(&self, slot: usize, incarnation: Incarnation) {
+    pub(super) fn retire_files(&self, slot: usize, incarnation: Incarnation) {
         let number = number(slot);
         if let Err(error) = self.rundir.retire_secondary(number, incarnation) {
             log::warn!("secondary {number}: cannot rename its files: {error}");
@@ -487,13 +413,18 @@ impl Principal {
     }
 }
 
-fn watch_end(reactor: &mut Handle<Key>, pidfd: &mut Pidfd, slot: usize, incarnation: Incarnation) {
+pub(super) fn watch_end(reactor: &mut Handle<Key>, pidfd: &mut Pidfd, slot: usize, incarnation: Incarnation) {
     if let Err(error) = pidfd.watch(reactor, Key::Ended(slot, incarnation)) {
         log::error!("cannot watch pid {}: {error}", pidfd.pid());
     }
 }
 
-fn watch_tube(reactor: &mut Handle<Key>, tube: &mut Reader, slot: usize, incarnation: Incarnation) {
+pub(super) fn watch_tube(
+    reactor: &mut Handle<Key>,
+    tube: &mut Reader,
+    slot: usize,
+    incarnation: Incarnation,
+) {
     if let Err(error) = tube.watch(reactor, Key::Tube(slot, incarnation)) {
         log::error!("cannot watch a tube: {error}");
     }

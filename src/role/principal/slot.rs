@@ -70,6 +70,12 @@ impl Slot {
         }
     }
 
+    /// Whether that incarnation serves or drains here.
+    pub fn is_home_of(&self, incarnation: Incarnation) -> bool {
+        self.current.iter().any(|server| server.incarnation == incarnation)
+            || self.predecessors.iter().any(|server| server.incarnation == incarnation)
+    }
+
     /// Whether that incarnation has told in its page that it leaves for its age.
     pub fn has_recycled(&self, incarnation: Incarnation) -> bool {
         let current = self.current.iter().map(|server| (server.incarnation, &server.page));

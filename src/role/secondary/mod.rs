@@ -9,6 +9,7 @@ mod linger;
 mod messages;
 mod runs;
 mod strays;
+mod surroundings;
 mod worker;
 
 use rustix::process::Signal;
@@ -23,7 +24,7 @@ use crate::core::job::{End, Reason};
 use crate::core::moment::Moment;
 use crate::core::name::Role as TreeRole;
 use crate::core::recycling::{Recycling, Worn};
-use crate::core::service::{Action, Departure, Service, Settings, Surroundings};
+use crate::core::service::{Action, Departure, Service, Settings};
 use crate::core::timers::Timers;
 use crate::core::undecided::Undecided;
 use crate::exit::{Code, Failure};
@@ -114,6 +115,8 @@ struct Secondary {
     config: Config,
     /// The principal that started us.
     parent: u32,
+    /// The end of a principal that had handed over was told to us by SIGTERM, and is no affair of ours.
+    was_handed_over: bool,
     liveness: Liveness,
     page: SecondaryPage,
     service: Service<JobTable>,
@@ -186,6 +189,7 @@ impl Secondary {
             handlers,
             service: Service::new(table, sheet.incarnation, settings(&sheet.config, reactor.now())),
             parent: sheet.parent,
+            was_handed_over: false,
             config: sheet.config,
             liveness,
             page,
@@ -283,17 +287,6 @@ impl Secondary {
             log::warn!("cannot read the tube: {error}");
             Progress::Drained
         })
-    }
-
-    fn is_orphan(&self) -> bool {
-        process::parent_pid() != self.parent
-    }
-
-    fn surroundings(&self) -> Surroundings {
-        Surroundings {
-            is_orphan: self.is_orphan() || self.liveness.watchdog().has_ended(),
-            is_stopping: self.liveness.watchdog_page().is_stopping(),
-        }
     }
 
     fn obey(&mut self, reactor: &mut Handle<Key>, order: Order) {
@@ -414,7 +407,7 @@ impl Role for Secondary {
                 self.measure();
             }
             Signal::CHILD => self.reap(reactor),
-            Signal::TERM => self.service.handle_term(reactor.now(), self.surroundings()),
+            Signal::TERM => self.on_sigterm(reactor.now()),
             _ => {}
         }
     }

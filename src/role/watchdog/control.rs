@@ -125,20 +125,20 @@ impl Watchdog {
             }
             Ok(_) if self.tasks.of(client) >= MAX_REQUESTS => {
                 let why = format!("{MAX_REQUESTS} requests of this tool are not done yet: no more at once");
-                self.answer_tool(client, &Answer::Error(why));
+                self.answer_tool(Some(client), &Answer::Error(why));
             }
-            Ok(request) => {
-                if let Some(before) = self.tasks.push(client, request) {
-                    let progress = format!("waits for its turn after \"{before}\"");
-                    self.answer_tool(client, &Answer::Progress(progress));
-                }
-            }
-            Err(why) => self.answer_tool(client, &Answer::Error(why)),
+            Ok(request) => self.push_task(Some(client), request),
+            Err(why) => self.answer_tool(Some(client), &Answer::Error(why)),
         }
     }
 
-    pub(super) fn answer_tool(&mut self, client: SourceId, answer: &Answer) {
-        self.say_to_tool(client, &answer.to_string());
+    /// Answers a tool, or whoever sent a signal.
+    pub(super) fn answer_tool(&mut self, client: Option<SourceId>, answer: &Answer) {
+        match (client, answer) {
+            (Some(client), answer) => self.say_to_tool(client, &answer.to_string()),
+            (None, Answer::Progress(text) | Answer::Done(text)) => log::info!("reload: {text}"),
+            (None, Answer::Error(why)) => log::error!("reload: {why}"),
+        }
     }
 
     fn say_to_tool(&mut self, client: SourceId, line: &str) {

@@ -36,7 +36,7 @@ impl Watchdog {
         if now < self.next_look_at_directory {
             return;
         }
-        self.next_look_at_directory = now + self.config.watchdog.period;
+        self.next_look_at_directory = now + self.force.config.watchdog.period;
         let seen = self.rundir.seen().ok();
         let same = self.seen_directory.filter(|looked| Some(looked.seen) == seen);
         if self.tree.is_stopping() || same.is_some_and(|looked| looked.is_final) {

@@ -20,7 +20,7 @@ impl Watchdog {
     /// whether all that it lists could be taken under supervision or are gone.
     pub(super) fn look_at_slots(&mut self, reactor: &mut Handle<Key>) -> bool {
         let mut all_seen = true;
-        for number in 1..=self.config.secondaries {
+        for number in 1..=self.force.config.secondaries {
             let slot = self.principal_page.slot(number);
             if !matches!(slot.occupied, Occupied::Starting | Occupied::Ready) {
                 continue;
@@ -85,11 +85,13 @@ impl Watchdog {
         match (page, orders) {
             (Ok(page), Ok(orders)) => {
                 self.supervise(reactor, name, pidfd, slot.start_time, Some(page), Some(orders));
+                self.tree.handle_started(reactor.now(), name);
                 true
             }
             (page, orders) if is_missing(&page, &orders) => {
                 log::warn!("somebody removed the files of {name}: it will be replaced");
                 self.supervise(reactor, name, pidfd, slot.start_time, None, None);
+                self.tree.handle_started(reactor.now(), name);
                 true
             }
             (page, orders) => {

@@ -8,13 +8,14 @@ mod directory;
 mod heirlooms;
 mod meeting;
 mod obituaries;
+mod principals;
 mod privileges;
 mod processes;
+mod reload;
 mod start;
 mod tasks;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
+use crate::os::channel::Channel;
 use crate::os::fifo::READABLE;
 use crate::os::log::{Lines, Recurrence};
 use crate::os::pidfd::{self, Pidfd};
@@ -37,19 +39,25 @@ use crate::os::rundir::{Lock, Rundir};
 use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
+use crate::wire::control::Request;
 
 use bind::Bound;
 use control::ControlClient;
 use directory::Look;
 use heirlooms::Heirlooms;
 use processes::Process;
+use reload::{Force, Outcome, Reload};
 use tasks::Tasks;
+
+pub use reload::Sources;
 
 /// What the reactor gives back with an event.
 #[derive(Clone, Copy, Debug)]
 enum Key {
     /// A supervised process has ended.
     Ended(Name),
+    /// A principal says something.
+    Channel(Name),
     /// The Unix socket `control`.
     Control,
     /// A connection to it, by its place in the slab.
@@ -69,7 +77,12 @@ struct Places {
 }
 
 struct Watchdog {
-    config: Config,
+    /// What principals are started with.
+    force: Force,
+    sources: Sources,
+    reload: Option<Reload>,
+    /// How the last one ended, for whoever asked for it.
+    reload_outcome: Option<Outcome>,
     rundir: Rundir,
     lock: Lock,
     /// The runtime directory when it was last found whole.
@@ -88,15 +101,14 @@ struct Watchdog {
     /// The pages, to hand to principals.
     heirlooms: Heirlooms,
     bound: Bound,
-    places: Places,
     tree: Tree,
     processes: Vec<Process>,
     /// Secondaries that have ended and that their principal is to reap, the last first.
     departed: VecDeque<Obituary>,
     /// A pidfd of this very process, for children to watch.
     me: Pidfd,
-    /// Our end of the descriptor channel to the principal; new for each of them.
-    channel: Option<OwnedFd>,
+    /// Our end of the channel to the principal; new for each of them.
+    channel: Option<Channel>,
     /// The state of the principal's table of slots when it was last looked through.
     seen_changes: Option<u64>,
     control: (UnixListener, SourceId),
@@ -113,14 +125,14 @@ struct Watchdog {
 ///
 /// # Errors
 /// A [`Failure`] where it cannot start.
-pub fn run(config: Config) -> Result<ExitCode, Failure> {
+pub fn run(config: Config, sources: Sources) -> Result<ExitCode, Failure> {
     crate::os::log::init("watchdog");
     process::set_name(c"osps-watchdog");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[Signal::USR2, Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     process::become_subreaper().map_err(|error| Failure::internal("become a subreaper", &error))?;
-    let mut watchdog = Watchdog::start(config, reactor.handle())?;
+    let mut watchdog = Watchdog::start(config, sources, reactor.handle())?;
     reactor.run(&mut watchdog).map_err(|error| Failure::internal("run the event loop", &error))?;
     watchdog.finish();
     Ok(watchdog.exit.into())
@@ -142,7 +154,8 @@ impl Watchdog {
     /// secondary leaves one of which nobody knows, and which may be stopped.
     fn kill_unknown_children(&self) -> Vec<Pidfd> {
         let known = |pid: &u32| self.processes.iter().any(|process| process.pid() == *pid);
-        let unknown = proc::children_of_same_program().into_iter().filter(|pid| !known(pid));
+        let unknown =
+            proc::children_of_same_program(&self.other_programs()).into_iter().filter(|pid| !known(pid));
         let orphans: Vec<Pidfd> = unknown.filter_map(|pid| Pidfd::of_child(pid).ok()).collect();
         for orphan in &orphans {
             if !orphan.has_ended() {
@@ -159,6 +172,7 @@ impl Watchdog {
         let how = if self.tree.is_stopping() { "at once" } else { "gracefully" };
         log::info!("stopping {how}: {who}");
         self.page.set_stopping(true);
+        self.give_up_reload(reactor, "the system stops");
         self.tree.handle_stop(reactor.now());
     }
 
@@ -189,7 +203,7 @@ impl Role for Watchdog {
             Signal::CHILD => self.reap_children(reactor),
             Signal::TERM => self.ask_to_stop(reactor, "SIGTERM"),
             Signal::INT => self.ask_to_stop(reactor, "SIGINT"),
-            Signal::HUP => log::warn!("SIGHUP: this version cannot reload; nothing was changed"),
+            Signal::HUP => self.push_task(None, Request::Reload),
             _ => {}
         }
     }
@@ -200,6 +214,7 @@ impl Role for Watchdog {
                 self.on_ended(reactor, name);
                 Progress::Drained
             }
+            Key::Channel(name) => self.on_channel(reactor, name),
             Key::Control => self.accept_control(reactor),
             Key::ControlClient(key) => self.on_control_client(reactor, key),
         }
@@ -223,6 +238,6 @@ impl Role for Watchdog {
         while let Some(action) = self.tree.poll_action() {
             self.carry_out(reactor, action);
         }
-        self.tend_tasks(reactor.now());
+        self.tend_tasks(reactor);
     }
 }

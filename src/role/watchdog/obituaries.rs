@@ -16,14 +16,19 @@ impl Watchdog {
     pub(super) fn remember(&mut self, process: &Process, exit: Exit, now: Moment) {
         let mut obituary = process.obituary(Some(exit), now);
         if obituary.name.role == Role::Principal {
-            let open = (1..=self.config.secondaries).map(|slot| self.principal_page.slot(slot).open);
+            let open = (1..=self.force.config.secondaries).map(|slot| self.principal_page.slot(slot).open);
             obituary.jobs = open.fold(0, u64::wrapping_add);
         }
+        let has_handed_over = obituary.name.role == Role::Principal
+            && self.principal_page.has_handed_over(obituary.name.incarnation);
         if exit == Exit::Unknown {
             self.note_departed(obituary);
             return;
         }
-        let expected = self.tree.is_stopping() || self.tree.is_draining(obituary.name);
+        // Its principal, who would know, may have left before it.
+        obituary.recycled = exit == Exit::Code(0) && process.has_recycled();
+        let is_leaving = self.tree.is_stopping() || self.tree.is_draining(obituary.name);
+        let expected = is_leaving || has_handed_over;
         self.publish(&obituary, expected && exit == Exit::Code(0));
     }
 
@@ -47,6 +52,9 @@ impl Watchdog {
     fn publish(&self, obituary: &Obituary, expected: bool) {
         let level = if expected { log::Level::Info } else { log::Level::Warn };
         log::log!(level, "{obituary}");
+        if obituary.recycled {
+            return;
+        }
         self.page.obituaries().push(obituary);
     }
 }

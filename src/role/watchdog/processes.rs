@@ -1,10 +1,7 @@
 //! The supervised processes: what the tree decides about them is done here.
 
-use std::fs::File;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 
 use crate::core::moment::{Moment, nanos};
@@ -12,16 +9,14 @@ use crate::core::name::{Name, Role};
 use crate::core::supervision::{Act, Evidence, Reason, RunState};
 use crate::core::tree::Action;
 use crate::exit::Code;
+use crate::os::clock;
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc::{self, CpuClock};
 use crate::os::reactor::Handle;
-use crate::os::rundir;
-use crate::os::{clock, fifo};
 use crate::page::obituary::{Condition as KillCondition, Obituary};
 use crate::page::record::{Condition, Record};
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{RecordIndex, Verdict};
-use crate::role::launch::{self, Sheet};
 use crate::role::watchdog::{Key, Watchdog};
 use crate::wire::order::Order;
 
@@ -63,6 +58,14 @@ impl Process {
     /// Whether it has ended and the reactor, which could not watch it, will never tell.
     fn has_ended_unheard(&self) -> bool {
         !self.pidfd.is_watched() && self.pidfd.has_ended()
+    }
+
+    /// Whether it has told that it leaves in its own time.
+    pub fn has_recycled(&self) -> bool {
+        self.page.as_ref().is_some_and(|page| {
+            let record = page.record();
+            record.incarnation == self.name.incarnation && record.condition == Condition::Recycling
+        })
     }
 
     /// What is to be remembered of it, should it end now.
@@ -193,7 +196,6 @@ impl Watchdog {
             killed: None,
             pidfd,
         });
-        self.tree.handle_started(reactor.now(), name);
     }
 
     /// Does what the tree says.
@@ -258,59 +260,6 @@ impl Watchdog {
             }
             Act::Kill(reason) => self.kill(index, reason, reactor.now()),
         }
-    }
-
-    fn start_principal(&mut self, reactor: &mut Handle<Key>, name: Name) {
-        match self.spawn_principal(name) {
-            Ok((pidfd, orders)) => {
-                let start_time = proc::stat(pidfd.pid()).map_or(0, |stat| stat.start_time);
-                if name.incarnation > 1 {
-                    self.page.count_principal_restart();
-                }
-                self.supervise(reactor, name, pidfd, start_time, None, Some(orders));
-            }
-            Err(error) => {
-                if self.start_trouble.is_news(reactor.now()) {
-                    log::error!("cannot start {name}: {error}");
-                }
-                self.tree.handle_start_failed(reactor.now());
-            }
-        }
-    }
-
-    fn spawn_principal(&mut self, name: Name) -> std::io::Result<(Pidfd, std::fs::File)> {
-        self.rundir.restore()?;
-        self.heirlooms.restore_headers(&self.principal_page)?;
-        let path = self.rundir.principal_orders();
-        rundir::remove(&path)?;
-        fifo::create(&path)?;
-        let (orders, their_orders) = (fifo::open_end(&path)?, fifo::open_end(&path)?);
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let sheet = Sheet {
-            slot: 0,
-            incarnation: name.incarnation,
-            config: self.config.clone(),
-            rundir: self.rundir.path().to_owned(),
-            watchdog: std::process::id(),
-            parent: std::process::id(),
-            ports: self.bound.ports().to_vec(),
-            parking_places: self.places.parking,
-            resting: self.resting.iter().copied().collect(),
-            open_files: self.places.open_files,
-        };
-        let heirlooms = &self.heirlooms;
-        let mut inheritance = vec![
-            heirlooms.watchdog_page.as_fd(),
-            their_orders.as_fd(),
-            heirlooms.principal_page.as_fd(),
-            theirs.as_fd(),
-        ];
-        inheritance.extend(heirlooms.tables.iter().map(File::as_fd));
-        inheritance.extend(self.bound.listeners());
-        let pidfd = launch::spawn(&sheet, &self.me, &inheritance)?;
-        self.channel = Some(ours);
-        Ok((pidfd, orders))
     }
 
     /// Writes the number, then rings: who is woken finds it.
@@ -418,6 +367,9 @@ impl Watchdog {
         // Its successor will look at it.
         self.page.restore_header();
         self.page.set_stopping(self.tree.is_stopping());
+        if name.role == Role::Principal && self.is_succeeded(reactor, name, exit) {
+            return;
+        }
         let cannot_start = matches!(exit, Exit::Code(code) if Code::means_cannot_start(code));
         self.tree.handle_exited(reactor.now(), name, cannot_start);
     }
@@ -432,7 +384,7 @@ impl Watchdog {
             }
             Role::Secondary => {
                 let ports = &self.bound.ports()[usize::from(name.slot) - 1];
-                let requests = self.config.request.iter().zip(ports);
+                let requests = self.force.config.request.iter().zip(ports);
                 let ports: Vec<String> =
                     requests.map(|(request, port)| format!("{} {port}", request.name)).collect();
                 format!("secondary {} pid {pid}: ready, {}", name.slot, ports.join(", "))
@@ -442,6 +394,9 @@ impl Watchdog {
             log::info!("{line}");
         }
         self.announce(&line);
+        if name.role == Role::Principal {
+            self.reload_has_come_true(name, pid);
+        }
     }
 
     fn set_verdict(&self, index: usize, verdict: Verdict) {
@@ -451,10 +406,7 @@ impl Watchdog {
     }
 
     pub(super) fn order_principal(&mut self, order: Order) {
-        let principals = self.processes.iter().position(|process| process.name.role == Role::Principal);
-        if let Some(index) = principals {
-            self.order(index, order);
-        }
+        self.order_by_name(self.tree.principal(), order);
     }
 
     fn order_by_name(&mut self, name: Name, order: Order) {

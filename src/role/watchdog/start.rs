@@ -28,6 +28,7 @@ use crate::role::watchdog::bind::Bound;
 use crate::role::watchdog::directory::{listen_for_tools, rundir_failure, write_pid};
 use crate::role::watchdog::heirlooms::Heirlooms;
 use crate::role::watchdog::privileges;
+use crate::role::watchdog::reload::{Force, Sources};
 use crate::role::watchdog::tasks::Tasks;
 use crate::role::watchdog::{Key, Places, Watchdog};
 
@@ -47,13 +48,17 @@ const FEWEST_CLIENTS: u64 = 16;
 
 impl Watchdog {
     /// Everything up to the first start of the principal, which the tree asks for.
-    pub(super) fn start(config: Config, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
+    pub(super) fn start(
+        config: Config,
+        sources: Sources,
+        reactor: &mut Handle<Key>,
+    ) -> Result<Self, Failure> {
         let identity = config.identity().map_err(|error| Failure::new(Code::Config, error))?;
         let user = identity.as_ref().map(|identity| identity.uid);
         let rundir = Rundir::prepare(&config.runtime_dir, user).map_err(rundir_failure)?;
         let lock = take_lock(&rundir)?;
         let before = privileges::take_back(&rundir)?;
-        let set_up = Self::set_up_alone(config, identity, &rundir, lock, reactor);
+        let set_up = Self::set_up_alone((config, sources), identity, &rundir, lock, reactor);
         set_up.inspect_err(|_| {
             // Somebody may still be at work there, or start there again.
             let _ = before.map(|owner| rundir.give(owner));
@@ -61,7 +66,7 @@ impl Watchdog {
     }
 
     fn set_up_alone(
-        mut config: Config,
+        (mut config, sources): (Config, Sources),
         identity: Option<Identity>,
         rundir: &Rundir,
         lock: Lock,
@@ -71,7 +76,8 @@ impl Watchdog {
         let places = Places { parking: fit_descriptor_limit(&mut config)?, open_files };
         let after_crash = clean_up(rundir)?;
         let bound = Bound::bind(&config, after_crash);
-        let set_up = bound.and_then(|bound| Self::set_up((config, places), rundir, lock, bound, reactor));
+        let force = Force { config, places, program: None };
+        let set_up = bound.and_then(|bound| Self::set_up((force, sources), rundir, lock, bound, reactor));
         let set_up = set_up.and_then(|watchdog| {
             identity.map_or(Ok(()), |identity| watchdog.give_up_root(&identity)).map(|()| watchdog)
         });
@@ -82,18 +88,19 @@ impl Watchdog {
     }
 
     fn set_up(
-        (config, places): (Config, Places),
+        (force, sources): (Force, Sources),
         rundir: &Rundir,
         lock: Lock,
         bound: Bound,
         reactor: &mut Handle<Key>,
     ) -> Result<Self, Failure> {
+        let config = &force.config;
         let now = reactor.now();
         let pid = std::process::id();
         let stat = proc::stat(pid).map_err(|error| Failure::internal("read /proc/self/stat", &error))?;
         write_pid(rundir)?;
         let (page, principal_page) =
-            create_pages(&config, rundir, &bound).map_err(|error| Failure::new(Code::CannotCreate, error))?;
+            create_pages(config, rundir, &bound).map_err(|error| Failure::new(Code::CannotCreate, error))?;
         let heirlooms = Heirlooms::open(rundir, config.secondaries, config.max_jobs as usize)
             .map_err(|error| Failure::new(Code::CannotCreate, format!("cannot open the pages: {error}")))?;
         page.introduce(pid, stat.start_time, now);
@@ -115,7 +122,6 @@ impl Watchdog {
             principal_page,
             heirlooms,
             bound,
-            places,
             tree,
             processes: Vec::new(),
             departed: VecDeque::new(),
@@ -129,7 +135,10 @@ impl Watchdog {
             resting: BTreeSet::new(),
             announcements: Lines::stdout(),
             exit: Code::Ok,
-            config,
+            force,
+            sources,
+            reload: None,
+            reload_outcome: None,
         };
         let version = env!("CARGO_PKG_VERSION");
         let directory = watchdog.rundir.path().display().to_string();
@@ -295,7 +304,7 @@ fn create_pages(
 /// Raises the descriptor limit, lowers `max_clients` where it does not suffice for all of
 /// them, and refuses to start where it does not even suffice for the servers. Returns how many
 /// connections beyond `max_clients` a principal may accept.
-fn fit_descriptor_limit(config: &mut Config) -> Result<usize, Failure> {
+pub(super) fn fit_descriptor_limit(config: &mut Config) -> Result<usize, Failure> {
     let limit = process::raise_descriptor_limit();
     let slots = u64::from(config.secondaries);
     let types = config.request.len() as u64;

@@ -8,34 +8,48 @@ use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::core::slots::Occupied;
-use crate::os::reactor::SourceId;
-use crate::role::watchdog::Watchdog;
+use crate::os::reactor::{Handle, SourceId};
+use crate::role::watchdog::reload::Reloaded;
+use crate::role::watchdog::{Key, Watchdog};
 use crate::wire::control::{Answer, Level, Request};
 use crate::wire::order::Order;
 
 /// How often a tool is told how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How much longer than a frozen secondary and a slow start may take a new one is waited for.
-const START_MARGIN: Duration = Duration::from_secs(1);
+pub const START_MARGIN: Duration = Duration::from_secs(1);
 
 /// Something that a tool waits for.
 pub struct Task {
-    /// The tool.
-    client: SourceId,
+    /// The tool; `None`: whoever sent a signal, and reads the log.
+    client: Option<SourceId>,
     request: Request,
     /// `None` until it is its turn.
     goal: Option<Goal>,
 }
 
 /// When it is done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Goal {
     /// Another than this one serves the slot.
     Replaced { slot: u16, before: Incarnation, give_up_at: Moment },
     /// Nobody is in the slot. `open`: exchanges under way, as the tool was told last.
     Empty { slot: u16, open: Option<u64>, told_at: Moment },
+    /// A reload has ended, and those whom it replaces have left. `by`: none is told before the new principal serves.
+    Reloaded { by: Option<Renewal> },
     /// Every server has answered a probe since.
     Heard { since: Moment },
+}
+
+/// Secondaries are replaced one after another.
+#[derive(Debug)]
+struct Renewal {
+    /// The pid of the new principal.
+    principal: u32,
+    all: usize,
+    left: Vec<(u16, Incarnation)>,
+    told_at: Moment,
+    give_up_at: Moment,
 }
 
 /// The tasks of all tools, in their order.
@@ -44,7 +58,7 @@ pub struct Tasks(Vec<Task>);
 
 impl Tasks {
     /// It will have its turn. Returns for what it has to wait first.
-    pub fn push(&mut self, client: SourceId, request: Request) -> Option<Request> {
+    pub fn push(&mut self, client: Option<SourceId>, request: Request) -> Option<Request> {
         let before = self.0.iter().rev().map(|task| task.request).find(|&before| collide(before, request));
         self.0.push(Task { client, request, goal: None });
         before
@@ -52,12 +66,12 @@ impl Tasks {
 
     /// What a tool waits for.
     pub fn of(&self, client: SourceId) -> usize {
-        self.0.iter().filter(|task| task.client == client).count()
+        self.0.iter().filter(|task| task.client == Some(client)).count()
     }
 
     /// A tool has gone.
     pub fn forget(&mut self, client: SourceId) {
-        self.0.retain(|task| task.client != client);
+        self.0.retain(|task| task.client != Some(client));
     }
 }
 
@@ -68,22 +82,27 @@ fn collide(one: Request, other: Request) -> bool {
             one == other
         }
         (Request::Log(_), Request::Log(_)) => true,
-        _ => false,
+        (Request::Reload, Request::Reload | Request::Restart(_) | Request::Drain(_))
+        | (Request::Restart(_) | Request::Drain(_), Request::Reload) => true,
+        (Request::Stop, _) | (_, Request::Stop) | (Request::Log(_), _) | (_, Request::Log(_)) => false,
     }
 }
 
 impl Watchdog {
     /// Begins what has its turn, and tells of what is done.
-    pub(super) fn tend_tasks(&mut self, now: Moment) {
+    pub(super) fn tend_tasks(&mut self, reactor: &mut Handle<Key>) {
+        let now = reactor.now();
         if self.tasks.0.is_empty() {
             return;
         }
         let mut left: Vec<Task> = Vec::new();
         for Task { client, request, goal } in std::mem::take(&mut self.tasks.0) {
-            let has_turn = !left.iter().any(|before| collide(before.request, request));
+            // Whoever asked for a reload may have gone before its end.
+            let is_free = !self.is_reloading() || matches!(request, Request::Log(_));
+            let has_turn = is_free && !left.iter().any(|before| collide(before.request, request));
             let goal = match goal {
                 _ if self.tree.is_stopping() => Err("the system stops".to_owned()),
-                None if has_turn => self.begin(now, client, request).map(Some),
+                None if has_turn => self.begin(reactor, client, request).map(Some),
                 goal => Ok(goal),
             };
             let answer = match goal {
@@ -101,9 +120,28 @@ impl Watchdog {
         self.tasks.0 = left;
     }
 
-    fn begin(&mut self, now: Moment, client: SourceId, request: Request) -> Result<Goal, String> {
-        log::info!("a tool asks: {request}");
+    /// A tool, or a signal, asks for something.
+    pub(super) fn push_task(&mut self, client: Option<SourceId>, request: Request) {
+        if let Some(before) = self.tasks.push(client, request) {
+            let progress = format!("waits for its turn after \"{before}\"");
+            self.answer_tool(client, &Answer::Progress(progress));
+        }
+    }
+
+    fn begin(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        client: Option<SourceId>,
+        request: Request,
+    ) -> Result<Goal, String> {
+        let now = reactor.now();
+        log::info!("{}: {request}", if client.is_some() { "a tool asks" } else { "a signal asks" });
         match request {
+            Request::Reload => {
+                self.begin_reload(reactor)?;
+                self.answer_tool(client, &Answer::Progress("a new principal is started".to_owned()));
+                Ok(Goal::Reloaded { by: None })
+            }
             Request::Stop => Err("stop has no turn".to_owned()),
             Request::Restart(slot) => {
                 self.is_slot(slot)?;
@@ -116,7 +154,7 @@ impl Watchdog {
                     None => format!("secondary {slot} is started"),
                 };
                 self.answer_tool(client, &Answer::Progress(progress));
-                let times = &self.config.watchdog;
+                let times = &self.force.config.watchdog;
                 let give_up_at =
                     now + times.kill_after + times.period * 2 + times.start_within + START_MARGIN;
                 Ok(Goal::Replaced { slot, before, give_up_at })
@@ -127,7 +165,7 @@ impl Watchdog {
                     let name = self.serving(other).filter(|_| !self.resting.contains(&other));
                     name.and_then(|name| self.tree.state(name)).is_some_and(|state| state.is_healthy())
                 };
-                if !(1..=self.config.secondaries).any(|other| other != slot && serves(other)) {
+                if !(1..=self.force.config.secondaries).any(|other| other != slot && serves(other)) {
                     return Err(format!("no other slot than {slot} serves now: \"osps stop\" ends all"));
                 }
                 self.resting.insert(slot);
@@ -150,7 +188,7 @@ impl Watchdog {
     }
 
     fn is_slot(&self, slot: u16) -> Result<(), String> {
-        let slots = self.config.secondaries;
+        let slots = self.force.config.secondaries;
         if (1..=slots).contains(&slot) {
             return Ok(());
         }
@@ -158,7 +196,7 @@ impl Watchdog {
     }
 
     /// The answer, where the goal is reached or out of reach.
-    fn look_at_goal(&mut self, now: Moment, client: SourceId, goal: &mut Goal) -> Option<Answer> {
+    fn look_at_goal(&mut self, now: Moment, client: Option<SourceId>, goal: &mut Goal) -> Option<Answer> {
         match goal {
             Goal::Replaced { slot, before, give_up_at } => {
                 // The principal must have heard of it, too: only then is it given jobs.
@@ -193,6 +231,7 @@ impl Watchdog {
                 }
                 None
             }
+            Goal::Reloaded { by } => self.look_at_reload(now, client, by),
             Goal::Heard { since } => {
                 let late = self
                     .tree
@@ -201,6 +240,55 @@ impl Watchdog {
                 (late.count() == 0).then(|| Answer::Done("every process knows".to_owned()))
             }
         }
+    }
+
+    fn look_at_reload(
+        &mut self,
+        now: Moment,
+        client: Option<SourceId>,
+        by: &mut Option<Renewal>,
+    ) -> Option<Answer> {
+        let renewal = match by {
+            Some(renewal) => renewal,
+            None => {
+                let Reloaded { pid, inherited } = match self.reload_outcome.take()? {
+                    Ok(reloaded) => reloaded,
+                    Err(why) => return Some(Answer::Error(why)),
+                };
+                self.answer_tool(client, &Answer::Progress(format!("the new principal serves, pid {pid}")));
+                let give_up_at = self.replaced_until(now);
+                by.insert(Renewal {
+                    principal: pid,
+                    all: inherited.len(),
+                    left: inherited,
+                    told_at: now,
+                    give_up_at,
+                })
+            }
+        };
+        let before = renewal.left.len();
+        self.not_replaced(&mut renewal.left);
+        let Renewal { principal, all, left, told_at, give_up_at } = renewal;
+        if left.len() < before {
+            *give_up_at = self.replaced_until(now);
+        }
+        let Some(&(next, incarnation)) = left.first() else {
+            return Some(Answer::Done(format!(
+                "a new principal serves, pid {principal}, and {all} new secondaries"
+            )));
+        };
+        if let Some(slot) = self.given_up(left) {
+            let why = format!(
+                "secondary {slot} says that it cannot start, see the log: the others stay as they are"
+            );
+            return Some(Answer::Error(why));
+        }
+        if left.len() < before && now.since(*told_at) >= TELL_EVERY {
+            *told_at = now;
+            let text = format!("{} of {all} secondaries are new", *all - left.len());
+            self.answer_tool(client, &Answer::Progress(text));
+        }
+        (*give_up_at <= now).then(|| Answer::Error(self.why_not_replaced(next, incarnation)))
     }
 
     fn why_not_replaced(&self, slot: u16, before: Incarnation) -> String {

@@ -284,6 +284,7 @@ impl Machine {
             }
             // Only principals kill for that, and no type has a time limit here.
             Reason::TimeLimit => false,
+            Reason::Dismissed => false,
             Reason::Stopping => {
                 let stops = &self.audit.stops;
                 stops.len() > 1 || over(stops.first().copied(), self.plan.stop_within + MARGIN)
@@ -301,6 +302,7 @@ impl Machine {
             | Reason::Orphaned
             | Reason::Crowded
             | Reason::Stopping
+            | Reason::Dismissed
             | Reason::TimeLimit => {}
         }
     }

@@ -1,0 +1,193 @@
+//! A principal that takes over from another on purpose: it hears what that hands over, and waits until it
+//! has ended.
+
+use std::net::TcpStream as StdTcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::PathBuf;
+
+use mio::net::{TcpStream, UnixStream};
+
+use crate::core::job::{ClientId, Incarnation};
+use crate::core::moment::Moment;
+use crate::core::name::Name;
+use crate::core::slots::{Followed, Household, Occupied};
+use crate::exit::{Code, Failure};
+use crate::os::channel::{Channel, Received};
+use crate::os::fifo::{self, Reader, Writer};
+use crate::os::pidfd::Pidfd;
+use crate::os::reactor::Handle;
+use crate::os::stream::Stream;
+use crate::page::Access;
+use crate::page::secondary::{Introduced, SecondaryPage};
+use crate::role::principal::estate::{HandedOver, Page};
+use crate::role::principal::servers::{Uninvited, watch_end, watch_tube};
+use crate::role::principal::slot::Server;
+use crate::role::principal::{Key, Principal, number};
+use crate::wire::client::Request;
+use crate::wire::succession::Word;
+
+/// What a predecessor has handed over.
+#[derive(Default)]
+pub struct Estate {
+    pub clients: Vec<(HandedOver, OwnedFd)>,
+    pub uninvited: Vec<Uninvited>,
+}
+
+impl Estate {
+    /// Waits for it, and for the word of the watchdog that the predecessor has ended: before the loop
+    /// runs there is nobody else to attend to. Whoever waits too long for us kills us.
+    ///
+    /// # Errors
+    /// A [`Failure`] where the predecessor goes on.
+    pub fn receive(watchdog: &Channel, predecessor: &Channel) -> Result<Self, Failure> {
+        let say = |to: &Channel, word: Word| {
+            let said = to.send(word.to_string().as_bytes(), &[]);
+            said.map_err(|error| Failure::internal(&format!("say \"{word}\""), &error))
+        };
+        say(watchdog, Word::Prepared)?;
+        let hear = |error| Failure::internal("hear what is handed over", &error);
+        let mut estate = Self::default();
+        while let Some((page, descriptors)) = predecessor.receive_frame().map_err(hear)? {
+            match serde_json::from_slice(&page) {
+                Ok(Page::Clients(clients)) if clients.len() == descriptors.len() => {
+                    estate.clients.extend(clients.into_iter().zip(descriptors));
+                    say(predecessor, Word::Heard)?;
+                }
+                Ok(Page::End { clients, uninvited }) if clients == estate.clients.len() as u64 => {
+                    estate.uninvited = uninvited;
+                    say(predecessor, Word::Taken)?;
+                    break;
+                }
+                other => {
+                    let found =
+                        other.map_or_else(|error| error.to_string(), |_| "descriptors are missing".into());
+                    return Err(Failure::internal("understand what is handed over", &found));
+                }
+            }
+        }
+        match watchdog.receive(true).map_err(hear)? {
+            Received::Packet(packet, _) if Word::parse(&packet) == Some(Word::Proceed) => Ok(estate),
+            Received::Packet(..) | Received::End | Received::Nothing => {
+                Err(Failure::new(Code::Unavailable, "the predecessor goes on"))
+            }
+        }
+    }
+}
+
+impl Principal {
+    /// Goes on where a predecessor has stopped: with its clients, and its secondaries.
+    pub(super) fn succeed(&mut self, reactor: &mut Handle<Key>, estate: Estate) -> Result<(), Failure> {
+        let introduced = self.introduced()?;
+        let mut households = Vec::new();
+        for slot in 0..self.slots.len() {
+            households.push(self.take_over_slot(reactor, slot, &introduced)?);
+        }
+        let (mut followed, mut taken) = (Vec::new(), Vec::new());
+        for (client, descriptor) in estate.clients {
+            taken.extend(self.take_over_client(reactor, client, descriptor, &mut followed));
+        }
+        self.core.handle_succession(reactor.now(), households, &followed);
+        self.uninvited = estate.uninvited;
+        self.end_families_of_departed(reactor);
+        self.carry_out(reactor);
+        self.resume_all(reactor, taken);
+        Ok(())
+    }
+
+    /// Who serves the slot goes on, and who drains there is watched.
+    fn take_over_slot(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        slot: usize,
+        introduced: &[Introduced],
+    ) -> Result<Household, Failure> {
+        let last = self.page().slot(number(slot));
+        let serves = matches!(last.occupied, Occupied::Starting | Occupied::Ready);
+        let current = match Pidfd::of_process(last.pid, last.start_time) {
+            Ok(pidfd) if serves => Some(self.adopt_server(reactor, slot, last.incarnation, pidfd)?),
+            _ => None,
+        };
+        let current = current.map(|server| {
+            let incarnation = server.incarnation;
+            self.slots[slot].counts = server.page.counts();
+            self.slots[slot].current = Some(server);
+            (incarnation, last.occupied == Occupied::Ready)
+        });
+        self.adopt_living(reactor, slot, introduced)?;
+        let predecessors = self.slots[slot].predecessors.iter();
+        let predecessors = predecessors.map(|predecessor| predecessor.incarnation).collect();
+        Ok(Household { current, predecessors })
+    }
+
+    fn adopt_server(
+        &self,
+        reactor: &mut Handle<Key>,
+        slot: usize,
+        incarnation: Incarnation,
+        mut pidfd: Pidfd,
+    ) -> Result<Server, Failure> {
+        let number = number(slot);
+        let cannot = |what: &str, error: String| {
+            let name = Name::secondary(number, incarnation);
+            Failure::new(Code::Unavailable, format!("cannot take over {name}: {what}: {error}"))
+        };
+        let open =
+            |path: PathBuf| fifo::open_end(&path).map_err(|error| cannot("its tubes", error.to_string()));
+        let mut tube = Reader::from(open(self.rundir.from_secondary(number))?);
+        let writer = Writer::from(open(self.rundir.to_secondary(number))?);
+        let page = SecondaryPage::attach(&self.rundir.secondary_page(number), Access::ReadOnly)
+            .map_err(|error| cannot("its page", error.to_string()))?;
+        watch_end(reactor, &mut pidfd, slot, incarnation);
+        watch_tube(reactor, &mut tube, slot, incarnation);
+        Ok(Server { incarnation, pidfd, page, tube, writer, killed: None })
+    }
+
+    /// Returns its place, and for whom it waits.
+    fn take_over_client(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        client: HandedOver,
+        descriptor: OwnedFd,
+        followed: &mut Vec<(ClientId, Followed)>,
+    ) -> Option<(usize, Option<(Request, Moment)>)> {
+        let HandedOver { address, is_tcp, counts, conversation, waits, stuck_since, jobs } = client;
+        let stream = if is_tcp {
+            Stream::Tcp(TcpStream::from_std(StdTcpStream::from(descriptor)))
+        } else {
+            Stream::Unix(UnixStream::from_std(StdUnixStream::from(descriptor)))
+        };
+        let Some(conversation) = conversation else {
+            self.receive(reactor, stream, address);
+            return None;
+        };
+        if counts {
+            self.door.crowd.handle_succession(address.into());
+        }
+        let key = self.open_client(reactor, stream, address, conversation, counts)?;
+        let serial = self.clients[key].go_on_being(stuck_since);
+        let id = u32::try_from(key).ok().map(|place| ClientId { place, serial });
+        if let Some(id) = id {
+            followed.extend(jobs.into_iter().map(|job| (id, job)));
+        }
+        Some((key, waits))
+    }
+
+    /// What they have asked for waits on, in its order; what they have sent besides is understood.
+    fn resume_all(&mut self, reactor: &mut Handle<Key>, taken: Vec<(usize, Option<(Request, Moment)>)>) {
+        let (mut waiting, mut others) = (Vec::new(), Vec::new());
+        for (key, waits) in taken {
+            match waits {
+                Some((request, until)) => waiting.push((until, key, request)),
+                None => others.push(key),
+            }
+        }
+        waiting.sort_by_key(|&(until, key, _)| (until, key));
+        for (until, key, request) in waiting {
+            self.wait_until(key, request, until);
+        }
+        for key in others {
+            self.converse(reactor, key);
+        }
+    }
+}
