@@ -66,6 +66,12 @@ enum Command {
     Stop,
     /// Take over a changed configuration and a new program: principal and secondaries are replaced, and no client notices
     Reload,
+    /// Run so many secondaries from now on, until a reload or a start says otherwise; no client notices
+    Scale {
+        /// How many
+        #[arg(value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+        secondaries: u16,
+    },
     /// Replace the secondary of a slot by a new one and wait until that serves; the old one finishes what it has
     Restart {
         /// The number of the secondary, as "osps status" shows it
@@ -163,6 +169,7 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
         }
         Some(Command::Stop) => control::stop(&rundir(&load_for_tools()?)),
         Some(Command::Reload) => ask(Request::Reload),
+        Some(Command::Scale { secondaries }) => ask(Request::Scale(secondaries)),
         Some(Command::Restart { slot }) => ask(Request::Restart(slot)),
         Some(Command::Drain { slot }) => ask(Request::Drain(slot)),
         Some(Command::Log { level }) => ask(Request::Log(level.0)),

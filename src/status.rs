@@ -215,7 +215,10 @@ impl Pages<'_> {
         let requests = names.cloned().zip((0..).map(|kind| self.principal.ends(kind).into())).collect();
         let mut servers = vec![self.principal_server(&ledger)];
         let slots = (1..=self.principal.slots()).zip(&tables);
-        servers.extend(slots.map(|(slot, table)| self.secondary_server(slot, table.as_ref())));
+        let of_slots = slots.map(|(slot, table)| self.secondary_server(slot, table.as_ref()));
+        // A slot that was taken out of service is there while somebody is in it.
+        let is_there = |server: &Server| server.slot <= self.directory.secondaries || server.pid.is_some();
+        servers.extend(of_slots.filter(is_there));
         servers.extend(
             self.watchdog
                 .watched()
@@ -385,7 +388,7 @@ impl Pages<'_> {
     fn ports(&self, slot: u16) -> BTreeMap<String, u16> {
         let ports = self.directory.ports.get(usize::from(slot) - 1);
         let ports = ports.into_iter().flatten().copied();
-        self.directory.requests.iter().cloned().zip(ports).collect()
+        self.directory.requests.iter().cloned().zip(ports).filter(|&(_, port)| port != 0).collect()
     }
 
     fn answered_ago(&self, watched: Option<Watched>, record: Option<Record>) -> Option<u64> {

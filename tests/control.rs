@@ -290,7 +290,7 @@ fn what_is_wrong_is_said() {
     let answers: Vec<String> = BufReader::new(raw).lines().take(3).map(Result::unwrap).collect();
     assert_eq!(
         answers[0],
-        "error unknown request \"fly\"; known: stop, reload, restart SLOT, drain SLOT, log LEVEL"
+        "error unknown request \"fly\"; known: stop, reload, scale N, restart SLOT, drain SLOT, log LEVEL"
     );
     assert!(answers[1..].iter().all(|answer| answer.starts_with("error ")), "{answers:?}");
 }

@@ -75,6 +75,7 @@ fn pages(dir: &Path) {
         listen: vec![],
         requests: vec!["echo".to_owned()],
         ports: vec![vec![1]],
+        secondaries: 2,
     };
     WatchdogPage::create(&dir.join("watchdog.page"), 2, &directory).unwrap();
     PrincipalPage::create(&dir.join("principal.page"), 2, 2).unwrap();

@@ -253,7 +253,7 @@ fn what_the_user_plants_makes_root_hurt_nobody() {
     // A page that calls a process of root's a survivor.
     let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
     let page = system.rundir().join("watchdog.page");
-    let directory = Directory { version: String::new(), listen: vec![], requests: vec![], ports: vec![] };
+    let directory = Directory::default();
     let planted = WatchdogPage::create(&page, 1, &directory).unwrap();
     let start_time = proc::stat(bystander.id()).unwrap().start_time;
     planted.watch(Name::secondary(1, 1), bystander.id(), start_time).unwrap();

@@ -211,6 +211,15 @@ pub trait Table {
     /// How many tracked jobs were published so far.
     fn tracked_jobs(&self) -> u64;
 
+    /// Whether a job of that type has not come to its end, or waits to be claimed where only those are `waiting`.
+    fn has_job(&self, kind: TypeIndex, waiting: bool) -> bool {
+        self.indices().any(|index| {
+            let state = self.state(index).map_or(State::Free, |word| word.state);
+            let counts = if waiting { state == State::Waiting } else { state != State::Free };
+            counts && self.job(index).is_some_and(|job| job.kind == kind)
+        })
+    }
+
     /// The indices of its entries.
     fn indices(&self) -> std::ops::Range<u32> {
         0..self.capacity()

@@ -192,6 +192,12 @@ impl<T: Table> Service<T> {
         false
     }
 
+    /// Whether a job of that type waits to be claimed.
+    #[must_use]
+    pub fn waits(&self, kind: TypeIndex) -> bool {
+        self.table.has_job(kind, true)
+    }
+
     /// Whether a job was published whose doorbell was not heard yet: it may be in the tube.
     #[must_use]
     pub fn is_behind(&self) -> bool {

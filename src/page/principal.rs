@@ -5,6 +5,7 @@
 //! | words | meaning |
 //! |---|---|
 //! | 3, 4 | slots, request types |
+//! | 5, 6 | for how many of them there is room |
 //! | 8..16 | liveness record ([`super::record`]) |
 //! | 16 | jobs accepted: ports given out |
 //! | 17 | the incarnation of the principal that has handed over its clients to a successor |
@@ -36,6 +37,12 @@ use crate::wire::client::TypeIndex;
 pub const MAX_SLOTS: usize = 1024;
 /// The most request types.
 pub const MAX_TYPES: usize = 4096;
+
+/// There is room for so many secondaries, and types, at least.
+const LEAST_ROOM: usize = 64;
+/// Where the header says how many slots and types there are.
+const SLOTS: usize = 3;
+const TYPES: usize = 4;
 
 const ACCEPTED: usize = AFTER_RECORD;
 const HANDED_OVER: usize = AFTER_RECORD + 1;
@@ -103,18 +110,37 @@ pub struct Connections {
 #[derive(Debug)]
 pub struct PrincipalPage {
     page: Page,
-    slots: usize,
-    types: usize,
+    room: Room,
+}
+
+/// For how much a page has room: it cannot grow while others have it mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Slots.
+    pub slots: usize,
+    /// Request types.
+    pub types: usize,
+}
+
+impl Room {
+    /// What a system that begins with so many may grow to.
+    #[must_use]
+    pub fn of(slots: usize, types: usize) -> Self {
+        let twice = |count: usize| (2 * count).max(LEAST_ROOM);
+        Self { slots: twice(slots).min(MAX_SLOTS), types: twice(types).min(MAX_TYPES) }
+    }
 }
 
 impl PrincipalPage {
-    /// Creates the page with empty books.
+    /// Creates the page with empty books, and with room for more slots and types.
     ///
     /// # Errors
     /// [`PageError::Io`].
     pub fn create(path: &Path, slots: usize, types: usize) -> Result<Self, PageError> {
-        let page = Page::create(path, Kind::Principal, words(slots, types), &[slots as u64, types as u64])?;
-        Ok(Self { page, slots, types })
+        let room = Room::of(slots, types);
+        let dimensions = [slots, types, room.slots, room.types].map(|dimension| dimension as u64);
+        let page = Page::create(path, Kind::Principal, words(room), &dimensions)?;
+        Ok(Self { page, room })
     }
 
     /// Maps an existing page.
@@ -122,17 +148,33 @@ impl PrincipalPage {
     /// # Errors
     /// [`PageError`].
     pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
-        let (page, (slots, types)) = Page::attach(source.into(), Kind::Principal, access, |page| {
-            let (slots, types) = (page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_TYPES)?);
-            Some(((slots, types), words(slots, types)))
+        let (page, room) = Page::attach(source.into(), Kind::Principal, access, |page| {
+            let room = Room { slots: page.dimension(2, MAX_SLOTS)?, types: page.dimension(3, MAX_TYPES)? };
+            page.dimension(0, room.slots)?;
+            page.dimension(1, room.types)?;
+            Some((room, words(room)))
         })?;
-        Ok(Self { page, slots, types })
+        Ok(Self { page, room })
     }
 
     /// Writes the header again, over whatever stands there. For its creator, while no
-    /// principal lives.
-    pub fn restore_header(&self) {
-        self.page.write_header(Kind::Principal, &[self.slots as u64, self.types as u64]);
+    /// principal lives. So many slots and types are in use from now on.
+    pub fn restore_header(&self, slots: usize, types: usize) {
+        let dimensions = [slots, types, self.room.slots, self.room.types];
+        self.page.write_header(Kind::Principal, &dimensions.map(|dimension| dimension as u64));
+    }
+
+    /// Tells that there are more slots, and more types, from now on; their words are zero.
+    pub fn grow(&self, slots: usize, types: usize) {
+        debug_assert!(slots <= self.room.slots && types <= self.room.types);
+        self.page.set(SLOTS, slots as u64);
+        self.page.set(TYPES, types as u64);
+    }
+
+    /// For how much there is room.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.room
     }
 
     /// The page itself, for its record.
@@ -156,13 +198,14 @@ impl PrincipalPage {
     /// How many slots there are.
     #[must_use]
     pub fn slots(&self) -> u16 {
-        u16::try_from(self.slots).unwrap_or(u16::MAX)
+        let slots = usize::try_from(self.page.get(SLOTS)).unwrap_or(usize::MAX).min(self.room.slots);
+        u16::try_from(slots).unwrap_or(u16::MAX)
     }
 
     /// How many request types there are.
     #[must_use]
     pub fn types(&self) -> usize {
-        self.types
+        usize::try_from(self.page.get(TYPES)).unwrap_or(usize::MAX).min(self.room.types)
     }
 
     /// Ports given out so far.
@@ -237,9 +280,9 @@ impl PrincipalPage {
         let slot = usize::from(intent.place().slot);
         let known_type = match intent {
             Intent::Give { .. } => true,
-            Intent::End { kind, .. } => kind < self.types,
+            Intent::End { kind, .. } => kind < self.room.types,
         };
-        ((1..=self.slots).contains(&slot) && known_type).then_some(intent)
+        ((1..=self.room.slots).contains(&slot) && known_type).then_some(intent)
     }
 
     /// Sets the counters to what an intent says; doing it twice is as good as once.
@@ -370,21 +413,21 @@ impl PrincipalPage {
     /// The obituaries of secondaries that were reaped by their principal.
     #[must_use]
     pub fn obituaries(&self) -> Ring<'_> {
-        Ring::new(&self.page, TYPES_AT + self.types * TYPE_WORDS + self.slots * SLOT_WORDS)
+        Ring::new(&self.page, TYPES_AT + self.room.types * TYPE_WORDS + self.room.slots * SLOT_WORDS)
     }
 
     fn type_at(&self, kind: TypeIndex) -> usize {
-        assert!(kind < self.types, "request type {kind} of {}", self.types);
+        assert!(kind < self.room.types, "request type {kind} of {}", self.room.types);
         TYPES_AT + kind * TYPE_WORDS
     }
 
     fn slot_at(&self, slot: u16) -> usize {
         let slot = usize::from(slot);
-        assert!((1..=self.slots).contains(&slot), "slot {slot} of {}", self.slots);
-        TYPES_AT + self.types * TYPE_WORDS + (slot - 1) * SLOT_WORDS
+        assert!((1..=self.room.slots).contains(&slot), "slot {slot} of {}", self.room.slots);
+        TYPES_AT + self.room.types * TYPE_WORDS + (slot - 1) * SLOT_WORDS
     }
 }
 
-fn words(slots: usize, types: usize) -> usize {
-    TYPES_AT + types * TYPE_WORDS + slots * SLOT_WORDS + obituary::WORDS
+fn words(room: Room) -> usize {
+    TYPES_AT + room.types * TYPE_WORDS + room.slots * SLOT_WORDS + obituary::WORDS
 }

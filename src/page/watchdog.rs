@@ -2,7 +2,7 @@
 //!
 //! | words | meaning |
 //! |---|---|
-//! | 3, 4, 5 | slots, records, words of the directory |
+//! | 3, 4, 5 | slots, for how many of them there is room, words of the directory |
 //! | 8 | the watchdog's pid |
 //! | 9 | its start time |
 //! | 10 | when it started (monotonic ns) |
@@ -15,7 +15,7 @@
 //! | then | records of eight words, one for each supervised process |
 //! | then | the last processes that were sent SIGKILL, and why ([`super::obituary`]) |
 //! | then | obituaries of those whom the watchdog reaped ([`super::obituary`]) |
-//! | then | the directory: its length in bytes, then UTF-8 JSON ([`Directory`]) |
+//! | then | the directory: its length in bytes (0 while it is written), then UTF-8 JSON ([`Directory`]) |
 //!
 //! A record: name (role, slot, incarnation; 0: unused), pid, start time, probe number,
 //! when it was sent, verdict, round trip of the last answer in ns, spare.
@@ -29,18 +29,24 @@ use crate::core::mark::Tree;
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::page::obituary::{self, Ring};
-use crate::page::principal::MAX_SLOTS;
+use crate::page::principal::{MAX_SLOTS, Room};
 use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError, Source};
+use crate::wire::client::MAX_NAME_BYTES;
 use crate::wire::control::Level;
 
 const SELF_AT: usize = HEADER_WORDS;
 const KILLS_AT: usize = 16;
 const RECORD_WORDS: usize = 8;
-const MAX_RECORDS: usize = 8 * (MAX_SLOTS + 1);
+/// Where the header says how many slots there are.
+const SLOTS: usize = 3;
+/// Processes of one slot, and principals, that may be watched at once, on average.
+const RECORDS_PER_SLOT: usize = 8;
 const MAX_DIRECTORY_WORDS: usize = 1 << 21;
+/// How often a reader looks that meets the directory while it is written.
+const DIRECTORY_LOOKS: usize = 1000;
 
-/// What a reader must know that is no number: written once, before anybody else runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a reader must know that is no number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Directory {
     /// The version of the running binary.
     pub version: String,
@@ -48,8 +54,10 @@ pub struct Directory {
     pub listen: Vec<String>,
     /// Request types in the order of their index.
     pub requests: Vec<String>,
-    /// Ports: first index slot minus 1, second the request type.
+    /// Ports: first index slot minus 1, second the request type; zero where there is none any more.
     pub ports: Vec<Vec<u16>>,
+    /// So many secondaries are wanted; slots beyond have been taken out of service.
+    pub secondaries: u16,
 }
 
 /// What the watchdog thinks of a process.
@@ -92,8 +100,8 @@ pub struct RecordIndex(usize);
 #[derive(Debug)]
 pub struct WatchdogPage {
     page: Page,
-    slots: usize,
-    records: usize,
+    /// For so many slots there is room.
+    room: usize,
 }
 
 impl WatchdogPage {
@@ -102,22 +110,42 @@ impl WatchdogPage {
     /// # Errors
     /// [`PageError::Io`].
     pub fn create(path: &Path, slots: usize, directory: &Directory) -> Result<Self, PageError> {
-        // Room for each slot's process, and for predecessors that still drain.
-        let records = 8 * (slots + 1);
-        let json = serde_json::to_vec(directory)
-            .map_err(|error| PageError::Mismatch { path: path.to_owned(), what: error.to_string() })?;
-        let directory_words = 1 + json.len().div_ceil(8);
-        let words = words(slots, records, directory_words);
-        let dimensions = [slots as u64, records as u64, directory_words as u64];
+        let mismatch = |what: String| PageError::Mismatch { path: path.to_owned(), what };
+        let room = Room::of(slots, directory.requests.len());
+        let json = serde_json::to_vec(directory).map_err(|error| mismatch(error.to_string()))?;
+        // A port and its comma take six bytes, a name and its quotes at most this many.
+        let most_bytes = 2 * json.len() + 6 * room.slots * room.types + (MAX_NAME_BYTES + 3) * room.types;
+        let directory_words = 1 + most_bytes.div_ceil(8).min(MAX_DIRECTORY_WORDS - 1);
+        let words = words(room.slots, directory_words);
+        let dimensions = [slots as u64, room.slots as u64, directory_words as u64];
         let page = Page::create(path, Kind::Watchdog, words, &dimensions)?;
-        let at = words - directory_words;
+        let page = Self { page, room: room.slots };
+        if page.set_directory(directory) { Ok(page) } else { Err(mismatch("too many names".to_owned())) }
+    }
+
+    /// Whether there is room for these names and ports.
+    #[must_use]
+    pub fn has_room_for(&self, directory: &Directory) -> bool {
+        let json = serde_json::to_vec(directory).unwrap_or_default();
+        !json.is_empty() && json.len().div_ceil(8) < self.page.len() - words(self.room, 0)
+    }
+
+    /// Writes the names and ports. Returns whether there is room for them; if not, nothing has changed.
+    #[must_use]
+    pub fn set_directory(&self, directory: &Directory) -> bool {
+        let at = words(self.room, 0);
+        let json = serde_json::to_vec(directory).unwrap_or_default();
+        if !self.has_room_for(directory) {
+            return false;
+        }
+        self.page.set(at, 0);
         for (index, chunk) in json.chunks(8).enumerate() {
             let mut bytes = [0; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);
-            page.set(at + 1 + index, u64::from_le_bytes(bytes));
+            self.page.set(at + 1 + index, u64::from_le_bytes(bytes));
         }
-        page.set(at, json.len() as u64);
-        Ok(Self { page, slots, records })
+        self.page.set(at, json.len() as u64);
+        true
     }
 
     /// Maps an existing page.
@@ -125,19 +153,32 @@ impl WatchdogPage {
     /// # Errors
     /// [`PageError`].
     pub fn attach<'a>(source: impl Into<Source<'a>>, access: Access) -> Result<Self, PageError> {
-        let (page, (slots, records)) = Page::attach(source.into(), Kind::Watchdog, access, |page| {
+        let (page, room) = Page::attach(source.into(), Kind::Watchdog, access, |page| {
             let directory_words = page.dimension(2, MAX_DIRECTORY_WORDS).filter(|&words| words > 0)?;
-            let (slots, records) = (page.dimension(0, MAX_SLOTS)?, page.dimension(1, MAX_RECORDS)?);
-            Some(((slots, records), words(slots, records, directory_words)))
+            let room = page.dimension(1, MAX_SLOTS)?;
+            page.dimension(0, room)?;
+            Some((room, words(room, directory_words)))
         })?;
-        Ok(Self { page, slots, records })
+        Ok(Self { page, room })
     }
 
-    /// Writes the header again, over whatever stands there.
-    pub fn restore_header(&self) {
-        let directory_words = self.page.len() - words(self.slots, self.records, 0);
-        let dimensions = [self.slots as u64, self.records as u64, directory_words as u64];
+    /// Writes the header again, over whatever stands there: so many slots are in use.
+    pub fn restore_header(&self, slots: usize) {
+        let directory_words = self.page.len() - words(self.room, 0);
+        let dimensions = [slots as u64, self.room as u64, directory_words as u64];
         self.page.write_header(Kind::Watchdog, &dimensions);
+    }
+
+    /// Tells that there are more slots from now on.
+    pub fn grow(&self, slots: usize) {
+        debug_assert!(slots <= self.room);
+        self.page.set(SLOTS, slots as u64);
+    }
+
+    /// How many processes can be watched at once: each slot's, and predecessors that still drain.
+    fn records(&self) -> usize {
+        let slots = usize::try_from(self.page.get(SLOTS)).unwrap_or(usize::MAX);
+        RECORDS_PER_SLOT * (slots.min(self.room) + 1)
     }
 
     /// Introduces the watchdog itself.
@@ -214,30 +255,30 @@ impl WatchdogPage {
     /// Kills in a slot; 0 is the principal's.
     #[must_use]
     pub fn kills(&self, slot: u16) -> u64 {
-        self.page.get(KILLS_AT + usize::from(slot).min(self.slots))
+        self.page.get(KILLS_AT + usize::from(slot).min(self.room))
     }
 
     /// Counts a kill in a slot.
     pub fn count_kill(&self, slot: u16) {
-        self.page.add(KILLS_AT + usize::from(slot).min(self.slots), 1);
+        self.page.add(KILLS_AT + usize::from(slot).min(self.room), 1);
     }
 
     /// Who was sent SIGKILL last, and why: written before the signal is sent.
     #[must_use]
     pub fn killed(&self) -> Ring<'_> {
-        Ring::new(&self.page, self.record_at(self.records))
+        Ring::new(&self.page, self.record_at(self.all_records()))
     }
 
     /// The obituaries of principals, and of secondaries whose principal died before them.
     #[must_use]
     pub fn obituaries(&self) -> Ring<'_> {
-        Ring::new(&self.page, self.record_at(self.records) + obituary::WORDS)
+        Ring::new(&self.page, self.record_at(self.all_records()) + obituary::WORDS)
     }
 
     /// Begins to watch a process; `None` where all records are taken.
     #[must_use]
     pub fn watch(&self, name: Name, pid: u32, start_time: u64) -> Option<RecordIndex> {
-        let index = (0..self.records).find(|&index| self.page.get(self.record_at(index)) == 0)?;
+        let index = (0..self.records()).find(|&index| self.page.get(self.record_at(index)) == 0)?;
         let at = self.record_at(index);
         self.page.set(at + 1, u64::from(pid));
         self.page.set(at + 2, start_time);
@@ -286,7 +327,7 @@ impl WatchdogPage {
     /// The record of a process, to remember.
     #[must_use]
     pub fn find(&self, name: Name) -> Option<RecordIndex> {
-        (0..self.records).find(|&index| self.page.get(self.record_at(index)) == pack(name)).map(RecordIndex)
+        (0..self.records()).find(|&index| self.page.get(self.record_at(index)) == pack(name)).map(RecordIndex)
     }
 
     /// Loads a record.
@@ -312,34 +353,48 @@ impl WatchdogPage {
 
     /// All processes that are watched.
     pub fn watched(&self) -> impl Iterator<Item = Watched> + '_ {
-        (0..self.records).filter_map(|index| self.load(RecordIndex(index)))
+        (0..self.records()).filter_map(|index| self.load(RecordIndex(index)))
     }
 
     /// Whether less than half of the records are used: as many more can be supervised.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.watched().count() * 2 < self.records
+        self.watched().count() * 2 < self.records()
     }
 
     /// The names and ports.
     #[must_use]
     pub fn directory(&self) -> Option<Directory> {
-        let at = words(self.slots, self.records, 0);
-        let directory_words = self.page.len() - at;
-        let length = usize::try_from(self.page.get(at)).ok()?;
-        let mut json: Vec<u8> =
-            (1..directory_words).flat_map(|index| self.page.get(at + index).to_le_bytes()).collect();
-        json.truncate(length);
-        serde_json::from_slice(&json).ok()
+        let at = words(self.room, 0);
+        for _ in 0..DIRECTORY_LOOKS {
+            let length = usize::try_from(self.page.get(at)).ok()?;
+            let words = length.div_ceil(8).min(self.page.len() - at - 1);
+            let mut json: Vec<u8> =
+                (1..=words).flat_map(|index| self.page.get(at + index).to_le_bytes()).collect();
+            json.truncate(length);
+            // It may have been written meanwhile.
+            if length > 0
+                && self.page.get(at) == length as u64
+                && let Ok(directory) = serde_json::from_slice(&json)
+            {
+                return Some(directory);
+            }
+        }
+        None
+    }
+
+    fn all_records(&self) -> usize {
+        RECORDS_PER_SLOT * (self.room + 1)
     }
 
     fn record_at(&self, index: usize) -> usize {
-        KILLS_AT + self.slots + 1 + index * RECORD_WORDS
+        KILLS_AT + self.room + 1 + index * RECORD_WORDS
     }
 }
 
-fn words(slots: usize, records: usize, directory_words: usize) -> usize {
-    KILLS_AT + slots + 1 + records * RECORD_WORDS + 2 * obituary::WORDS + directory_words
+fn words(room: usize, directory_words: usize) -> usize {
+    let records = RECORDS_PER_SLOT * (room + 1) * RECORD_WORDS;
+    KILLS_AT + room + 1 + records + 2 * obituary::WORDS + directory_words
 }
 
 /// A name in one word: role, slot, incarnation.
@@ -376,6 +431,7 @@ mod tests {
             listen: vec!["127.0.0.1:2222".into(), "unix:/x".into()],
             requests: vec!["é".into(), "echo".into()],
             ports: vec![vec![2223, 2224]],
+            secondaries: 1,
         };
         let page = WatchdogPage::create(&path, 1, &directory).unwrap();
         let name = Name::secondary(1, 65535);
@@ -388,5 +444,30 @@ mod tests {
         assert_eq!((watched.name, watched.probe, watched.verdict), (name, 99, Verdict::Suspect));
         page.forget(record);
         assert_eq!(reader.watched().count(), 0);
+    }
+
+    #[test]
+    fn what_grows_is_seen_by_who_has_the_page_mapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("watchdog.page");
+        let ports = |slots: usize| vec![vec![65535; 3]; slots];
+        let requests = vec!["x".repeat(MAX_NAME_BYTES); 3];
+        let mut directory =
+            Directory { version: "1".into(), listen: vec![], requests, ports: ports(1), secondaries: 1 };
+        let page = WatchdogPage::create(&path, 1, &directory).unwrap();
+        let reader = WatchdogPage::attach(&path, Access::ReadOnly).unwrap();
+        let watch = |name| page.watch(name, 7, 8).is_some();
+        let first = (1..=16).filter(|&incarnation| watch(Name::secondary(1, incarnation))).count();
+        assert_eq!(first, 16, "two times eight");
+        assert!(!watch(Name::secondary(2, 1)) && !reader.has_room());
+        page.grow(64);
+        (directory.ports, directory.secondaries) = (ports(64), 64);
+        assert!(page.set_directory(&directory));
+        assert!(watch(Name::secondary(64, 1)) && reader.has_room());
+        assert!(reader.find(Name::secondary(64, 1)).is_some());
+        assert_eq!(reader.directory(), Some(directory.clone()));
+        directory.ports = ports(10_000);
+        assert!(!page.set_directory(&directory));
+        assert_eq!(reader.directory().unwrap().ports.len(), 64);
     }
 }

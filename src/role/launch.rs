@@ -9,13 +9,14 @@
 //! | 7 | its own page |
 //! | 8.. | principal: its channel to the watchdog (`SOCK_SEQPACKET`), where it is to succeed another the one to that, and the job table of each slot |
 //! | | secondary: its job table, `dwtube<n>`, `wdtube<n>` |
-//! | then | listening sockets: the principal's own first, in the order of `listen`, then those of each secondary in turn: for each request type one on every host ([`Listen::hosts`]); a secondary gets only its own |
+//! | then | listening sockets: the principal's own first, in the order of `listen`, then those of each secondary in turn: for each request type that has a port one on every host ([`Listen::hosts`]); a secondary gets only its own |
 //!
 //! [`Listen::hosts`]: crate::config::Listen::hosts
 //!
 //! Nothing is opened by name: a name may be a successor's by now, or may have been removed
 //! under the running system.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -31,6 +32,7 @@ use crate::os::channel::Channel;
 use crate::os::pidfd::Pidfd;
 use crate::os::process;
 use crate::page::LAYOUT_VERSION;
+use crate::wire::client::TypeIndex;
 use crate::wire::succession::Word;
 
 const SHEET: RawFd = 3;
@@ -52,13 +54,23 @@ pub struct Sheet {
     pub incarnation: Incarnation,
     /// The configuration in force, which the file may no longer hold.
     pub config: Config,
+    /// Slots, those included that were taken out of service: more than `config.secondaries`.
+    pub slots: u16,
+    /// Request types, by their places, that are not offered any more.
+    pub retired: BTreeSet<TypeIndex>,
+    /// So many control listeners, the last of them, are to be emptied and closed.
+    pub closing: usize,
+    /// For a secondary: the request types for which it has listeners.
+    pub kinds: Vec<TypeIndex>,
+    /// The secondaries that a predecessor has started are to be replaced, too.
+    pub renews: bool,
     /// The runtime directory, absolute.
     pub rundir: PathBuf,
     /// The pid of the watchdog.
     pub watchdog: u32,
     /// The pid of the parent.
     pub parent: u32,
-    /// For the principal: ports, first index slot minus 1, second the request type.
+    /// For the principal: ports, first index slot minus 1, second the request type; zero where there is none.
     pub ports: Vec<Vec<u16>>,
     /// Connections beyond `max_clients` that the principal may accept.
     pub parking_places: usize,
@@ -78,9 +90,9 @@ struct Layout {
 impl Sheet {
     /// A principal's sheet, for one of its secondaries. Ports are none of its business, and many.
     #[must_use]
-    pub fn for_secondary(&self, slot: u16, incarnation: Incarnation) -> Self {
+    pub fn for_secondary(&self, slot: u16, incarnation: Incarnation, kinds: Vec<TypeIndex>) -> Self {
         let (parent, ports, succeeds) = (std::process::id(), Vec::new(), false);
-        Self { slot, incarnation, parent, ports, succeeds, ..self.clone() }
+        Self { slot, incarnation, parent, ports, succeeds, kinds, ..self.clone() }
     }
 
     /// The name of the process that this sheet is for.

@@ -59,8 +59,14 @@ impl Types {
     /// Types in the order of the configuration: the first has index 0.
     #[must_use]
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::of(names.into_iter().enumerate())
+    }
+
+    /// Types with these indices; others, which are not offered any more, may have those between.
+    #[must_use]
+    pub fn of<'a>(types: impl IntoIterator<Item = (TypeIndex, &'a str)>) -> Self {
         let mut sorted: Vec<(String, TypeIndex)> =
-            names.into_iter().enumerate().map(|(index, name)| (name.to_owned(), index)).collect();
+            types.into_iter().map(|(index, name)| (name.to_owned(), index)).collect();
         let mut listed = String::new();
         for (index, (name, _)) in sorted.iter().enumerate() {
             let separator = if index == 0 { "" } else { ", " };

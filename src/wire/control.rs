@@ -6,6 +6,7 @@
 //! | `restart SLOT` | a new secondary takes the slot, the old one finishes what it has |
 //! | `drain SLOT` | the secondary of the slot finishes what it has, and the slot stays empty until `restart SLOT` |
 //! | `reload` | a new principal, with the configuration and the program as they are now, takes over; then all secondaries are replaced |
+//! | `scale N` | so many secondaries: new ones are started, or those with the highest numbers leave |
 //! | `log LEVEL` | all processes log at that level from now on; `default`: as they were started |
 //!
 //! All but `stop` are answered by any number of lines `progress TEXT`, and in the end by `done TEXT` or
@@ -51,6 +52,8 @@ pub enum Request {
     Restart(u16),
     /// Take what is in the configuration and in the program now.
     Reload,
+    /// So many secondaries.
+    Scale(u16),
     /// None for this slot, until one is asked for.
     Drain(u16),
     /// What is logged; `None`: what the environment said at the start.
@@ -74,12 +77,16 @@ impl Request {
         let request = match word {
             "stop" if argument.is_none() => Self::Stop,
             "reload" if argument.is_none() => Self::Reload,
+            "scale" => {
+                let number = argument.and_then(|number| number.parse().ok()).filter(|&number| number > 0);
+                Self::Scale(number.ok_or_else(|| format!("\"{text}\": a number of secondaries is wanted"))?)
+            }
             "restart" => Self::Restart(slot(argument)?),
             "drain" => Self::Drain(slot(argument)?),
             "log" => Self::Log(level(argument.unwrap_or(""))?),
             _ => {
                 return Err(format!(
-                    "unknown request \"{text}\"; known: stop, reload, restart SLOT, drain SLOT, log LEVEL"
+                    "unknown request \"{text}\"; known: stop, reload, scale N, restart SLOT, drain SLOT, log LEVEL"
                 ));
             }
         };
@@ -112,6 +119,7 @@ impl fmt::Display for Request {
         match self {
             Self::Stop => write!(f, "stop"),
             Self::Reload => write!(f, "reload"),
+            Self::Scale(secondaries) => write!(f, "scale {secondaries}"),
             Self::Restart(slot) => write!(f, "restart {slot}"),
             Self::Drain(slot) => write!(f, "drain {slot}"),
             Self::Log(None) => write!(f, "log default"),

@@ -6,6 +6,7 @@ mod common;
 
 mod faults;
 mod refused;
+mod shape;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -184,7 +184,7 @@ impl Machine {
     pub fn new(plan: Plan, mut dice: Dice, sabotage: Sabotage, traced: bool, rundir: Rundir) -> Self {
         let listeners = 1 + usize::from(plan.secondaries) * TYPES;
         let tree_seed = dice.roll();
-        let directory = Directory { version: String::new(), listen: vec![], requests: vec![], ports: vec![] };
+        let directory = Directory::default();
         let page = WatchdogPage::create(&rundir.watchdog_page(), plan.secondaries.into(), &directory)
             .expect("a directory of our own");
         let audit = Audit::new(&plan, &rundir);

@@ -43,14 +43,15 @@ impl<B: Books> Slots<B> {
         })
     }
 
-    /// Takes over from a principal that has handed over and ended: whoever serves goes on, and is replaced
-    /// when those before it have been. `followed` says which of this principal's clients wait to hear of
-    /// which job.
+    /// Takes over from a principal that has handed over and ended: whoever serves goes on and, where that is
+    /// wanted, is replaced when those before it have been. `followed` says which of this principal's clients wait to
+    /// hear of which job.
     pub fn handle_succession(
         &mut self,
         now: Moment,
         households: Vec<Household>,
         followed: &[(ClientId, Followed)],
+        renews: bool,
     ) {
         debug_assert_eq!(households.len(), self.slots.len());
         self.books.redo();
@@ -62,7 +63,7 @@ impl<B: Books> Slots<B> {
                 ready_since: is_ready.then_some(now),
                 ..Server::default()
             });
-            self.inherited.extend(current.map(|(incarnation, _)| (index, incarnation)));
+            self.inherited.extend(current.filter(|_| renews).map(|(incarnation, _)| (index, incarnation)));
             let of_slot = followed.iter().filter(|(_, followed)| followed.slot == index);
             self.recover(now, index, of_slot.copied());
             self.update_availability(now, index);
@@ -127,7 +128,7 @@ mod tests {
         let books = PlainBooks::default();
         let settings = serving(&books).settings;
         let mut slots = Slots::new(&books, 2, settings, 1);
-        slots.handle_succession(at(3), vec![household(1), household(1)], &[]);
+        slots.handle_succession(at(3), vec![household(1), household(1)], &[], true);
         assert_eq!(settled(&mut slots), [leave(0)]);
         assert!(slots.give(job(at(4)), None).is_ok(), "both serve meanwhile");
         actions(&mut slots);
@@ -154,7 +155,7 @@ mod tests {
         let books = PlainBooks::default();
         let settings = serving(&books).settings;
         let mut slots = Slots::new(&books, 2, settings, 1).with_resting([0]);
-        slots.handle_succession(at(3), vec![household(1), Household::default()], &[]);
+        slots.handle_succession(at(3), vec![household(1), Household::default()], &[], true);
         assert_eq!(settled(&mut slots), [Action::Start { slot: 1, incarnation: 2 }, leave(0)]);
         slots.handle_recycling(at(5), 0, 1);
         assert_eq!(settled(&mut slots), [Action::Retire { slot: 0, incarnation: 1 }]);
@@ -182,7 +183,7 @@ mod tests {
         assert!(books.tables[0].swap(entry(second), word, word.in_state(State::Done)));
         let followed: Vec<_> = followed.iter().map(|&(_, followed)| (new, followed)).collect();
         let mut slots = Slots::new(&books, 2, settings, 1);
-        slots.handle_succession(at(3), vec![household(1), household(1)], &followed);
+        slots.handle_succession(at(3), vec![household(1), household(1)], &followed, true);
         let claimed = |number| Action::Report { client: new, number, news: News::Claimed };
         let news = actions(&mut slots);
         assert!(news.contains(&claimed(first)) && news.contains(&claimed(second)), "{news:?}");
@@ -204,7 +205,7 @@ mod tests {
         let Followed { slot, entry, number, .. } = followed[0].1;
         books.tables[slot].overwrite(entry, Word::FREE);
         let mut slots = Slots::new(&books, 2, settings, 1);
-        slots.handle_succession(at(3), vec![household(1), household(1)], &followed);
+        slots.handle_succession(at(3), vec![household(1), household(1)], &followed, true);
         let ended = News::Ended { end: End::Failed(Reason::SecondaryLost), was_claimed: false };
         assert_eq!(actions(&mut slots), [Action::Report { client, number, news: ended }]);
     }

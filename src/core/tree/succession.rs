@@ -70,6 +70,13 @@ impl Tree {
         true
     }
 
+    /// There are so many slots for secondaries, or were before.
+    pub fn handle_slots(&mut self, secondaries: u16) {
+        self.timeout.set(None);
+        let seats = u16::try_from(self.seats.len()).unwrap_or(u16::MAX);
+        self.seats.extend((seats..=secondaries).map(|slot| Seat::empty(Name::secondary(slot, 0))));
+    }
+
     /// From now on these times are in force.
     pub fn handle_settings(&mut self, settings: Settings, stop_within: Duration) {
         self.timeout.set(None);

@@ -96,6 +96,11 @@ impl Client {
         self.serial
     }
 
+    /// What it waits for cannot be had any more.
+    pub fn refuse(&mut self, now: Moment, refusal: Refusal<'_>) {
+        self.conversation.refuse(now, refusal);
+    }
+
     /// Reads once.
     fn read(&mut self, now: Moment) -> io::Result<()> {
         let mut buffer = [0; READ_BYTES];

@@ -11,6 +11,7 @@ mod families;
 mod kills;
 mod leaving;
 mod obituaries;
+mod retired;
 mod servers;
 mod slot;
 mod succession;
@@ -169,11 +170,10 @@ impl Principal {
         let watchdog_page = inheritance.take_file()?;
         let orders = crate::os::fifo::Reader::from(inheritance.take_file()?);
         let page = PrincipalPage::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
-        is_for(&page, &config)?;
+        is_for(&page, &sheet)?;
         let mut channel = Channel::from(inheritance.take()?);
         let predecessor = sheet.succeeds.then(|| inheritance.take().map(Channel::from)).transpose()?;
-        let tables =
-            (0..config.secondaries).map(|_| inheritance.take_file()).collect::<Result<Vec<_>, _>>()?;
+        let tables = (0..sheet.slots).map(|_| inheritance.take_file()).collect::<Result<Vec<_>, _>>()?;
         let watch = |error| Failure::internal("watch the channel", &error);
         let estate = match predecessor {
             Some(predecessor) => Some(prepared(&channel, &predecessor, &config, registry)?),
@@ -183,16 +183,18 @@ impl Principal {
         page.set_handed_over(0);
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let books = Books::attach(page, &tables).map_err(attach)?;
-        let listeners = (0..config.listen.addresses().len())
+        let listeners = (0..config.listen.addresses().len() + sheet.closing)
             .map(|index| take_listener(reactor, index, inheritance.take()?))
             .collect::<Result<_, Failure>>()?;
-        let slots = take_slots(&mut inheritance, &config, tables)?;
+        let slots = take_slots(&mut inheritance, &sheet, tables)?;
         let door = Door::new(&config, sheet.parking_places, books.page().connections());
         let mut principal = Self {
-            types: Types::new(config.request.iter().map(|request| request.name.as_str())),
+            types: offered(&sheet),
             core: Slots::new(books, slots.len(), settings(&config), u64::from(std::process::id()))
                 .with_limits(config.request.iter().map(config::Request::session_limit))
-                .with_resting(sheet.resting.iter().copied().map(index)),
+                .with_resting(
+                    sheet.resting.iter().copied().chain(config.secondaries + 1..=sheet.slots).map(index),
+                ),
             host: host(&config),
             rundir: launch::rundir(&sheet),
             sheet,
@@ -312,9 +314,9 @@ fn prepared(
     Estate::receive(watchdog, predecessor)
 }
 
-/// Whether that is the page of a principal with this configuration.
-fn is_for(page: &PrincipalPage, config: &Config) -> Result<(), Failure> {
-    if (page.slots(), page.types()) == (config.secondaries, config.request.len()) {
+/// Whether that is the page of a principal with so many slots and types.
+fn is_for(page: &PrincipalPage, sheet: &Sheet) -> Result<(), Failure> {
+    if page.slots() >= sheet.slots && page.types() >= sheet.config.request.len() {
         return Ok(());
     }
     let found = format!("{} slots, {} types", page.slots(), page.types());
@@ -333,17 +335,24 @@ fn host(config: &Config) -> Host {
 }
 
 /// The slots, with nobody in them.
-fn take_slots(
-    inheritance: &mut Inheritance,
-    config: &Config,
-    tables: Vec<File>,
-) -> Result<Vec<Slot>, Failure> {
-    let of_slot = config.request.len() * config.listen.hosts().len();
-    let slot = |table| {
-        let listeners = (0..of_slot).map(|_| inheritance.take().map(StdListener::from));
-        Ok(Slot { listeners: listeners.collect::<Result<_, _>>()?, ..Slot::new(table) })
+fn take_slots(inheritance: &mut Inheritance, sheet: &Sheet, tables: Vec<File>) -> Result<Vec<Slot>, Failure> {
+    let hosts = sheet.config.listen.hosts().len();
+    let mut pair = |port: u16| -> Result<Vec<StdListener>, Failure> {
+        let here = if port == 0 { 0 } else { hosts };
+        (0..here).map(|_| inheritance.take().map(StdListener::from)).collect()
     };
-    tables.into_iter().map(slot).collect()
+    let slot = |(table, ports): (File, &Vec<u16>)| {
+        let listeners = ports.iter().map(|&port| pair(port)).collect::<Result<_, _>>()?;
+        Ok(Slot { listeners, ..Slot::new(table) })
+    };
+    tables.into_iter().zip(&sheet.ports).map(slot).collect()
+}
+
+/// The request types that clients can ask for.
+fn offered(sheet: &Sheet) -> Types {
+    let requests = sheet.config.request.iter().enumerate();
+    let offered = requests.filter(|(kind, _)| !sheet.retired.contains(kind));
+    Types::of(offered.map(|(kind, request)| (kind, request.name.as_str())))
 }
 
 fn take_listener(

@@ -151,8 +151,10 @@ impl Principal {
         let [orders, page, to_them, from_them] = theirs.each_ref().map(File::as_fd);
         let table = self.slots[slot].table.as_fd();
         let mut inheritance = vec![self.watchdog_page.as_fd(), orders, page, table, to_them, from_them];
-        inheritance.extend(self.slots[slot].listeners.iter().map(TcpListener::as_fd));
-        let sheet = self.sheet.for_secondary(number, incarnation);
+        let kinds = self.kinds_served(slot);
+        let listeners = kinds.iter().flat_map(|&kind| &self.slots[slot].listeners[kind]);
+        inheritance.extend(listeners.map(TcpListener::as_fd));
+        let sheet = self.sheet.for_secondary(number, incarnation, kinds);
         let page = SecondaryPage::attach(&theirs[1], Access::ReadOnly).map_err(|error| error.to_string())?;
         let mut pidfd = launch::spawn(None, &sheet, self.liveness.watchdog(), &inheritance)
             .map_err(|error| error.to_string())?;
@@ -345,6 +347,7 @@ impl Principal {
         self.read_stop(reactor);
         self.read_verdicts(reactor);
         self.reap_the_rest();
+        self.close_what_is_retired();
         for _ in 0..self.slots.len().min(RECONCILED_AT_A_PROBE) {
             let slot = self.reconcile_next % self.slots.len();
             self.reconcile_next = slot + 1;
@@ -396,7 +399,7 @@ impl Principal {
             reactor.deregister(&mut listener, id);
         }
         for slot in &mut self.slots {
-            slot.listeners.clear();
+            slot.listeners.iter_mut().for_each(Vec::clear);
         }
     }
 

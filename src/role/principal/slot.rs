@@ -15,8 +15,8 @@ use crate::page::secondary::{Counts, SecondaryPage};
 pub struct Slot {
     /// Its job table, to hand to a successor.
     pub table: File,
-    /// Its listening sockets, by request type, to hand to a successor.
-    pub listeners: Vec<TcpListener>,
+    /// Its listening sockets, by request type, on every host, to hand to a successor; none where they are closed.
+    pub listeners: Vec<Vec<TcpListener>>,
     /// The server in it.
     pub current: Option<Server>,
     /// Those before it that still finish their exchanges.

@@ -24,7 +24,7 @@ use crate::role::principal::estate::{HandedOver, Page};
 use crate::role::principal::servers::{Uninvited, watch_end, watch_tube};
 use crate::role::principal::slot::Server;
 use crate::role::principal::{Key, Principal, number};
-use crate::wire::client::Request;
+use crate::wire::client::{Refusal, Request};
 use crate::wire::succession::Word;
 
 /// What a predecessor has handed over.
@@ -87,11 +87,12 @@ impl Principal {
         for (client, descriptor) in estate.clients {
             taken.extend(self.take_over_client(reactor, client, descriptor, &mut followed));
         }
-        self.core.handle_succession(reactor.now(), households, &followed);
+        self.core.handle_succession(reactor.now(), households, &followed, self.sheet.renews);
         self.uninvited = estate.uninvited;
         self.end_families_of_departed(reactor);
         self.carry_out(reactor);
         self.resume_all(reactor, taken);
+        self.empty_what_is_closing(reactor);
         Ok(())
     }
 
@@ -178,6 +179,12 @@ impl Principal {
         let (mut waiting, mut others) = (Vec::new(), Vec::new());
         for (key, waits) in taken {
             match waits {
+                Some((request, _)) if self.sheet.retired.contains(&request.kind) => {
+                    let asked = self.config.request[request.kind].name.as_bytes();
+                    let refusal = Refusal::Unknown { asked, types: &self.types };
+                    self.clients[key].refuse(reactor.now(), refusal);
+                    others.push(key);
+                }
                 Some((request, until)) => waiting.push((until, key, request)),
                 None => others.push(key),
             }

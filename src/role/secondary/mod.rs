@@ -7,12 +7,14 @@ mod errors;
 mod exchange;
 mod linger;
 mod messages;
+mod retired;
 mod runs;
 mod strays;
 mod surroundings;
 mod worker;
 
 use rustix::process::Signal;
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use mio::Interest;
@@ -122,7 +124,9 @@ struct Secondary {
     service: Service<JobTable>,
     handlers: Handlers,
     /// Of each request type one on every host; empty once it drains.
-    listeners: Vec<Listener>,
+    listeners: Slab<Listener>,
+    /// Request types that are not offered any more.
+    retired: BTreeSet<TypeIndex>,
     exchanges: Slab<Exchange>,
     /// Connections whose job is not known yet.
     arrivals: Slab<Arrival>,
@@ -169,7 +173,8 @@ pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
 
 impl Secondary {
     fn start(launched: Launched, registry: &Registry, reactor: &mut Handle<Key>) -> Result<Self, Failure> {
-        let Launched { sheet, watchdog, mut inheritance } = launched;
+        let Launched { mut sheet, watchdog, mut inheritance } = launched;
+        let kinds = std::mem::take(&mut sheet.kinds);
         // The configuration was good when the watchdog tried it: whatever is missing now may come back.
         let handlers = Handlers::new(&sheet.config, sheet.slot, registry)
             .map_err(|error| Failure::new(Code::Unavailable, error))?;
@@ -193,7 +198,8 @@ impl Secondary {
             config: sheet.config,
             liveness,
             page,
-            listeners: Vec::new(),
+            listeners: Slab::new(),
+            retired: sheet.retired,
             exchanges: Slab::new(),
             arrivals: Slab::new(),
             undecided: Undecided::default(),
@@ -212,12 +218,14 @@ impl Secondary {
         };
         let watch = |error| Failure::internal("watch a descriptor", &error);
         secondary.tube.watch(reactor, Key::Tube).map_err(watch)?;
-        let (types, hosts) = (secondary.config.request.len(), secondary.config.listen.hosts().len());
-        for index in 0..types * hosts {
+        let hosts = secondary.config.listen.hosts().len();
+        let kinds = kinds.into_iter().flat_map(|kind| std::iter::repeat_n(kind, hosts));
+        for kind in kinds {
+            let index = secondary.listeners.vacant_key();
             let mut socket = listener::from_inherited(inheritance.take()?);
             let id =
                 reactor.register(&mut socket, Key::Listener(index), Interest::READABLE).map_err(watch)?;
-            secondary.listeners.push(Listener { socket, id, kind: index / hosts });
+            secondary.listeners.insert(Listener { socket, id, kind });
         }
         secondary.to_principal.push(Command::Ready);
         secondary.liveness.declare_ready(reactor, secondary.page.page(), Key::Orders, Key::Watchdog)?;
@@ -329,7 +337,7 @@ impl Secondary {
 
     /// The watchdog holds these sockets open: only deregistering ends our interest.
     fn stop_accepting(&mut self, reactor: &mut Handle<Key>) {
-        for Listener { mut socket, id, .. } in self.listeners.drain(..) {
+        for Listener { mut socket, id, .. } in self.listeners.drain() {
             reactor.deregister(&mut socket, id);
         }
     }
@@ -352,7 +360,7 @@ impl Secondary {
             Timer::Lingering(key) => self.close_lingering(reactor, key),
             Timer::Accept => {
                 self.scarcity.paused();
-                for listener in &self.listeners {
+                for (_, listener) in &self.listeners {
                     reactor.again(listener.id, fifo::READABLE);
                 }
             }
@@ -405,6 +413,7 @@ impl Role for Secondary {
                     self.service.handle_drain(reactor.now());
                 }
                 self.measure();
+                self.close_what_is_retired(reactor);
             }
             Signal::CHILD => self.reap(reactor),
             Signal::TERM => self.on_sigterm(reactor.now()),

@@ -1,8 +1,10 @@
 //! Every listening socket of the system: bound once, here, and inherited by whoever serves it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -21,71 +23,166 @@ const BIND_WITHIN: Duration = Duration::from_secs(2);
 /// How many ports of the kernel's choice may turn out to be taken on another host.
 const SPARE_CHOICES: usize = 1000;
 
-/// All listeners.
+/// All listeners; a copy holds the same ones.
+#[derive(Clone)]
 pub struct Bound {
-    /// In the order of `listen`.
-    control: Vec<Control>,
-    /// Those of each slot in turn: for each request type one on every host.
-    data: Vec<TcpListener>,
-    /// First index slot minus 1, second the request type.
-    ports: Vec<Vec<u16>>,
+    /// In the order of `listen`; then those that are not in it any more, of which the backlog is still to be heard.
+    control: Vec<Rc<Control>>,
+    /// Those of each slot and request type: one on every host, or none where they are closed.
+    data: Vec<Vec<Rc<Data>>>,
+    /// How many of the control listeners are not in `listen` any more.
+    closing: usize,
 }
 
 /// A control listener.
-enum Control {
+struct Control {
+    /// As it is configured.
+    address: Address,
+    socket: Socket,
+}
+
+enum Socket {
     Tcp(TcpListener),
     Unix(SocketFile),
+}
+
+/// The data listeners of a pair: one port on every host.
+#[derive(Default)]
+struct Data {
+    /// Zero where there is none.
+    port: u16,
+    listeners: Vec<TcpListener>,
+}
+
+impl Control {
+    fn bind(address: &Address, user_timeout: Duration) -> io::Result<Self> {
+        let socket = match address {
+            Address::Tcp(address) => bind_listener(*address, user_timeout).map(Socket::Tcp),
+            Address::Unix(path) => SocketFile::bind(path).map(Socket::Unix),
+        };
+        Ok(Self { address: address.clone(), socket: socket? })
+    }
+
+    fn remove_file(&self) {
+        if let Socket::Unix(file) = &self.socket
+            && let Err(error) = file.remove()
+        {
+            log::warn!("cannot remove {}: {error}", file.path().display());
+        }
+    }
+}
+
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd(),
+            Socket::Unix(file) => file.as_fd(),
+        }
+    }
 }
 
 impl Bound {
     /// Binds the control listeners, and for every (secondary, type) pair a data port on all hosts.
     pub fn bind(config: &Config, after_crash: bool) -> Result<Self, Failure> {
         let patience = if after_crash { BIND_WITHIN } else { Duration::ZERO };
-        let control = config.listen.addresses().iter();
-        let control = control
-            .map(|address| {
-                let bind = || bind_control(address, config.client_idle);
-                patiently(patience, bind).map_err(|error| bind_failure(address, &error))
-            })
-            .collect::<Result<_, _>>()?;
-        let mut bound = Self { control, data: Vec::new(), ports: Vec::new() };
-        let mut ports = DataPortBinder::new(config);
-        for _ in 0..config.secondaries {
-            let of_slot = config.request.iter().map(|_| ports.bind_next(&mut bound.data));
-            bound.ports.push(of_slot.collect::<Result<_, _>>()?);
+        let nothing = Self { control: Vec::new(), data: Vec::new(), closing: 0 };
+        nothing.bind_more(config, &BTreeSet::new(), config.secondaries, patience)
+    }
+
+    /// What there is, and whatever else this configuration asks for. Types that are retired get nothing new.
+    /// Nothing is closed by it: what is not asked for any more stays until [`Bound::close_what_was_replaced`] or
+    /// [`Bound::close`].
+    pub fn bind_more(
+        &self,
+        config: &Config,
+        retired: &BTreeSet<usize>,
+        slots: u16,
+        patience: Duration,
+    ) -> Result<Self, Failure> {
+        let known = |address: &Address| self.control.iter().find(|control| control.address == *address);
+        let control = config.listen.addresses().iter().map(|address| match known(address) {
+            Some(known) => Ok(known.clone()),
+            None => patiently(patience, || Control::bind(address, config.client_idle))
+                .map(Rc::new)
+                .map_err(|error| bind_failure(address, &error)),
+        });
+        let mut control = control.collect::<Result<Vec<_>, _>>()?;
+        let listened = control.len();
+        let is_new = |old: &&Rc<Control>| !control.iter().any(|control| Rc::ptr_eq(control, old));
+        let closing: Vec<_> = self.control.iter().filter(is_new).cloned().collect();
+        control.extend(closing);
+        let closing = control.len() - listened;
+        let mut bound = Self { control, data: self.data.clone(), closing };
+        bound.data.resize(usize::from(slots), Vec::new());
+        match bound.bind_data(config, retired) {
+            Ok(()) => Ok(bound),
+            Err(failure) => {
+                bound.remove_socket_files_but(self);
+                Err(failure)
+            }
         }
-        Ok(bound)
+    }
+
+    fn bind_data(&mut self, config: &Config, retired: &BTreeSet<usize>) -> Result<(), Failure> {
+        let taken = self.data.iter().flatten().map(|data| data.port).collect();
+        let mut ports = DataPortBinder::new(config, taken);
+        for (slot, data) in self.data.iter_mut().enumerate() {
+            data.resize(config.request.len(), Rc::default());
+            for (kind, pair) in data.iter_mut().enumerate() {
+                let is_wanted = slot < usize::from(config.secondaries) && !retired.contains(&kind);
+                if is_wanted && pair.port == 0 {
+                    *pair = Rc::new(ports.bind_next()?);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// All of them, in the order in which a principal inherits them.
     pub fn listeners(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let control = self.control.iter().map(|control| match control {
-            Control::Tcp(listener) => listener.as_fd(),
-            Control::Unix(file) => file.as_fd(),
-        });
-        control.chain(self.data.iter().map(AsFd::as_fd))
+        let control = self.control.iter().map(|control| control.as_fd());
+        control.chain(self.data.iter().flatten().flat_map(|data| data.listeners.iter().map(AsFd::as_fd)))
     }
 
-    /// Ports: first index slot minus 1, second the request type.
-    pub fn ports(&self) -> &[Vec<u16>] {
-        &self.ports
+    /// How many control listeners come last of them that are only to be emptied.
+    pub fn closing(&self) -> usize {
+        self.closing
+    }
+
+    /// Ports: first index slot minus 1, second the request type; zero where there is none.
+    pub fn ports(&self) -> Vec<Vec<u16>> {
+        self.data.iter().map(|data| data.iter().map(|data| data.port).collect()).collect()
     }
 
     /// The addresses of the control listeners, with the ports that the kernel has chosen.
     pub fn addresses(&self) -> Vec<String> {
-        let addresses = self.control.iter().filter_map(|control| {
-            Some(match control {
-                Control::Tcp(listener) => Address::Tcp(listener.local_addr().ok()?),
-                Control::Unix(file) => Address::Unix(file.path().to_owned()),
+        let listened = &self.control[..self.control.len() - self.closing];
+        let addresses = listened.iter().filter_map(|control| {
+            Some(match &control.socket {
+                Socket::Tcp(listener) => Address::Tcp(listener.local_addr().ok()?),
+                Socket::Unix(file) => Address::Unix(file.path().to_owned()),
             })
         });
         addresses.map(|address| address.to_string()).collect()
     }
 
+    /// Another principal accepts: nobody comes to the control listeners any more that are not in `listen`.
+    pub fn close_what_was_replaced(&mut self) {
+        for closed in self.control.drain(self.control.len() - self.closing..) {
+            closed.remove_file();
+        }
+        self.closing = 0;
+    }
+
+    /// Closes those of a pair.
+    pub fn close(&mut self, slot: usize, kind: usize) {
+        self.data[slot][kind] = Rc::default();
+    }
+
     /// Hands the files of the Unix sockets to the user that serves them.
     pub fn give_socket_files(&self, owner: Owner) -> Result<(), Failure> {
         for control in &self.control {
-            if let Control::Unix(file) = control {
+            if let Socket::Unix(file) = &control.socket {
                 file.give(owner.uid, owner.gid).map_err(|error| {
                     let path = file.path().display();
                     Failure::new(Code::NoPermission, format!("cannot hand {path} over: {error}"))
@@ -97,20 +194,13 @@ impl Bound {
 
     /// Removes the files of the Unix sockets: nobody serves them any more.
     pub fn remove_socket_files(&self) {
-        for control in &self.control {
-            if let Control::Unix(file) = control
-                && let Err(error) = file.remove()
-            {
-                log::warn!("cannot remove {}: {error}", file.path().display());
-            }
-        }
+        self.control.iter().for_each(|control| control.remove_file());
     }
-}
 
-fn bind_control(address: &Address, user_timeout: Duration) -> io::Result<Control> {
-    match address {
-        Address::Tcp(address) => bind_listener(*address, user_timeout).map(Control::Tcp),
-        Address::Unix(path) => SocketFile::bind(path).map(Control::Unix),
+    /// Removes the files of those that the other has not.
+    pub fn remove_socket_files_but(&self, kept: &Self) {
+        let is_kept = |control: &Rc<Control>| kept.control.iter().any(|kept| Rc::ptr_eq(kept, control));
+        self.control.iter().filter(|control| !is_kept(control)).for_each(|control| control.remove_file());
     }
 }
 
@@ -134,9 +224,10 @@ struct DataPortBinder<'a> {
 }
 
 impl<'a> DataPortBinder<'a> {
-    fn new(config: &'a Config) -> Self {
+    /// Those that are taken by us are passed over in silence.
+    fn new(config: &'a Config, taken: BTreeSet<u16>) -> Self {
         let candidates: Box<dyn Iterator<Item = u16>> = match &config.data_ports {
-            DataPorts::Range(range) => Box::new(range.clone()),
+            DataPorts::Range(range) => Box::new(range.clone().filter(move |port| !taken.contains(port))),
             DataPorts::Kernel => {
                 let wanted = usize::from(config.secondaries) * config.request.len();
                 Box::new(std::iter::repeat_n(0, wanted + SPARE_CHOICES))
@@ -146,13 +237,10 @@ impl<'a> DataPortBinder<'a> {
     }
 
     /// Binds the next port that nobody else has on any host, on all of them.
-    fn bind_next(&mut self, listeners: &mut Vec<TcpListener>) -> Result<u16, Failure> {
+    fn bind_next(&mut self) -> Result<Data, Failure> {
         for candidate in self.candidates.by_ref() {
             match bind_on_all(&self.hosts, candidate, self.config.client_idle) {
-                Ok((port, bound)) => {
-                    listeners.extend(bound);
-                    return Ok(port);
-                }
+                Ok((port, listeners)) => return Ok(Data { port, listeners }),
                 Err((address, error)) if error.kind() == io::ErrorKind::AddrInUse => {
                     log::info!("data port {address} is taken by another program: passed over");
                 }
@@ -227,9 +315,11 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.2:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let candidates = std::iter::once(port).chain(std::iter::repeat_n(0, SPARE_CHOICES));
-        let mut ports = DataPortBinder { candidates: Box::new(candidates), ..DataPortBinder::new(&config) };
-        let mut listeners = Vec::new();
-        let found = ports.bind_next(&mut listeners).unwrap();
+        let mut ports = DataPortBinder {
+            candidates: Box::new(candidates),
+            ..DataPortBinder::new(&config, BTreeSet::new())
+        };
+        let Data { port: found, listeners } = ports.bind_next().unwrap();
         assert_ne!(found, port);
         let bound: Vec<String> =
             listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();

@@ -36,6 +36,7 @@ impl Watchdog {
         if now < self.next_look_at_directory {
             return;
         }
+        self.close_what_is_retired();
         self.next_look_at_directory = now + self.force.config.watchdog.period;
         let seen = self.rundir.seen().ok();
         let same = self.seen_directory.filter(|looked| Some(looked.seen) == seen);

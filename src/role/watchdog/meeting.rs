@@ -20,7 +20,7 @@ impl Watchdog {
     /// whether all that it lists could be taken under supervision or are gone.
     pub(super) fn look_at_slots(&mut self, reactor: &mut Handle<Key>) -> bool {
         let mut all_seen = true;
-        for number in 1..=self.force.config.secondaries {
+        for number in 1..=self.force.slots {
             let slot = self.principal_page.slot(number);
             if !matches!(slot.occupied, Occupied::Starting | Occupied::Ready) {
                 continue;

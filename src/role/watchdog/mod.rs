@@ -12,6 +12,7 @@ mod principals;
 mod privileges;
 mod processes;
 mod reload;
+mod retired;
 mod start;
 mod tasks;
 
@@ -41,7 +42,6 @@ use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
 use crate::wire::control::Request;
 
-use bind::Bound;
 use control::ControlClient;
 use directory::Look;
 use heirlooms::Heirlooms;
@@ -100,7 +100,6 @@ struct Watchdog {
     principal_page: PrincipalPage,
     /// The pages, to hand to principals.
     heirlooms: Heirlooms,
-    bound: Bound,
     tree: Tree,
     processes: Vec<Process>,
     /// Secondaries that have ended and that their principal is to reap, the last first.
@@ -186,7 +185,7 @@ impl Watchdog {
             }
         }
         while pidfd::reap_any_child().is_some() {}
-        self.bound.remove_socket_files();
+        self.force.bound.remove_socket_files();
         if let Err(error) = self.rundir.clean() {
             log::warn!("cannot clean {}: {error}", self.rundir.path().display());
         }

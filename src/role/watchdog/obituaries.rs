@@ -16,7 +16,7 @@ impl Watchdog {
     pub(super) fn remember(&mut self, process: &Process, exit: Exit, now: Moment) {
         let mut obituary = process.obituary(Some(exit), now);
         if obituary.name.role == Role::Principal {
-            let open = (1..=self.force.config.secondaries).map(|slot| self.principal_page.slot(slot).open);
+            let open = (1..=self.force.slots).map(|slot| self.principal_page.slot(slot).open);
             obituary.jobs = open.fold(0, u64::wrapping_add);
         }
         let has_handed_over = obituary.name.role == Role::Principal

@@ -81,7 +81,12 @@ impl Watchdog {
             rundir: self.rundir.path().to_owned(),
             watchdog: std::process::id(),
             parent: std::process::id(),
-            ports: self.bound.ports().to_vec(),
+            ports: force.bound.ports(),
+            slots: force.slots,
+            retired: force.retired.clone(),
+            closing: force.bound.closing(),
+            kinds: Vec::new(),
+            renews: force.renews,
             parking_places: force.places.parking,
             resting: self.resting.iter().copied().collect(),
             open_files: force.places.open_files,
@@ -94,8 +99,8 @@ impl Watchdog {
             theirs.as_fd(),
         ];
         inheritance.extend(predecessor.map(AsFd::as_fd));
-        inheritance.extend(heirlooms.tables.iter().map(File::as_fd));
-        inheritance.extend(self.bound.listeners());
+        inheritance.extend(heirlooms.tables[..usize::from(force.slots)].iter().map(File::as_fd));
+        inheritance.extend(force.bound.listeners());
         let program = force.program.as_ref().map(|program| program.as_fd());
         let pidfd = launch::spawn(program, &sheet, &self.me, &inheritance)?;
         let start_time = proc::stat(pidfd.pid()).map_or(0, |stat| stat.start_time);

@@ -16,7 +16,7 @@ impl Watchdog {
         self.rundir
             .hand_over(owner)
             .map_err(|source| rundir_failure(RundirError::Create { path, source }))?;
-        self.bound.give_socket_files(owner)?;
+        self.force.bound.give_socket_files(owner)?;
         let Identity { uid, gid, .. } = *identity;
         let denied = |what: &str, error: std::io::Error| {
             Failure::new(Code::NoPermission, format!("uid {uid} {what}: {error}"))

@@ -365,7 +365,7 @@ impl Watchdog {
             self.kill_unknown_children();
         }
         // Its successor will look at it.
-        self.page.restore_header();
+        self.page.restore_header(self.heirlooms.slots());
         self.page.set_stopping(self.tree.is_stopping());
         if name.role == Role::Principal && self.is_succeeded(reactor, name, exit) {
             return;
@@ -379,12 +379,12 @@ impl Watchdog {
         let (name, pid) = (process.name, process.pid());
         let line = match name.role {
             Role::Principal => {
-                let listen = self.bound.addresses();
+                let listen = self.force.bound.addresses();
                 format!("principal pid {pid}: ready, listening on {}", listen.join(", "))
             }
             Role::Secondary => {
-                let ports = &self.bound.ports()[usize::from(name.slot) - 1];
-                let requests = self.force.config.request.iter().zip(ports);
+                let ports = self.force.bound.ports().swap_remove(usize::from(name.slot) - 1);
+                let requests = self.force.config.request.iter().zip(ports).filter(|&(_, port)| port != 0);
                 let ports: Vec<String> =
                     requests.map(|(request, port)| format!("{} {port}", request.name)).collect();
                 format!("secondary {} pid {pid}: ready, {}", name.slot, ports.join(", "))

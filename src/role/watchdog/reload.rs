@@ -5,11 +5,13 @@
 //! wrong before ends the new one. From then on, until the new one is ready, its death brings back what was in
 //! force before.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use nix::libc::O_PATH;
 
@@ -22,6 +24,9 @@ use crate::exit::Failure;
 use crate::os::channel::{Channel, Received};
 use crate::os::pidfd::Exit;
 use crate::os::reactor::{Handle, Progress};
+use crate::page::principal::Room;
+use crate::page::watchdog::Directory;
+use crate::role::watchdog::bind::Bound;
 use crate::role::watchdog::principals::Born;
 use crate::role::watchdog::start::fit_descriptor_limit;
 use crate::role::watchdog::{Key, Places, Watchdog};
@@ -42,6 +47,13 @@ pub struct Force {
     pub places: Places,
     /// The program, opened when it was loaded: its path may name a newer one by now. `None`: our own.
     pub program: Option<Rc<OwnedFd>>,
+    pub bound: Bound,
+    /// Slots, those included that were taken out of service.
+    pub slots: u16,
+    /// Request types, by their places, that are not offered any more.
+    pub retired: BTreeSet<usize>,
+    /// The secondaries are to be replaced, too.
+    pub renews: bool,
 }
 
 /// A reload under way.
@@ -82,6 +94,23 @@ pub struct Reloaded {
 }
 
 impl Force {
+    /// What a system begins with.
+    pub fn first(config: Config, places: Places, bound: Bound) -> Self {
+        let (slots, retired) = (config.secondaries, BTreeSet::new());
+        Self { config, places, program: None, bound, slots, retired, renews: true }
+    }
+
+    /// What tools are told.
+    pub fn directory(&self) -> Directory {
+        Directory {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            listen: self.bound.addresses(),
+            requests: self.config.request.iter().map(|request| request.name.clone()).collect(),
+            ports: self.bound.ports(),
+            secondaries: self.config.secondaries,
+        }
+    }
+
     /// The device and inode of the program, where it is not our own.
     fn program_id(&self) -> Option<(u64, u64)> {
         let program = self.program.as_ref()?.try_clone().ok()?;
@@ -100,19 +129,38 @@ impl Watchdog {
         candidates.into_iter().chain([&self.force]).filter_map(Force::program_id).collect()
     }
 
-    /// Starts a new principal beside the one that serves.
-    pub(super) fn begin_reload(&mut self, reactor: &mut Handle<Key>) -> Result<(), String> {
-        let changes_nothing = |why: String| format!("nothing was changed: {why}");
+    /// Starts a new principal beside the one that serves: with so many secondaries, or with what configuration and
+    /// program say now.
+    pub(super) fn begin_reload(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        secondaries: Option<u16>,
+    ) -> Result<(), String> {
         self.reload_outcome = None;
+        let begun = self.try_to_begin(reactor, secondaries);
+        begun.map_err(|why| format!("nothing was changed: {why}"))
+    }
+
+    fn try_to_begin(&mut self, reactor: &mut Handle<Key>, secondaries: Option<u16>) -> Result<(), String> {
         if self.tree.serving_principal().is_none() {
-            return Err(changes_nothing("no principal serves at the moment".to_owned()));
+            return Err("no principal serves at the moment".to_owned());
         }
-        let force = self.read_force().map_err(changes_nothing)?;
-        let (ours, theirs) = Channel::pair().map_err(|error| changes_nothing(error.to_string()))?;
+        let force = match secondaries {
+            Some(secondaries) => self.scaled(secondaries)?,
+            None => self.read_force()?,
+        };
+        let bound = force.bound.clone();
+        let begun = self.start_candidate(reactor, force);
+        begun.inspect_err(|_| bound.remove_socket_files_but(&self.force.bound))
+    }
+
+    fn start_candidate(&mut self, reactor: &mut Handle<Key>, force: Force) -> Result<(), String> {
+        self.make_room_for(&force)?;
+        let (ours, theirs) = Channel::pair().map_err(|error| error.to_string())?;
         let name = Name::principal(self.tree.next_principal());
         let born = self.spawn_principal(name, &force, Some(&theirs));
         let Born { pidfd, start_time, orders, mut channel } =
-            born.map_err(|error| changes_nothing(format!("cannot start a new principal: {error}")))?;
+            born.map_err(|error| format!("cannot start a new principal: {error}"))?;
         log::info!("reload: {name} (pid {}) is to take over", pidfd.pid());
         if let Err(error) = channel.watch(reactor, Key::Channel(name)) {
             log::error!("cannot listen to {name}: {error}");
@@ -123,16 +171,57 @@ impl Watchdog {
         Ok(())
     }
 
-    /// What would be in force now.
+    /// What would be in force by configuration and program as they are now.
     fn read_force(&self) -> Result<Force, String> {
+        let before = &self.force;
         let mut config = (self.sources.configuration)().map_err(|failure| failure.to_string())?;
-        config.may_follow(&self.force.config)?;
-        let parking = fit_descriptor_limit(&mut config).map_err(|failure| failure.to_string())?;
+        config.may_follow(&before.config)?;
+        let retired = config.take_places(&before.config.request);
         let path = self.sources.program.as_ref().map_err(|error| format!("where is the program? {error}"))?;
         let program = fs::OpenOptions::new().read(true).custom_flags(O_PATH).open(path);
         let program = program.map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-        let places = Places { parking, ..self.force.places };
-        Ok(Force { config, places, program: Some(Rc::new(program.into())) })
+        self.bind_for(Force {
+            config,
+            retired,
+            renews: true,
+            program: Some(Rc::new(program.into())),
+            ..before.clone()
+        })
+    }
+
+    /// What is in force, with another number of secondaries.
+    fn scaled(&self, secondaries: u16) -> Result<Force, String> {
+        let config = Config { secondaries, ..self.force.config.clone() };
+        self.bind_for(Force { config, renews: false, ..self.force.clone() })
+    }
+
+    /// Binds what it asks for: before anything else changes.
+    fn bind_for(&self, mut force: Force) -> Result<Force, String> {
+        let Room { slots, types } = self.principal_page.room();
+        force.slots = force.slots.max(force.config.secondaries);
+        if usize::from(force.slots) > slots || force.config.request.len() > types {
+            return Err(format!(
+                "there is room for {slots} secondaries and {types} request types, those included that were \
+                 removed: more take a stop and a start"
+            ));
+        }
+        let parking =
+            fit_descriptor_limit(&mut force.config, force.slots).map_err(|failure| failure.to_string())?;
+        force.places.parking = parking;
+        let bound = self.force.bound.bind_more(&force.config, &force.retired, force.slots, Duration::ZERO);
+        force.bound = bound.map_err(|failure| failure.to_string())?;
+        Ok(force)
+    }
+
+    fn make_room_for(&mut self, force: &Force) -> Result<(), String> {
+        if !self.page.has_room_for(&force.directory()) {
+            return Err(
+                "there is no room for so many names and ports: they take a stop and a start".to_owned()
+            );
+        }
+        let pages = (&self.page, &self.principal_page);
+        let grown = self.heirlooms.grow(&self.rundir, pages, force.slots, force.config.request.len());
+        grown.map_err(|error| format!("cannot make job tables: {error}"))
     }
 
     /// A principal says something.
@@ -190,14 +279,16 @@ impl Watchdog {
     pub(super) fn give_up_reload(&mut self, reactor: &mut Handle<Key>, why: &str) {
         match self.reload.take() {
             Some(Reload::Preparing(candidate) | Reload::HandingOver(candidate)) => {
-                let Candidate { name, mut channel, .. } = candidate;
+                let Candidate { name, mut channel, force, .. } = candidate;
                 channel.unwatch(reactor);
+                force.bound.remove_socket_files_but(&self.force.bound);
                 self.page.set_handing_over(None);
                 self.tree.handle_candidate_dismissed(reactor.now());
                 self.remove_candidate_orders(name);
                 self.reload_outcome = Some(Err(format!("nothing was changed: {why}")));
             }
             Some(Reload::Promoted { before, .. }) => {
+                self.force.bound.remove_socket_files_but(&before.bound);
                 self.bring_into_force(*before);
                 self.reload_outcome = Some(Err(format!("what was in force before is again: {why}")));
             }
@@ -250,10 +341,17 @@ impl Watchdog {
         if let Err(error) = fs::rename(orders, self.rundir.principal_orders()) {
             log::warn!("cannot name the orders of {name}: {error}");
         }
-        let inherited = (1..=self.force.config.secondaries).filter_map(|number| {
+        let inherited = (1..=force.slots).filter_map(|number| {
             let slot = self.principal_page.slot(number);
             let is_there = matches!(slot.occupied, Occupied::Starting | Occupied::Ready);
-            is_there.then_some((number, slot.incarnation))
+            let is_wanted = number <= force.config.secondaries && !self.resting.contains(&number);
+            match (is_there, is_wanted) {
+                (true, true) => force.renews.then_some((number, slot.incarnation)),
+                (true, false) => Some((number, slot.incarnation)),
+                // Whatever is started there will do.
+                (false, true) => Some((number, 0)),
+                (false, false) => None,
+            }
         });
         let inherited = inherited.collect();
         let before = Box::new(self.force.clone());
@@ -271,13 +369,17 @@ impl Watchdog {
     fn bring_into_force(&mut self, force: Force) {
         let config = &force.config;
         self.tree.handle_settings(config.supervision(), config.watchdog.grace + config.claim_within);
+        self.tree.handle_slots(force.slots);
+        self.resting.retain(|slot| *slot <= config.secondaries);
         self.force = force;
+        self.write_directory();
     }
 
     /// A principal is ready: perhaps the new one.
     pub(super) fn reload_has_come_true(&mut self, name: Name, pid: u32) {
         match self.reload.take() {
             Some(Reload::Promoted { principal, inherited, .. }) if principal == name => {
+                self.force.bound.close_what_was_replaced();
                 self.reload_outcome = Some(Ok(Reloaded { pid, inherited }));
             }
             other => self.reload = other,
@@ -290,7 +392,7 @@ impl Watchdog {
             let slot = self.principal_page.slot(number);
             let is_done = match slot.occupied {
                 Occupied::Ready => slot.incarnation != before,
-                Occupied::Resting => true,
+                Occupied::Resting => number <= self.force.config.secondaries || self.living_in(number) == 0,
                 Occupied::Down | Occupied::Starting | Occupied::GivenUp => false,
             };
             !is_done

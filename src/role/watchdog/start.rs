@@ -22,7 +22,7 @@ use crate::os::{clock, descendants, proc, process};
 use crate::page::jobs::JobTable;
 use crate::page::principal::PrincipalPage;
 use crate::page::secondary::SecondaryPage;
-use crate::page::watchdog::{Directory, WatchdogPage};
+use crate::page::watchdog::WatchdogPage;
 use crate::page::{Access, PageError};
 use crate::role::watchdog::bind::Bound;
 use crate::role::watchdog::directory::{listen_for_tools, rundir_failure, write_pid};
@@ -72,12 +72,14 @@ impl Watchdog {
         lock: Lock,
         reactor: &mut Handle<Key>,
     ) -> Result<Self, Failure> {
-        let open_files = process::descriptor_limit();
-        let places = Places { parking: fit_descriptor_limit(&mut config)?, open_files };
+        let (open_files, secondaries) = (process::descriptor_limit(), config.secondaries);
+        let places = Places { parking: fit_descriptor_limit(&mut config, secondaries)?, open_files };
         let after_crash = clean_up(rundir)?;
         let bound = Bound::bind(&config, after_crash);
-        let force = Force { config, places, program: None };
-        let set_up = bound.and_then(|bound| Self::set_up((force, sources), rundir, lock, bound, reactor));
+        let set_up = bound.and_then(|bound| {
+            let force = Force::first(config, places, bound);
+            Self::set_up((force, sources), rundir, lock, reactor)
+        });
         let set_up = set_up.and_then(|watchdog| {
             identity.map_or(Ok(()), |identity| watchdog.give_up_root(&identity)).map(|()| watchdog)
         });
@@ -91,7 +93,6 @@ impl Watchdog {
         (force, sources): (Force, Sources),
         rundir: &Rundir,
         lock: Lock,
-        bound: Bound,
         reactor: &mut Handle<Key>,
     ) -> Result<Self, Failure> {
         let config = &force.config;
@@ -100,8 +101,8 @@ impl Watchdog {
         let stat = proc::stat(pid).map_err(|error| Failure::internal("read /proc/self/stat", &error))?;
         write_pid(rundir)?;
         let (page, principal_page) =
-            create_pages(config, rundir, &bound).map_err(|error| Failure::new(Code::CannotCreate, error))?;
-        let heirlooms = Heirlooms::open(rundir, config.secondaries, config.max_jobs as usize)
+            create_pages(&force, rundir).map_err(|error| Failure::new(Code::CannotCreate, error))?;
+        let heirlooms = Heirlooms::open(rundir, force.slots, config.request.len(), config.max_jobs as usize)
             .map_err(|error| Failure::new(Code::CannotCreate, format!("cannot open the pages: {error}")))?;
         page.introduce(pid, stat.start_time, now);
         let control = listen_for_tools(rundir, reactor)?;
@@ -121,7 +122,6 @@ impl Watchdog {
             page,
             principal_page,
             heirlooms,
-            bound,
             tree,
             processes: Vec::new(),
             departed: VecDeque::new(),
@@ -281,17 +281,8 @@ fn refuse_if_alive(rundir: &Rundir, (pid, start_time): (u32, u64)) -> Result<(),
     }
 }
 
-fn create_pages(
-    config: &Config,
-    rundir: &Rundir,
-    bound: &Bound,
-) -> Result<(WatchdogPage, PrincipalPage), PageError> {
-    let directory = Directory {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        listen: bound.addresses(),
-        requests: config.request.iter().map(|request| request.name.clone()).collect(),
-        ports: bound.ports().to_vec(),
-    };
+fn create_pages(force: &Force, rundir: &Rundir) -> Result<(WatchdogPage, PrincipalPage), PageError> {
+    let (config, directory) = (&force.config, force.directory());
     let slots = usize::from(config.secondaries);
     let page = WatchdogPage::create(&rundir.watchdog_page(), slots, &directory)?;
     let principal = PrincipalPage::create(&rundir.principal_page(), slots, config.request.len())?;
@@ -302,11 +293,11 @@ fn create_pages(
 }
 
 /// Raises the descriptor limit, lowers `max_clients` where it does not suffice for all of
-/// them, and refuses to start where it does not even suffice for the servers. Returns how many
+/// them and so many slots, and refuses to start where it does not even suffice for the servers. Returns how many
 /// connections beyond `max_clients` a principal may accept.
-pub(super) fn fit_descriptor_limit(config: &mut Config) -> Result<usize, Failure> {
+pub(super) fn fit_descriptor_limit(config: &mut Config, slots: u16) -> Result<usize, Failure> {
     let limit = process::raise_descriptor_limit();
-    let slots = u64::from(config.secondaries);
+    let slots = u64::from(slots);
     let types = config.request.len() as u64;
     let hosts = config.listen.hosts().len() as u64;
     let of_slot = types * hosts;

@@ -82,8 +82,9 @@ fn collide(one: Request, other: Request) -> bool {
             one == other
         }
         (Request::Log(_), Request::Log(_)) => true,
-        (Request::Reload, Request::Reload | Request::Restart(_) | Request::Drain(_))
-        | (Request::Restart(_) | Request::Drain(_), Request::Reload) => true,
+        (Request::Reload | Request::Scale(_), Request::Restart(_) | Request::Drain(_))
+        | (Request::Restart(_) | Request::Drain(_), Request::Reload | Request::Scale(_))
+        | (Request::Reload | Request::Scale(_), Request::Reload | Request::Scale(_)) => true,
         (Request::Stop, _) | (_, Request::Stop) | (Request::Log(_), _) | (_, Request::Log(_)) => false,
     }
 }
@@ -138,11 +139,16 @@ impl Watchdog {
         log::info!("{}: {request}", if client.is_some() { "a tool asks" } else { "a signal asks" });
         match request {
             Request::Reload => {
-                self.begin_reload(reactor)?;
+                self.begin_reload(reactor, None)?;
                 self.answer_tool(client, &Answer::Progress("a new principal is started".to_owned()));
                 Ok(Goal::Reloaded { by: None })
             }
             Request::Stop => Err("stop has no turn".to_owned()),
+            Request::Scale(secondaries) => {
+                self.begin_reload(reactor, Some(secondaries))?;
+                self.answer_tool(client, &Answer::Progress("a new principal is started".to_owned()));
+                Ok(Goal::Reloaded { by: None })
+            }
             Request::Restart(slot) => {
                 self.is_slot(slot)?;
                 self.resting.remove(&slot);
@@ -273,9 +279,12 @@ impl Watchdog {
             *give_up_at = self.replaced_until(now);
         }
         let Some(&(next, incarnation)) = left.first() else {
-            return Some(Answer::Done(format!(
-                "a new principal serves, pid {principal}, and {all} new secondaries"
-            )));
+            let secondaries = self.force.config.secondaries;
+            return Some(Answer::Done(if self.force.renews {
+                format!("a new principal serves, pid {principal}, and {all} new secondaries")
+            } else {
+                format!("{secondaries} secondaries serve")
+            }));
         };
         if let Some(slot) = self.given_up(left) {
             let why = format!(
@@ -285,10 +294,12 @@ impl Watchdog {
         }
         if left.len() < before && now.since(*told_at) >= TELL_EVERY {
             *told_at = now;
-            let text = format!("{} of {all} secondaries are new", *all - left.len());
+            let text = format!("{} of {all} secondaries are as they should be", *all - left.len());
             self.answer_tool(client, &Answer::Progress(text));
         }
-        (*give_up_at <= now).then(|| Answer::Error(self.why_not_replaced(next, incarnation)))
+        // Who is only to leave takes as long as it takes.
+        let is_late = *give_up_at <= now && next <= self.force.config.secondaries;
+        is_late.then(|| Answer::Error(self.why_not_replaced(next, incarnation)))
     }
 
     fn why_not_replaced(&self, slot: u16, before: Incarnation) -> String {
