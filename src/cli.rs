@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, DEFAULT_FILE};
 use crate::exit::{Code, Failure};
 use crate::handler::Registry;
 use crate::os::rundir::Rundir;
@@ -183,6 +183,11 @@ fn sources(common: &Common, registry: &Registry) -> Sources {
     let (file, runtime_dir) = (common.config.as_ref().map(absolute), common.runtime_dir.clone());
     let registered: Vec<String> = registry.names().iter().map(ToString::to_string).collect();
     let configuration = move || {
+        // The watchdog must not wait for whoever writes into a pipe.
+        let path = file.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(Failure::new(Code::Config, format!("{}: no regular file", path.display())));
+        }
         let registered: Vec<&str> = registered.iter().map(String::as_str).collect();
         Config::load_with(file.as_deref(), runtime_dir.as_deref(), &registered).map_err(config_failure)
     };

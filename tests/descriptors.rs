@@ -106,7 +106,9 @@ fn everybody_holds(system: &System, (control, hosts): (usize, usize), strange: &
     let of_principal = [("socket", listeners + 1), ("anon_inode:[pidfd]", 3), reserve];
     holds(system, principal, &expected(&of_principal, &files));
     for (pid, number) in secondaries.iter().zip(1..) {
-        let files = [format!("dwtube{number}"), format!("wdtube{number}"), format!("orders.{number}")];
+        // Its page, for the next principal.
+        let files = ["dwtube{}", "wdtube{}", "orders.{}", "secondary{}.page"]
+            .map(|name| name.replace("{}", &number.to_string()));
         let of_secondary = [("socket", of_slot), ("anon_inode:[pidfd]", 1), reserve];
         holds(system, *pid, &expected(&of_secondary, &files.each_ref().map(String::as_str)));
         assert_eq!((shared(*pid, watchdog), shared(*pid, principal)), (of_slot, of_slot));

@@ -89,7 +89,8 @@ impl<T> Crowd<T> {
     /// who has none.
     #[must_use]
     pub fn may_accept(&self) -> bool {
-        let has_place = self.connected < self.max_clients || self.parked < self.parking_places;
+        // Those who were there before a limit was lowered take the places of those who wait.
+        let has_place = self.connected + self.parked < self.max_clients + self.parking_places;
         has_place
             || self.members.len() > 1 && self.waiting_by_total.last().is_some_and(|&(total, _)| total > 1)
     }
@@ -130,7 +131,7 @@ impl<T> Crowd<T> {
     pub fn park(&mut self, network: Network, connection: T) -> Option<T> {
         let total = self.members.get(&network).map_or(0, Member::total);
         let mut goes = None;
-        if self.parked >= self.parking_places {
+        if self.connected.max(self.max_clients) + self.parked >= self.max_clients + self.parking_places {
             let greediest = self.waiting_by_total.last().filter(|(most, _)| *most >= total + 2);
             let Some(&(_, greediest)) = greediest else {
                 return Some(connection);
@@ -247,6 +248,10 @@ mod tests {
         }
         assert_eq!((successor.connected(), successor.handle_arrival(network(2))), (2, Entrance::Full));
         assert_eq!(successor.park(network(2), 5), None);
+        let mut full = Crowd::new(1, 0, 1);
+        (0..3).for_each(|_| full.handle_succession(network(1)));
+        assert!(!full.may_accept(), "descriptors are for so many in all");
+        assert_eq!((full.handle_arrival(network(2)), full.park(network(2), 6)), (Entrance::Full, Some(6)));
         successor.handle_departure(network(1));
         assert_eq!(successor.promote(), None);
         successor.handle_departure(network(1));

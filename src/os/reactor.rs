@@ -91,7 +91,8 @@ impl Ready {
         }
     }
 
-    fn merge(&mut self, other: Self) {
+    /// Both.
+    pub fn merge(&mut self, other: Self) {
         self.readable |= other.readable;
         self.writable |= other.writable;
         self.read_closed |= other.read_closed;
@@ -142,6 +143,11 @@ impl<K: Copy> Handle<K> {
     #[must_use]
     pub fn now(&self) -> Moment {
         self.now
+    }
+
+    /// Before the loop runs, something was waited for: the time is another by now.
+    pub fn has_waited(&mut self) {
+        self.now = clock::now();
     }
 
     /// Whether this turn may go on: handlers that take long shall not add up, for signals, and so

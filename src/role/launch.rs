@@ -40,6 +40,12 @@ const WATCHDOG: RawFd = 4;
 const INHERITANCE: RawFd = 5;
 /// The principal's channel to the watchdog, in every version.
 const CHANNEL: RawFd = 8;
+/// A secondary's own page, and its tubes.
+pub const OWN_PAGE: RawFd = 7;
+/// `dwtube<n>`.
+pub const TO_SECONDARY: RawFd = 9;
+/// `wdtube<n>`.
+pub const FROM_SECONDARY: RawFd = 10;
 
 /// What a server is told at its start.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -4,13 +4,15 @@
 //! |---|---|---|---|
 //! | `prepared` | new principal | watchdog | it can take over |
 //! | `refused REASON` | new principal | watchdog | it cannot, and ends |
-//! | `hand over` | watchdog | old principal | to who is at the other end of the socket that comes with it |
+//! | `hand over N` | watchdog | old principal | to incarnation N, at the other end of the socket that comes with it |
 //! | `heard` | new | old | a frame with clients has arrived |
 //! | `taken` | new | old | all have arrived: the old one may end |
-//! | `kept REASON` | old principal | watchdog | it has not handed over, and goes on |
+//! | `kept N REASON` | old principal | watchdog | it has not handed over to incarnation N, and goes on |
 //! | `proceed` | watchdog | new principal | the old one has ended: the place is yours |
 
 use std::fmt;
+
+use crate::core::job::Incarnation;
 
 /// One of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,14 +21,22 @@ pub enum Word {
     Prepared,
     /// `refused REASON`
     Refused(String),
-    /// `hand over`
-    HandOver,
+    /// `hand over N`
+    HandOver {
+        /// To which incarnation.
+        successor: Incarnation,
+    },
     /// `heard`
     Heard,
     /// `taken`
     Taken,
-    /// `kept REASON`
-    Kept(String),
+    /// `kept N REASON`
+    Kept {
+        /// To which incarnation it has not handed over.
+        successor: Incarnation,
+        /// Why.
+        why: String,
+    },
     /// `proceed`
     Proceed,
 }
@@ -41,9 +51,12 @@ impl Word {
             None if text == "heard" => Self::Heard,
             None if text == "taken" => Self::Taken,
             None if text == "proceed" => Self::Proceed,
-            Some(("hand", "over")) => Self::HandOver,
+            Some(("hand", rest)) => Self::HandOver { successor: rest.strip_prefix("over ")?.parse().ok()? },
             Some(("refused", reason)) => Self::Refused(reason.to_owned()),
-            Some(("kept", reason)) => Self::Kept(reason.to_owned()),
+            Some(("kept", rest)) => {
+                let (successor, why) = rest.split_once(' ')?;
+                Self::Kept { successor: successor.parse().ok()?, why: why.to_owned() }
+            }
             _ => return None,
         })
     }
@@ -54,10 +67,10 @@ impl fmt::Display for Word {
         match self {
             Self::Prepared => write!(f, "prepared"),
             Self::Refused(reason) => write!(f, "refused {reason}"),
-            Self::HandOver => write!(f, "hand over"),
+            Self::HandOver { successor } => write!(f, "hand over {successor}"),
             Self::Heard => write!(f, "heard"),
             Self::Taken => write!(f, "taken"),
-            Self::Kept(reason) => write!(f, "kept {reason}"),
+            Self::Kept { successor, why } => write!(f, "kept {successor} {why}"),
             Self::Proceed => write!(f, "proceed"),
         }
     }
@@ -69,12 +82,16 @@ mod tests {
 
     #[test]
     fn what_is_said_is_understood() {
-        let with_reason = [Word::Refused("layout 7".to_owned()), Word::Kept("it stops".to_owned())];
-        let plain = [Word::Prepared, Word::HandOver, Word::Heard, Word::Taken, Word::Proceed];
+        let with_reason = [
+            Word::Refused("layout 7".to_owned()),
+            Word::Kept { successor: 65535, why: "it stops".to_owned() },
+            Word::HandOver { successor: 2 },
+        ];
+        let plain = [Word::Prepared, Word::Heard, Word::Taken, Word::Proceed];
         for word in plain.into_iter().chain(with_reason) {
             assert_eq!(Word::parse(word.to_string().as_bytes()), Some(word));
         }
-        for strange in ["", "hand", "prepared now", "kept", "\u{e9}"] {
+        for strange in ["", "hand over", "hand 1", "prepared now", "kept", "kept 1", "kept it x", "\u{e9}"] {
             assert_eq!(Word::parse(strange.as_bytes()), None, "{strange}");
         }
     }

@@ -99,7 +99,7 @@ impl<B: Books> Slots<B> {
 
     /// A predecessor ends by itself when its grace is over, and the watchdog kills it if it does not.
     /// But a watchdog that was late may never have met it.
-    fn expect_end(&mut self, now: Moment, slot: usize, incarnation: Incarnation) {
+    pub(super) fn expect_end(&mut self, now: Moment, slot: usize, incarnation: Incarnation) {
         self.timers.arm(now + self.settings.grace + OVERDUE_AFTER, Timer::Overdue(slot, incarnation));
     }
 

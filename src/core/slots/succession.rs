@@ -28,8 +28,8 @@ pub struct Followed {
 pub struct Household {
     /// The secondary that serves it, and whether it is ready.
     pub current: Option<(Incarnation, bool)>,
-    /// Those before it that still finish their exchanges.
-    pub predecessors: Vec<Incarnation>,
+    /// Those before it that still finish their exchanges, and whether they have a limit.
+    pub predecessors: Vec<(Incarnation, bool)>,
 }
 
 impl<B: Books> Slots<B> {
@@ -56,8 +56,11 @@ impl<B: Books> Slots<B> {
         debug_assert_eq!(households.len(), self.slots.len());
         self.books.redo();
         for (index, Household { current, predecessors }) in households.into_iter().enumerate() {
+            for &(incarnation, _) in predecessors.iter().filter(|(_, has_limit)| *has_limit) {
+                self.expect_end(now, index, incarnation);
+            }
             let slot = &mut self.slots[index];
-            slot.predecessors = predecessors;
+            slot.predecessors = predecessors.into_iter().map(|(incarnation, _)| incarnation).collect();
             slot.current = current.map(|(incarnation, is_ready)| Server {
                 incarnation,
                 ready_since: is_ready.then_some(now),

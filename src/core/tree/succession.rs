@@ -25,6 +25,12 @@ impl Tree {
         self.seats[0].name
     }
 
+    /// Whether a principal lives, or is about to end, that was to succeed another.
+    #[must_use]
+    pub fn has_candidate(&self) -> bool {
+        self.candidate.is_some()
+    }
+
     /// Names a principal that is to be started.
     pub fn next_principal(&mut self) -> Incarnation {
         self.last_principal = next_incarnation(self.last_principal);
@@ -65,7 +71,9 @@ impl Tree {
         self.void_if_late(now);
         self.input(now, name, Input::Exited);
         self.actions.retain(|action| action.target() != Some(name));
-        self.seats[0] = candidate;
+        // It has prepared and heard as long as that took: from here on it has the time of any other start.
+        self.seats[0] = Seat { state: State::Down, ..candidate };
+        self.input(now, candidate.name, Input::Started);
         self.check_invariants();
         true
     }
@@ -111,6 +119,10 @@ mod tests {
         assert!(!tree.living().any(|name| tree.is_draining(name)));
         assert_eq!(actions(&mut tree), []);
         assert_eq!(tree.serving_principal(), None);
+        // However long it has prepared, it has time to get ready.
+        let ready_by = tree.poll_timeout().unwrap();
+        assert!(ready_by > at(12), "{ready_by}");
+        assert!(matches!(tree.state(new), Some(State::Starting { since, .. }) if since == at(12)));
         tree.handle_ready(at(13), new);
         assert_eq!(tree.serving_principal(), Some(new));
         // Now its death is a principal's.

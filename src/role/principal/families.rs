@@ -39,7 +39,8 @@ impl Principal {
 
     /// A secondary has died, or may have died before this principal came.
     pub(super) fn end_families_of_departed(&mut self, reactor: &mut Handle<Key>) {
-        if self.config.request.iter().any(|request| !request.command.is_empty()) {
+        // Who was started before a reload may have had others.
+        if self.sheet.succeeds || self.config.request.iter().any(|request| !request.command.is_empty()) {
             self.look_for_family(reactor, Whose::Departed);
         }
     }

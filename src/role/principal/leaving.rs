@@ -5,14 +5,14 @@
 //! later. Nothing is given away: where the successor dies or takes too long, this one goes on as if nothing had
 //! been. Where all have arrived, it writes that down as its last word in its page, and ends.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::core::job::ClientId;
+use crate::core::job::{ClientId, Incarnation};
 use crate::core::moment::Moment;
 use crate::core::slots::Followed;
 use crate::os::channel::{Channel, DESCRIPTORS_PER_PACKET, Frame, Received};
@@ -38,7 +38,7 @@ pub enum Leaving {
     #[default]
     No,
     /// It was asked to, and has not begun.
-    Asked { successor: Channel, until: Moment },
+    Asked { successor: Channel, incarnation: Incarnation, until: Moment },
     /// It hands over.
     UnderWay(Box<Handing>),
     /// It has.
@@ -48,6 +48,8 @@ pub enum Leaving {
 /// What is being handed over.
 pub struct Handing {
     successor: Channel,
+    /// Which one that is.
+    incarnation: Incarnation,
     /// Still to be sent, the last one first.
     clients: Vec<Whom>,
     parked: Vec<Parked>,
@@ -59,7 +61,7 @@ pub struct Handing {
     under_way: usize,
     give_up_at: Moment,
     /// What became ready meanwhile.
-    postponed: VecDeque<(SourceId, Ready)>,
+    postponed: HashMap<SourceId, Ready>,
 }
 
 #[derive(Clone, Copy)]
@@ -88,25 +90,38 @@ impl Principal {
     pub(super) fn on_channel(&mut self, reactor: &mut Handle<Key>) -> Progress {
         match self.channel.receive(false) {
             Ok(Received::Packet(packet, mut descriptors)) => {
-                if let (Some(Word::HandOver), Some(successor)) = (Word::parse(&packet), descriptors.pop()) {
-                    let (successor, until) = (Channel::from(successor), reactor.now() + READY_WITHIN);
-                    match self.leaving {
-                        Leaving::No | Leaving::Asked { .. } => {
-                            self.leaving = Leaving::Asked { successor, until };
-                        }
-                        Leaving::UnderWay(_) | Leaving::Done => {}
+                match (Word::parse(&packet), descriptors.pop()) {
+                    (Some(Word::HandOver { successor }), Some(channel)) => {
+                        self.asked_to_hand_over(reactor, successor, channel.into());
                     }
-                } else {
-                    log::warn!("the watchdog says \"{}\"", packet.escape_ascii());
+                    _ => log::warn!("the watchdog says \"{}\"", packet.escape_ascii()),
                 }
                 Progress::Again
             }
             // That it has died is told by its pidfd.
             Ok(Received::End | Received::Nothing) => Progress::Drained,
+            // The watchdog waits for an answer to what could not be heard: that ends with the successor's patience.
             Err(error) => {
                 log::warn!("cannot hear the watchdog: {error}");
-                Progress::Drained
+                Progress::Again
             }
+        }
+    }
+
+    fn asked_to_hand_over(
+        &mut self,
+        reactor: &mut Handle<Key>,
+        incarnation: Incarnation,
+        successor: Channel,
+    ) {
+        // Another may have been wanted before, which the watchdog has given up.
+        self.keep(reactor, "another is to take over");
+        match self.leaving {
+            Leaving::No | Leaving::Asked { .. } | Leaving::UnderWay(_) => {
+                let until = reactor.now() + READY_WITHIN;
+                self.leaving = Leaving::Asked { successor, incarnation, until };
+            }
+            Leaving::Done => {}
         }
     }
 
@@ -123,11 +138,12 @@ impl Principal {
     }
 
     fn begin_to_leave(&mut self, reactor: &mut Handle<Key>) {
-        let Leaving::Asked { mut successor, .. } = std::mem::take(&mut self.leaving) else {
+        let Leaving::Asked { mut successor, incarnation, .. } = std::mem::take(&mut self.leaving) else {
             return;
         };
         if let Err(error) = successor.watch(reactor, Key::Successor) {
-            self.tell_watchdog(&Word::Kept(format!("it cannot watch its successor: {error}")));
+            let why = format!("it cannot watch its successor: {error}");
+            self.tell_watchdog(&Word::Kept { successor: incarnation, why });
             return;
         }
         let mut followed: HashMap<_, Vec<_>> = HashMap::new();
@@ -140,6 +156,7 @@ impl Principal {
         log::info!("handing over {} control connections to a successor", clients.len());
         self.leaving = Leaving::UnderWay(Box::new(Handing {
             successor,
+            incarnation,
             clients: clients.into_iter().rev().collect(),
             parked,
             followed,
@@ -148,7 +165,7 @@ impl Principal {
             end_is_sent: false,
             under_way: 0,
             give_up_at: reactor.now() + HEARD_WITHIN,
-            postponed: VecDeque::new(),
+            postponed: HashMap::new(),
         }));
         self.hand_over(reactor);
     }
@@ -249,26 +266,27 @@ impl Principal {
 
     /// Goes on as if nobody had asked to hand over.
     pub(super) fn keep(&mut self, reactor: &mut Handle<Key>, reason: &str) {
-        match std::mem::take(&mut self.leaving) {
+        let not_to = match std::mem::take(&mut self.leaving) {
             Leaving::No => return,
             Leaving::Done => {
                 self.leaving = Leaving::Done;
                 return;
             }
-            Leaving::Asked { .. } => {}
+            Leaving::Asked { incarnation, .. } => incarnation,
             Leaving::UnderWay(handing) => {
-                let Handing { mut successor, parked, mut postponed, .. } = *handing;
+                let Handing { mut successor, incarnation, parked, postponed, .. } = *handing;
                 successor.unwatch(reactor);
                 for connection in parked {
                     self.park_again(reactor, connection);
                 }
-                while let Some((id, ready)) = postponed.pop_front() {
+                for (id, ready) in postponed {
                     reactor.again(id, ready);
                 }
+                incarnation
             }
-        }
+        };
         log::warn!("goes on: {reason}");
-        self.tell_watchdog(&Word::Kept(reason.to_owned()));
+        self.tell_watchdog(&Word::Kept { successor: not_to, why: reason.to_owned() });
     }
 
     fn tell_watchdog(&self, word: &Word) {
@@ -320,7 +338,7 @@ impl Principal {
             Key::Listener(_) | Key::Client(_) | Key::Tube(..) | Key::TubeRoom | Key::Ended(..) => {}
         }
         match &mut self.leaving {
-            Leaving::UnderWay(handing) => handing.postponed.push_back((id, ready)),
+            Leaving::UnderWay(handing) => handing.postponed.entry(id).or_default().merge(ready),
             // Once this one goes on, whatever is ready is ready still.
             Leaving::No | Leaving::Asked { .. } => return Progress::Again,
             Leaving::Done => {}

@@ -174,19 +174,21 @@ impl Principal {
         let mut channel = Channel::from(inheritance.take()?);
         let predecessor = sheet.succeeds.then(|| inheritance.take().map(Channel::from)).transpose()?;
         let tables = (0..sheet.slots).map(|_| inheritance.take_file()).collect::<Result<Vec<_>, _>>()?;
-        let watch = |error| Failure::internal("watch the channel", &error);
-        let estate = match predecessor {
-            Some(predecessor) => Some(prepared(&channel, &predecessor, &config, registry)?),
-            None => None,
-        };
-        channel.watch(reactor, Key::Channel).map_err(watch)?;
-        page.set_handed_over(0);
-        let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
         let books = Books::attach(page, &tables).map_err(attach)?;
         let listeners = (0..config.listen.addresses().len() + sheet.closing)
-            .map(|index| take_listener(reactor, index, inheritance.take()?))
-            .collect::<Result<_, Failure>>()?;
+            .map(|_| inheritance.take())
+            .collect::<Result<Vec<_>, Failure>>()?;
         let slots = take_slots(&mut inheritance, &sheet, tables)?;
+        // All that a stranger may have spoilt was looked at: from here on a predecessor may give up its place.
+        let prepared = |predecessor| prepared(&channel, &predecessor, &config, registry);
+        let estate = predecessor.map(prepared).transpose()?;
+        channel
+            .watch(reactor, Key::Channel)
+            .map_err(|error| Failure::internal("watch the channel", &error))?;
+        let listeners = take_listeners(reactor, listeners)?;
+        books.page().set_handed_over(0);
+        let page = books.page().page();
+        let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page)?;
         let door = Door::new(&config, sheet.parking_places, books.page().connections());
         let mut principal = Self {
             types: offered(&sheet),
@@ -355,15 +357,19 @@ fn offered(sheet: &Sheet) -> Types {
     Types::of(offered.map(|(kind, request)| (kind, request.name.as_str())))
 }
 
-fn take_listener(
+fn take_listeners(
     reactor: &mut Handle<Key>,
-    index: usize,
-    fd: OwnedFd,
-) -> Result<(Listener, SourceId), Failure> {
+    inherited: Vec<OwnedFd>,
+) -> Result<Vec<(Listener, SourceId)>, Failure> {
+    // A successor has waited until they were its own.
+    reactor.has_waited();
     let watch = |error| Failure::internal("watch a control listener", &error);
-    let mut listener = Listener::from_inherited(fd).map_err(watch)?;
-    let id = reactor.register(&mut listener, Key::Listener(index), Interest::READABLE).map_err(watch)?;
-    Ok((listener, id))
+    let take = |(index, fd)| {
+        let mut listener = Listener::from_inherited(fd).map_err(watch)?;
+        let id = reactor.register(&mut listener, Key::Listener(index), Interest::READABLE).map_err(watch)?;
+        Ok((listener, id))
+    };
+    inherited.into_iter().enumerate().map(take).collect()
 }
 
 /// Where the slot of that number is; nowhere, where there is none.

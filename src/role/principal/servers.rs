@@ -44,6 +44,13 @@ pub struct Uninvited {
     until: Moment,
 }
 
+impl Uninvited {
+    /// Of another principal, whose patience may have been longer.
+    pub fn at_latest(self, until: Moment) -> Self {
+        Self { until: self.until.min(until), ..self }
+    }
+}
+
 /// What a dead secondary leaves, to be thrown away when there is time.
 type Remains = (SecondaryPage, Reader, Writer);
 

@@ -57,6 +57,13 @@ pub struct Predecessor {
     pub killed: Option<Condition>,
 }
 
+impl Predecessor {
+    /// Whether it drains: it ends when its grace is over. Another takes as long as it takes.
+    pub fn has_limit(&self) -> bool {
+        self.page.as_ref().is_some_and(|page| page.record().condition == record::Condition::Draining)
+    }
+}
+
 impl Slot {
     /// A slot with nobody in it.
     pub fn new(table: File) -> Self {

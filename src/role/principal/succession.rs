@@ -20,6 +20,7 @@ use crate::os::reactor::Handle;
 use crate::os::stream::Stream;
 use crate::page::Access;
 use crate::page::secondary::{Introduced, SecondaryPage};
+use crate::role::launch;
 use crate::role::principal::estate::{HandedOver, Page};
 use crate::role::principal::servers::{Uninvited, watch_end, watch_tube};
 use crate::role::principal::slot::Server;
@@ -48,7 +49,10 @@ impl Estate {
         say(watchdog, Word::Prepared)?;
         let hear = |error| Failure::internal("hear what is handed over", &error);
         let mut estate = Self::default();
-        while let Some((page, descriptors)) = predecessor.receive_frame().map_err(hear)? {
+        loop {
+            let Some((page, descriptors)) = predecessor.receive_frame().map_err(hear)? else {
+                return Err(Failure::new(Code::Unavailable, "the predecessor has not handed over"));
+            };
             match serde_json::from_slice(&page) {
                 Ok(Page::Clients(clients)) if clients.len() == descriptors.len() => {
                     estate.clients.extend(clients.into_iter().zip(descriptors));
@@ -88,7 +92,9 @@ impl Principal {
             taken.extend(self.take_over_client(reactor, client, descriptor, &mut followed));
         }
         self.core.handle_succession(reactor.now(), households, &followed, self.sheet.renews);
-        self.uninvited = estate.uninvited;
+        let latest = reactor.now() + self.config.queue_within;
+        let uninvited = estate.uninvited.into_iter();
+        self.uninvited = uninvited.map(|known| known.at_latest(latest)).collect();
         self.end_families_of_departed(reactor);
         self.carry_out(reactor);
         self.resume_all(reactor, taken);
@@ -106,7 +112,7 @@ impl Principal {
         let last = self.page().slot(number(slot));
         let serves = matches!(last.occupied, Occupied::Starting | Occupied::Ready);
         let current = match Pidfd::of_process(last.pid, last.start_time) {
-            Ok(pidfd) if serves => Some(self.adopt_server(reactor, slot, last.incarnation, pidfd)?),
+            Ok(pidfd) if serves => self.adopt_server(reactor, slot, last.incarnation, pidfd)?,
             _ => None,
         };
         let current = current.map(|server| {
@@ -117,31 +123,37 @@ impl Principal {
         });
         self.adopt_living(reactor, slot, introduced)?;
         let predecessors = self.slots[slot].predecessors.iter();
-        let predecessors = predecessors.map(|predecessor| predecessor.incarnation).collect();
-        Ok(Household { current, predecessors })
+        let predecessors = predecessors.map(|predecessor| (predecessor.incarnation, predecessor.has_limit()));
+        Ok(Household { current, predecessors: predecessors.collect() })
     }
 
+    /// By the descriptors of its own, for their names may have been removed; `None` where it has just died.
     fn adopt_server(
         &self,
         reactor: &mut Handle<Key>,
         slot: usize,
         incarnation: Incarnation,
         mut pidfd: Pidfd,
-    ) -> Result<Server, Failure> {
-        let number = number(slot);
-        let cannot = |what: &str, error: String| {
-            let name = Name::secondary(number, incarnation);
-            Failure::new(Code::Unavailable, format!("cannot take over {name}: {what}: {error}"))
+    ) -> Result<Option<Server>, Failure> {
+        let own = |descriptor: i32| PathBuf::from(format!("/proc/{}/fd/{descriptor}", pidfd.pid()));
+        let open = || -> Result<_, String> {
+            let end = |descriptor| fifo::open_end(&own(descriptor)).map_err(|error| error.to_string());
+            let (to_it, from_it) = (end(launch::TO_SECONDARY)?, end(launch::FROM_SECONDARY)?);
+            let page = SecondaryPage::attach(&own(launch::OWN_PAGE), Access::ReadOnly);
+            Ok((page.map_err(|error| error.to_string())?, Reader::from(from_it), Writer::from(to_it)))
         };
-        let open =
-            |path: PathBuf| fifo::open_end(&path).map_err(|error| cannot("its tubes", error.to_string()));
-        let mut tube = Reader::from(open(self.rundir.from_secondary(number))?);
-        let writer = Writer::from(open(self.rundir.to_secondary(number))?);
-        let page = SecondaryPage::attach(&self.rundir.secondary_page(number), Access::ReadOnly)
-            .map_err(|error| cannot("its page", error.to_string()))?;
+        let (page, mut tube, writer) = match open() {
+            Ok(opened) => opened,
+            Err(_) if pidfd.has_ended() => return Ok(None),
+            Err(error) => {
+                let name = Name::secondary(number(slot), incarnation);
+                let message = format!("cannot take over {name} (pid {}): {error}", pidfd.pid());
+                return Err(Failure::new(Code::Unavailable, message));
+            }
+        };
         watch_end(reactor, &mut pidfd, slot, incarnation);
         watch_tube(reactor, &mut tube, slot, incarnation);
-        Ok(Server { incarnation, pidfd, page, tube, writer, killed: None })
+        Ok(Some(Server { incarnation, pidfd, page, tube, writer, killed: None }))
     }
 
     /// Returns its place, and for whom it waits.
@@ -177,6 +189,7 @@ impl Principal {
     /// What they have asked for waits on, in its order; what they have sent besides is understood.
     fn resume_all(&mut self, reactor: &mut Handle<Key>, taken: Vec<(usize, Option<(Request, Moment)>)>) {
         let (mut waiting, mut others) = (Vec::new(), Vec::new());
+        let latest = reactor.now() + self.config.queue_within;
         for (key, waits) in taken {
             match waits {
                 Some((request, _)) if self.sheet.retired.contains(&request.kind) => {
@@ -185,7 +198,7 @@ impl Principal {
                     self.clients[key].refuse(reactor.now(), refusal);
                     others.push(key);
                 }
-                Some((request, until)) => waiting.push((until, key, request)),
+                Some((request, until)) => waiting.push((until.min(latest), key, request)),
                 None => others.push(key),
             }
         }

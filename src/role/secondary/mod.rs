@@ -6,8 +6,8 @@ mod crews;
 mod errors;
 mod exchange;
 mod linger;
+mod listening;
 mod messages;
-mod retired;
 mod runs;
 mod strays;
 mod surroundings;
@@ -15,10 +15,10 @@ mod worker;
 
 use rustix::process::Signal;
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::process::ExitCode;
 
 use mio::Interest;
-use mio::net::TcpListener;
 use slab::Slab;
 
 use crate::config::{Admission, Config};
@@ -49,6 +49,7 @@ use commands::{CommandType, Owner};
 use crews::Crews;
 use exchange::Exchange;
 use linger::Lingering;
+use listening::Listener;
 use runs::Runs;
 use strays::Strays;
 
@@ -107,12 +108,6 @@ enum Timer {
     Accept,
 }
 
-struct Listener {
-    socket: TcpListener,
-    id: SourceId,
-    kind: TypeIndex,
-}
-
 struct Secondary {
     config: Config,
     /// The principal that started us.
@@ -121,6 +116,8 @@ struct Secondary {
     was_handed_over: bool,
     liveness: Liveness,
     page: SecondaryPage,
+    /// Held open for the next principal, which finds it among our descriptors: its name may be gone.
+    _page_file: File,
     service: Service<JobTable>,
     handlers: Handlers,
     /// Of each request type one on every host; empty once it drains.
@@ -181,7 +178,8 @@ impl Secondary {
         let watchdog_page = inheritance.take_file()?;
         let orders = fifo::Reader::from(inheritance.take_file()?);
         let attach = |error| Failure::internal("attach", &error);
-        let page = SecondaryPage::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
+        let page_file = inheritance.take_file()?;
+        let page = SecondaryPage::attach(&page_file, Access::ReadWrite).map_err(attach)?;
         let table = JobTable::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
         let tube = fifo::Reader::from(inheritance.take_file()?);
         let to_principal = fifo::Writer::from(inheritance.take_file()?);
@@ -198,6 +196,7 @@ impl Secondary {
             config: sheet.config,
             liveness,
             page,
+            _page_file: page_file,
             listeners: Slab::new(),
             retired: sheet.retired,
             exchanges: Slab::new(),
@@ -336,12 +335,6 @@ impl Secondary {
     }
 
     /// The watchdog holds these sockets open: only deregistering ends our interest.
-    fn stop_accepting(&mut self, reactor: &mut Handle<Key>) {
-        for Listener { mut socket, id, .. } in self.listeners.drain() {
-            reactor.deregister(&mut socket, id);
-        }
-    }
-
     /// No job is left: ends, once no worker is left either.
     fn end(&mut self, reactor: &mut Handle<Key>) {
         self.stop_accepting(reactor);

@@ -13,12 +13,13 @@ impl Secondary {
     /// Whether the principal has left its secondaries to a successor. Should it have died before it was done, the
     /// watchdog orders them to drain.
     fn is_handed_over(&self) -> bool {
-        self.liveness.watchdog_page().is_handing_over(self.parent)
+        self.was_handed_over || self.liveness.watchdog_page().is_handing_over(self.parent)
     }
 
     pub(super) fn on_sigterm(&mut self, now: Moment) {
         let parent_has_ended = process::parent_pid() != self.parent && !self.liveness.watchdog().has_ended();
-        if parent_has_ended && self.is_handed_over() && !std::mem::replace(&mut self.was_handed_over, true) {
+        if parent_has_ended && !self.was_handed_over && self.is_handed_over() {
+            self.was_handed_over = true;
             log::debug!("the principal has ended: a successor takes over");
             return;
         }

@@ -40,7 +40,6 @@ use crate::os::rundir::{Lock, Rundir};
 use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
-use crate::wire::control::Request;
 
 use control::ControlClient;
 use directory::Look;
@@ -202,7 +201,7 @@ impl Role for Watchdog {
             Signal::CHILD => self.reap_children(reactor),
             Signal::TERM => self.ask_to_stop(reactor, "SIGTERM"),
             Signal::INT => self.ask_to_stop(reactor, "SIGINT"),
-            Signal::HUP => self.push_task(None, Request::Reload),
+            Signal::HUP => self.reload_by_signal(),
             _ => {}
         }
     }

@@ -52,7 +52,12 @@ impl Watchdog {
     fn publish(&self, obituary: &Obituary, expected: bool) {
         let level = if expected { log::Level::Info } else { log::Level::Warn };
         log::log!(level, "{obituary}");
-        if obituary.recycled {
+        let name = obituary.name;
+        let by_reload = match name.role {
+            Role::Principal => self.principal_page.has_handed_over(name.incarnation),
+            Role::Secondary => obituary.recycled,
+        };
+        if by_reload {
             return;
         }
         self.page.obituaries().push(obituary);

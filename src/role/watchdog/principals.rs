@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use crate::core::name::Name;
 use crate::os::channel::Channel;
@@ -61,16 +62,28 @@ impl Watchdog {
         predecessor: Option<&Channel>,
     ) -> std::io::Result<Born> {
         self.rundir.restore()?;
-        if predecessor.is_none() {
-            self.heirlooms.restore_headers(&self.principal_page)?;
-        }
+        // Whoever serves reads there what is there already.
+        self.heirlooms.restore_headers(&self.principal_page)?;
         let path = match predecessor {
             Some(_) => self.rundir.candidate_orders(name.incarnation),
             None => self.rundir.principal_orders(),
         };
         rundir::remove(&path)?;
         fifo::create(&path)?;
-        let (orders, their_orders) = (fifo::open_end(&path)?, fifo::open_end(&path)?);
+        let born = self.spawn_with_orders(name, force, predecessor, &path);
+        born.inspect_err(|_| {
+            let _ = rundir::remove(&path);
+        })
+    }
+
+    fn spawn_with_orders(
+        &self,
+        name: Name,
+        force: &Force,
+        predecessor: Option<&Channel>,
+        path: &Path,
+    ) -> std::io::Result<Born> {
+        let (orders, their_orders) = (fifo::open_end(path)?, fifo::open_end(path)?);
         let (channel, theirs) = Channel::pair()?;
         let sheet = Sheet {
             layout: LAYOUT_VERSION,

@@ -316,7 +316,9 @@ impl Watchdog {
         if let Err(error) = process.pidfd.signal(Signal::KILL) {
             log::error!("cannot kill {}: {error}", process.name);
         }
-        self.page.count_kill(process.name.slot);
+        if reason != Reason::Dismissed {
+            self.page.count_kill(process.name.slot);
+        }
     }
 
     /// The kernel says that a process has ended.

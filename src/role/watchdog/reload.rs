@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -232,7 +232,8 @@ impl Watchdog {
         };
         let candidate = candidate.filter(|candidate| candidate.name == name);
         let is_candidate = candidate.is_some();
-        let Some(channel) = candidate.map(|candidate| &candidate.channel).or(self.channel.as_ref()) else {
+        let of_principal = self.channel.as_ref().filter(|_| name == self.tree.principal());
+        let Some(channel) = candidate.map(|candidate| &candidate.channel).or(of_principal) else {
             return Progress::Drained;
         };
         let packet = match channel.receive(false) {
@@ -247,8 +248,13 @@ impl Watchdog {
         match Word::parse(&packet) {
             Some(Word::Prepared) if is_candidate => self.have_handed_over(reactor),
             Some(Word::Refused(why)) if is_candidate => self.give_up_reload(reactor, &why),
-            Some(Word::Kept(why)) if name == self.tree.principal() => {
-                self.give_up_reload(reactor, &format!("the principal goes on: {why}"));
+            Some(Word::Kept { successor, why }) => {
+                // It may speak of one that was given up before.
+                let is_meant = matches!(&self.reload, Some(Reload::HandingOver(candidate))
+                    if candidate.name.incarnation == successor);
+                if is_meant && !is_candidate {
+                    self.give_up_reload(reactor, &format!("the principal goes on: {why}"));
+                }
             }
             _ => log::warn!("{name} says \"{}\"", packet.escape_ascii()),
         }
@@ -263,11 +269,10 @@ impl Watchdog {
         let principal = self.tree.serving_principal().and_then(|name| self.pid_of(name));
         self.page.set_handing_over(principal);
         let predecessors = candidate.predecessors.take();
+        let word = Word::HandOver { successor: candidate.name.incarnation };
         self.reload = Some(Reload::HandingOver(candidate));
         let told = match (principal, &self.channel, &predecessors) {
-            (Some(_), Some(channel), Some(end)) => {
-                channel.send(Word::HandOver.to_string().as_bytes(), &[std::os::fd::AsFd::as_fd(end)])
-            }
+            (Some(_), Some(channel), Some(end)) => channel.send(word.to_string().as_bytes(), &[end.as_fd()]),
             _ => Err(std::io::Error::other("it does not serve")),
         };
         if let Err(error) = told {
@@ -304,6 +309,8 @@ impl Watchdog {
 
     /// A principal has ended: whether another has its place already.
     pub(super) fn is_succeeded(&mut self, reactor: &mut Handle<Key>, name: Name, exit: Exit) -> bool {
+        // What it said before it ended tells why.
+        while self.on_channel(reactor, name) == Progress::Again {}
         match &self.reload {
             None => return false,
             Some(Reload::Promoted { principal, .. }) => {
@@ -318,6 +325,10 @@ impl Watchdog {
             Some(Reload::Preparing(candidate) | Reload::HandingOver(candidate)) => {
                 if candidate.name == name {
                     self.give_up_reload(reactor, &format!("the new principal ended: {exit}"));
+                    return false;
+                }
+                if self.tree.principal() != name {
+                    // One that was dismissed before.
                     return false;
                 }
             }
@@ -356,6 +367,9 @@ impl Watchdog {
         let inherited = inherited.collect();
         let before = Box::new(self.force.clone());
         self.bring_into_force(force);
+        if let Err(error) = self.heirlooms.restore_headers(&self.principal_page) {
+            log::warn!("cannot write the headers of the pages again: {error}");
+        }
         if let Err(error) = channel.send(Word::Proceed.to_string().as_bytes(), &[]) {
             log::warn!("cannot tell {name} to proceed: {error}");
         }
@@ -407,7 +421,7 @@ impl Watchdog {
 
     /// Whether something else than a look at the log has to wait.
     pub(super) fn is_reloading(&self) -> bool {
-        self.reload.is_some()
+        self.reload.is_some() || self.tree.has_candidate()
     }
 
     /// How long one secondary after another may take to be replaced.

@@ -121,6 +121,15 @@ impl Watchdog {
         self.tasks.0 = left;
     }
 
+    /// However many signals come, one reload after the one under way is enough.
+    pub(super) fn reload_by_signal(&mut self) {
+        let waits =
+            |task: &Task| (task.client, task.request) == (None, Request::Reload) && task.goal.is_none();
+        if !self.tasks.0.iter().any(waits) {
+            self.push_task(None, Request::Reload);
+        }
+    }
+
     /// A tool, or a signal, asks for something.
     pub(super) fn push_task(&mut self, client: Option<SourceId>, request: Request) {
         if let Some(before) = self.tasks.push(client, request) {

@@ -1,9 +1,25 @@
-//! Request types that a reload has taken out of service: a secondary serves the jobs of them that are left.
+//! The data ports of a secondary, and when it closes them.
 
-use crate::os::reactor::Handle;
-use crate::role::secondary::{Key, Listener, Secondary};
+use mio::net::TcpListener;
+
+use crate::os::reactor::{Handle, SourceId};
+use crate::role::secondary::{Key, Secondary};
+use crate::wire::client::TypeIndex;
+
+/// A data port, on one host.
+pub struct Listener {
+    pub socket: TcpListener,
+    pub id: SourceId,
+    pub kind: TypeIndex,
+}
 
 impl Secondary {
+    pub(super) fn stop_accepting(&mut self, reactor: &mut Handle<Key>) {
+        for Listener { mut socket, id, .. } in self.listeners.drain() {
+            reactor.deregister(&mut socket, id);
+        }
+    }
+
     /// The last client of a request type that is not offered any more has come: nobody else will.
     pub(super) fn close_what_is_retired(&mut self, reactor: &mut Handle<Key>) {
         if self.retired.is_empty() {
