@@ -109,7 +109,8 @@ fn member(pid: u32, group: u32) -> Option<Member> {
 }
 
 /// What the descriptors of a process are open on, sorted; what differs from one incarnation to
-/// the next (pids, inodes, numbers in names) is left out.
+/// the next (pids, inodes, numbers in names) is left out, and the program, which a watchdog holds since its first
+/// reload.
 pub fn descriptors(pid: u32) -> Vec<String> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
         return Vec::new();
@@ -117,6 +118,7 @@ pub fn descriptors(pid: u32) -> Vec<String> {
     let targets = entries.filter_map(|entry| entry.ok()?.path().read_link().ok());
     let mut targets: Vec<String> = targets
         .map(|target| target.display().to_string().replace(|letter: char| letter.is_ascii_digit(), ""))
+        .filter(|target| !target.ends_with("/osps"))
         .collect();
     targets.sort();
     targets

@@ -37,6 +37,8 @@ pub enum Fault {
     Stall,
     /// The watchdog is stopped for a while.
     WatchdogSleeps(Duration),
+    /// Everybody but the watchdog is replaced, and no client may notice.
+    Reload,
 }
 
 /// Whom forged signals reach.
@@ -70,6 +72,7 @@ impl Fault {
             Self::Hog(_) => "CPU hog",
             Self::Stall => "request that blocks for too long",
             Self::WatchdogSleeps(_) => "watchdog stopped and continued",
+            Self::Reload => "reload",
         }
     }
 }
@@ -110,8 +113,9 @@ fn fault(dice: &mut Dice, frame: &Frame) -> Fault {
             Fault::StrikePrincipalAnd(secondaries, blow(dice))
         }
         68..82 => Fault::Forge(addressee(dice, frame), 1 + dice.below(20)),
-        82..88 => Fault::Hog(dice.between(Duration::from_millis(50), Duration::from_millis(400))),
-        88..94 => Fault::Stall,
+        82..86 => Fault::Hog(dice.between(Duration::from_millis(50), Duration::from_millis(400))),
+        86..90 => Fault::Stall,
+        90..96 => Fault::Reload,
         _ => Fault::WatchdogSleeps(dice.up_to(frame.kill_after * 2)),
     }
 }

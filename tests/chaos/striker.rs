@@ -137,6 +137,9 @@ impl<'a> Striker<'a> {
             Fault::Stall => {
                 self.stalls.fetch_add(1, Ordering::Relaxed);
             }
+            Fault::Reload => {
+                let _ = self.watchdog.signal(Signal::HUP);
+            }
             Fault::WatchdogSleeps(time) => {
                 let _ = self.watchdog.signal(Signal::STOP);
                 let watchdog = Pidfd::of_child(self.watchdog.pid()).unwrap();

@@ -251,7 +251,7 @@ impl Principal {
                 Progress::Again
             }
             Some(Word::Taken) if handing.end_is_sent => {
-                log::info!("told to end: a successor has taken over {} control connections", handing.sent);
+                log::info!("a successor has taken over {} control connections", handing.sent);
                 self.page().set_handed_over(self.sheet.incarnation);
                 self.leaving = Leaving::Done;
                 reactor.stop();

@@ -157,7 +157,16 @@ pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[Signal::USR1, Signal::TERM])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
-    let mut principal = Principal::start(launched, registry, reactor.handle())?;
+    let succeeds = launched.sheet.succeeds;
+    let mut principal = match Principal::start(launched, registry, reactor.handle()) {
+        Ok(principal) => principal,
+        // Whoever asked for it is told by the watchdog; the system goes on.
+        Err(failure) if succeeds => {
+            log::warn!("does not take over: {failure}");
+            return Ok(failure.code.into());
+        }
+        Err(failure) => return Err(failure),
+    };
     reactor.run(&mut principal).map_err(|error| Failure::internal("run the event loop", &error))?;
     Ok(Code::Ok.into())
 }

@@ -137,7 +137,7 @@ impl Watchdog {
         match (client, answer) {
             (Some(client), answer) => self.say_to_tool(client, &answer.to_string()),
             (None, Answer::Progress(text) | Answer::Done(text)) => log::info!("reload: {text}"),
-            (None, Answer::Error(why)) => log::error!("reload: {why}"),
+            (None, Answer::Error(why)) => log::warn!("reload: {why}"),
         }
     }
 
