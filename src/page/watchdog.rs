@@ -356,6 +356,13 @@ impl WatchdogPage {
         (0..self.records()).filter_map(|index| self.load(RecordIndex(index)))
     }
 
+    /// Whether a process of that pid is supervised as a principal, and was there before that time.
+    #[must_use]
+    pub fn is_principal(&self, pid: u32, before: u64) -> bool {
+        self.watched()
+            .any(|known| known.name.role == Role::Principal && known.pid == pid && known.start_time <= before)
+    }
+
     /// Whether less than half of the records are used: as many more can be supervised.
     #[must_use]
     pub fn has_room(&self) -> bool {
@@ -442,8 +449,11 @@ mod tests {
         assert_eq!(reader.directory(), Some(directory));
         let watched = reader.load(reader.find(name).unwrap()).unwrap();
         assert_eq!((watched.name, watched.probe, watched.verdict), (name, 99, Verdict::Suspect));
+        page.watch(Name::principal(2), 9, 50).unwrap();
+        assert!(reader.is_principal(9, 50) && !reader.is_principal(9, 49), "it came later");
+        assert!(!reader.is_principal(7, 50), "a secondary");
         page.forget(record);
-        assert_eq!(reader.watched().count(), 0);
+        assert_eq!(reader.watched().count(), 1);
     }
 
     #[test]

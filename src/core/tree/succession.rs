@@ -65,10 +65,10 @@ impl Tree {
         if self.phase != Phase::Running || self.seats[0].name != name {
             return false;
         }
+        self.void_if_late(now);
         let Some(candidate) = self.candidate.take_if(is_wanted) else {
             return false;
         };
-        self.void_if_late(now);
         self.input(now, name, Input::Exited);
         self.actions.retain(|action| action.target() != Some(name));
         // It has prepared and heard as long as that took: from here on it has the time of any other start.
@@ -130,6 +130,27 @@ mod tests {
         assert!(tree.living().all(|name| tree.is_draining(name)));
         tree.handle_timeout(at(5000));
         assert!(actions(&mut tree).contains(&Action::StartPrincipal(3)));
+    }
+
+    #[test]
+    fn it_may_succeed_at_any_time_of_the_round() {
+        for rounds in 0..64 {
+            let (mut tree, old, new) = with_candidate();
+            let mut now = 10;
+            for _ in 0..rounds {
+                now = tree.poll_timeout().unwrap().as_nanos() / 1_000_000 + 1;
+                tree.handle_timeout(at(now));
+                for action in actions(&mut tree) {
+                    if let Action::To(name, Act::Probe(number)) = action {
+                        tree.handle_answer(at(now), name, number);
+                    }
+                }
+            }
+            assert!(tree.poll_timeout().is_some());
+            assert!(tree.handle_succeeded(at(now), old));
+            assert_eq!((tree.principal(), tree.has_candidate()), (new, false));
+            assert!(tree.poll_timeout().is_some());
+        }
     }
 
     #[test]

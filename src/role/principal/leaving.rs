@@ -318,6 +318,10 @@ impl Principal {
         key: Key,
         ready: Ready,
     ) -> Progress {
+        if matches!(self.leaving, Leaving::Done) {
+            // The last word is said: what comes now is for the successor.
+            return Progress::Drained;
+        }
         match key {
             Key::Successor => return self.on_successor(reactor),
             Key::Channel => return self.on_channel(reactor),

@@ -10,10 +10,14 @@ impl Secondary {
         process::parent_pid() != self.parent && !self.is_handed_over()
     }
 
-    /// Whether the principal has left its secondaries to a successor. Should it have died before it was done, the
-    /// watchdog orders them to drain.
+    /// Whether it is for the watchdog to say what becomes of us: the principal leaves its secondaries to a
+    /// successor, or its end was seen to already, perhaps long ago, where we were late. Should it have died
+    /// before it was done, the watchdog orders us to drain.
     fn is_handed_over(&self) -> bool {
-        self.was_handed_over || self.liveness.watchdog_page().is_handing_over(self.parent)
+        let page = self.liveness.watchdog_page();
+        self.was_handed_over
+            || page.is_handing_over(self.parent)
+            || !page.is_principal(self.parent, self.page.record().start_time)
     }
 
     pub(super) fn on_sigterm(&mut self, now: Moment) {

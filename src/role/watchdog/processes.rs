@@ -363,7 +363,8 @@ impl Watchdog {
         {
             log::warn!("cannot remove the files of {name}: {error}");
         }
-        if name.role == Role::Principal {
+        // One that was to succeed another has no children; the other's are not all known, should it have just died.
+        if name == self.tree.principal() {
             self.kill_unknown_children();
         }
         // Its successor will look at it.
