@@ -8,6 +8,7 @@ use osps::core::dispatch::NoSlot;
 use osps::core::following::News;
 use osps::core::job::{ClientId, End, Job, JobNumber};
 use osps::core::moment::Moment;
+use osps::core::slots::Followed;
 use osps::wire::client::{Form, Refusal, Request, Types};
 use slab::Slab;
 
@@ -15,6 +16,7 @@ use crate::machine::{Key, Machine, Progress};
 use crate::net::{ACCEPTS_PER_TURN, CONTROL, ConnId, Input, Received};
 use crate::plan::{NAMES, port};
 use crate::principal::Principal;
+use crate::reload::HandedOver;
 use crate::sabotage::Sabotage;
 
 const CLIENT_IDLE: Duration = Duration::from_secs(5);
@@ -42,6 +44,34 @@ pub struct Clients {
 }
 
 impl Clients {
+    /// The places of all.
+    pub fn keys(&self) -> impl Iterator<Item = usize> + '_ {
+        self.all.iter().map(|(key, _)| key)
+    }
+
+    pub fn is_known(&self, conn: ConnId) -> bool {
+        self.places.contains_key(&conn)
+    }
+
+    /// A connection as it stands between two turns, for a successor.
+    pub fn describe(&self, key: usize, followed: &[(ClientId, Followed)]) -> (ConnId, Vec<u8>) {
+        let Control { conn, serial, ref conversation, waits, .. } = self.all[key];
+        let id = ClientId { place: u32::try_from(key).expect("a few"), serial };
+        let jobs = followed.iter().filter(|(client, _)| *client == id).map(|(_, job)| *job).collect();
+        let handed_over = HandedOver { conversation: conversation.clone(), waits, jobs };
+        (conn, serde_json::to_vec(&handed_over).expect("it is plain data"))
+    }
+
+    fn open(&mut self, conn: ConnId, conversation: Conversation) -> usize {
+        self.last_serial += 1;
+        let serial = self.last_serial;
+        let client = Control { conn, serial, conversation, timer: None, dirty: false, waits: None };
+        let key = self.all.insert(client);
+        self.places.insert(conn, key);
+        self.arm(key);
+        key
+    }
+
     pub fn new() -> Self {
         Self {
             types: Types::new(NAMES),
@@ -97,17 +127,7 @@ impl Principal {
             let Some(conn) = sys.accept(self.me, CONTROL) else {
                 return Progress::Drained;
             };
-            self.clients.last_serial += 1;
-            let key = self.clients.all.insert(Control {
-                conn,
-                serial: self.clients.last_serial,
-                conversation: Conversation::new(self.now),
-                timer: None,
-                dirty: false,
-                waits: None,
-            });
-            self.clients.places.insert(conn, key);
-            self.clients.arm(key);
+            let key = self.clients.open(conn, Conversation::new(self.now));
             if key + 1 < usize::try_from(self.clients.last_serial).expect("a few") {
                 sys.audit.coverage.count("a place among the connections was used again");
             }
@@ -204,6 +224,10 @@ impl Principal {
     fn wait(&mut self, sys: &mut Machine, key: usize, request: Request) {
         sys.audit.coverage.count("a request waited for a secondary");
         let until = self.now + sys.plan.queue_within;
+        self.wait_until(key, request, until);
+    }
+
+    fn wait_until(&mut self, key: usize, request: Request, until: Moment) {
         self.clients.all[key].waits = Some((request, until));
         self.clients.waiting.push_back((key, until));
         self.clients.waiting_timer.get_or_insert(until);
@@ -222,6 +246,41 @@ impl Principal {
                 self.resume(sys, key);
             }
             self.clients.waiting.pop_front();
+        }
+    }
+
+    /// Returns its place, and for whom it waits.
+    pub fn take_over_client(
+        &mut self,
+        sys: &mut Machine,
+        conn: ConnId,
+        handed_over: HandedOver,
+        followed: &mut Vec<(ClientId, Followed)>,
+    ) -> (usize, Option<(Request, Moment)>) {
+        let HandedOver { conversation, waits, jobs } = handed_over;
+        let key = self.clients.open(conn, conversation);
+        let id = ClientId { place: u32::try_from(key).expect("a few"), serial: self.clients.all[key].serial };
+        followed.extend(jobs.into_iter().map(|job| (id, job)));
+        sys.post(self.me, Key::Conn(conn));
+        (key, waits)
+    }
+
+    /// What they have asked for waits on, in its order; what they have sent besides is understood.
+    pub fn resume_all(&mut self, sys: &mut Machine, taken: Vec<(usize, Option<(Request, Moment)>)>) {
+        let (mut waiting, mut others) = (Vec::new(), Vec::new());
+        for (key, waits) in taken {
+            match waits {
+                Some((request, until)) => waiting.push((until, key, request)),
+                None => others.push(key),
+            }
+        }
+        waiting.sort_by_key(|&(until, key, _)| (until, key));
+        for (until, key, request) in waiting {
+            sys.audit.coverage.count("a request that waited was handed over");
+            self.wait_until(key, request, until);
+        }
+        for key in others {
+            self.converse(sys, key);
         }
     }
 

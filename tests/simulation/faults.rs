@@ -20,6 +20,7 @@ impl Machine {
         if self.is_quiet() || self.processes[proc].life != Life::Running {
             return;
         }
+        self.audit.succession.disturbed = true;
         let how = self.dice.pick(&[Stuck::Stopped, Stuck::Waiting, Stuck::Spinning]);
         let kill_after = self.plan.settings.kill_after;
         let hard = self.plan.hard_on_principals && self.role_of(proc) == Some(Role::Principal);
@@ -107,6 +108,7 @@ impl Machine {
     /// `timeout(1)`, a service manager: a graceful stop, whoever gets it first.
     fn terminate_group(&mut self) {
         self.audit.coverage.count("SIGTERM to the group");
+        self.audit.succession.disturbed = true;
         for proc in 0..self.processes.len() {
             if self.processes[proc].is_alive() {
                 self.processes[proc].excused = true;
@@ -131,13 +133,14 @@ impl Machine {
 
     /// kill -9 of the watchdog: all others have to end by themselves.
     pub fn watchdog_dies(&mut self) {
-        if !self.audit.stops.is_empty() || self.over {
+        if !self.audit.stops.is_empty() || self.over || self.has_ended(WATCHDOG) {
             return;
         }
         self.audit.coverage.count("the watchdog died");
         self.end(WATCHDOG, Exit::Signal(9));
         let settings = self.plan.settings;
-        let all_gone = self.now + 2 * settings.grace + settings.start_within * 3 / 2 + secs(2);
+        let all_gone =
+            self.now.max(self.paused_until) + 2 * settings.grace + settings.start_within * 3 / 2 + secs(2);
         self.plan.quiet_from = self.now;
         self.plan.end = all_gone;
         self.calm();

@@ -7,7 +7,6 @@ use osps::core::name::Role;
 use osps::wire::order::Order;
 use osps::wire::tube::Command;
 
-use crate::kernel::Process;
 use crate::machine::{Key, Machine, Proc};
 
 /// A FIFO, for as long as somebody has it open.
@@ -29,7 +28,7 @@ pub enum FifoName {
     ToSecondary(u16, Option<Incarnation>),
     /// `wdtube<n>`
     FromSecondary(u16, Option<Incarnation>),
-    /// `orders.<n>`; 0 is the principal's.
+    /// `orders.<n>`; 0 is the principal's, with an incarnation one's that is to take over.
     Orders(u16, Option<Incarnation>),
 }
 
@@ -73,6 +72,13 @@ impl Machine {
     pub fn open_fifo(&mut self, name: FifoName) -> Option<FifoId> {
         self.system_call();
         self.fifos.names.get(&name).copied()
+    }
+
+    pub fn rename_fifo(&mut self, from: FifoName, to: FifoName) {
+        self.system_call();
+        if let Some(fifo) = self.fifos.names.remove(&from) {
+            self.fifos.names.insert(to, fifo);
+        }
     }
 
     pub fn unlink_fifo(&mut self, name: FifoName) {
@@ -168,31 +174,43 @@ impl Machine {
     /// Somebody asks for a new secondary, or for none, by the tools.
     pub fn ask_for_slot(&mut self) {
         let slot = u16::try_from(self.dice.below(u64::from(self.plan.secondaries))).expect("a few") + 1;
+        let Some(principal) = self.principals().next() else {
+            return;
+        };
         if self.dice.chance(600) {
-            self.order_principal(Order::Restart(slot));
-        } else if self.order_principal(Order::Rest(slot)) {
+            self.order_principal(principal, Order::Restart(slot));
+        } else if self.order_principal(principal, Order::Rest(slot)) {
             self.rested.insert(slot);
         }
     }
 
-    /// All slots are wanted again, whatever stands in the FIFO.
+    /// All slots are wanted again, whoever is about to take over; where a FIFO is full, people wait for room.
     pub fn ask_for_all_slots(&mut self) {
         for slot in std::mem::take(&mut self.rested) {
-            if !self.order_principal(Order::Restart(slot)) {
-                self.fifos.all.iter_mut().for_each(|fifo| fifo.lines.clear());
-                self.order_principal(Order::Restart(slot));
+            for principal in self.principals().collect::<Vec<_>>() {
+                let order = Order::Restart(slot);
+                if !self.order_principal(principal, order) {
+                    let orders = self.processes[principal].sheet.as_ref().map(|sheet| sheet.orders);
+                    orders
+                        .into_iter()
+                        .for_each(|orders| self.fifos.all[orders].lines.push_back(Line::Order(order)));
+                }
             }
         }
     }
 
-    /// A principal that starts after that knows nothing of it, and starts all.
-    fn order_principal(&mut self, order: Order) -> bool {
-        let is_principal = |process: &&Process| {
-            process.is_alive() && process.name().is_some_and(|name| name.role == Role::Principal)
-        };
-        let principal = self.processes.iter().rev().find(is_principal);
-        let orders = principal.and_then(|process| process.sheet.as_ref()).map(|sheet| sheet.orders);
+    /// Those that live; one that is to take over comes last.
+    pub fn principals(&self) -> impl Iterator<Item = Proc> + '_ {
+        (0..self.processes.len())
+            .filter(|proc| self.processes[*proc].is_alive() && self.role_of(*proc) == Some(Role::Principal))
+    }
+
+    /// A principal that starts after the death of one knows nothing of it, and starts all.
+    fn order_principal(&mut self, principal: Proc, order: Order) -> bool {
+        self.audit.succession.disturbed = true;
+        let orders = self.processes[principal].sheet.as_ref().map(|sheet| sheet.orders);
         let ordered = orders.is_some_and(|orders| self.put_lines(orders, &[Line::Order(order)]));
+        self.trace.note(self.now, || format!("people tell {principal}: {order:?}, heard: {ordered}"));
         if ordered {
             self.audit.coverage.count(match order {
                 Order::Rest(_) => "a slot was told to rest",

@@ -91,8 +91,20 @@ pub struct Sheet {
     /// The pid of who started it.
     pub parent: u32,
     pub orders: FifoId,
+    /// A principal's that is to take over from another, and the slots that are to rest.
+    pub succeeds: bool,
+    pub resting: BTreeSet<u16>,
+    /// It is to replace the secondaries, too.
+    pub renews: bool,
     /// A secondary's.
     pub own: Option<Own>,
+}
+
+impl Sheet {
+    /// That of a process that takes over from nobody who lives.
+    pub fn of(name: Name, orders: FifoId, own: Option<Own>) -> Self {
+        Self { name, parent: 0, orders, succeeds: false, resting: BTreeSet::new(), renews: true, own }
+    }
 }
 
 /// What is open for one secondary, whatever its names are by now.
@@ -109,8 +121,12 @@ pub struct Process {
     pub pid: u32,
     pub start_time: u64,
     pub parent: Proc,
-    /// Who started it, whoever is its parent now.
-    pub born_of: Proc,
+    /// Who started it, or took it over, whoever is its parent now.
+    pub belongs_to: Proc,
+    /// It is to take over from another principal, and has not been told to proceed.
+    pub is_candidate: bool,
+    /// It has said that its successor has everything: its last word.
+    pub handed_over: bool,
     pub life: Life,
     pub signals: Signals,
     pub ready: Vec<Key>,
@@ -143,12 +159,15 @@ pub struct Process {
 
 impl Process {
     fn new(sheet: Option<Sheet>, pid: u32, start_time: u64, parent: Proc, now: Moment) -> Self {
+        let is_candidate = sheet.as_ref().is_some_and(|sheet| sheet.succeeds);
         Self {
             sheet,
             pid,
             start_time,
             parent,
-            born_of: parent,
+            belongs_to: parent,
+            is_candidate,
+            handed_over: false,
             life: Life::Booting,
             signals: Signals::default(),
             ready: Vec::new(),
@@ -206,9 +225,10 @@ impl Machine {
         let rough = !self.is_quiet();
         if rough && self.dice.chance(self.plan.bad_starts / 4) {
             self.audit.coverage.count("spawn failed");
+            self.audit.succession.disturbed = true;
             return None;
         }
-        self.audit_spawn(parent, name);
+        self.audit_spawn(parent, name, sheet.succeeds);
         let proc = self.processes.len();
         let sheet = Sheet { parent: self.processes[parent].pid, ..sheet };
         let pid = self.free_pid();
@@ -295,6 +315,7 @@ impl Machine {
         self.trace.note(self.now, || format!("{hit}: SIGKILL, {why}"));
         self.processes[hit].doomed = true;
         self.processes[hit].dismissed = true;
+        self.audit.succession.disturbed = true;
         // What waits in state D ends when the kernel lets it go.
         let waits = self.processes[hit].mood == Mood::Stuck(Stuck::Waiting) && self.audit.stops.is_empty();
         let latest = if waits && self.dice.chance(100) { millis(3000) } else { millis(3) };
@@ -417,13 +438,15 @@ impl Machine {
         self.trace.note(self.now, || format!("{proc}: ended, {exit:?}"));
         self.processes[proc].life = Life::Zombie(exit);
         self.memories[proc] = None;
+        self.audit.succession.disturbed |= exit != Exit::Code(0);
         self.net_of_the_dead(proc);
+        self.wires_of_the_dead(proc);
+        self.excuse_household(proc);
         for (watcher, key) in std::mem::take(&mut self.processes[proc].watchers) {
             self.post(watcher, key);
         }
         for child in self.children(proc) {
             self.processes[child].parent = WATCHDOG;
-            self.processes[child].excused = true;
             if !self.processes[child].is_alive() {
                 self.send(WATCHDOG, Signal::Chld);
             } else if self.processes[child].gentle {
@@ -439,6 +462,25 @@ impl Machine {
         } else if !self.processes[parent].is_alive() {
             // Init asks in its stead.
             self.processes[proc].life = Life::Reaped;
+        }
+    }
+
+    /// The death of a principal is a reason to drain, unless all goes on under another.
+    fn excuse_household(&mut self, of: Proc) {
+        let Process { handed_over, pid, .. } = self.processes[of];
+        if !handed_over || !self.watchdog_page.is_handing_over(pid) {
+            for process in self.processes.iter_mut().filter(|process| process.belongs_to == of) {
+                process.excused = true;
+            }
+        }
+    }
+
+    /// Nobody takes over any more, whatever a principal has said before its end.
+    pub fn excuse_households_left(&mut self) {
+        for principal in 1..self.processes.len() {
+            if self.has_ended(principal) {
+                self.excuse_household(principal);
+            }
         }
     }
 

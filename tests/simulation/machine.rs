@@ -27,6 +27,7 @@ use crate::kernel::{Exit, Life, Mood, Process, Signals};
 use crate::net::{ConnId, Net};
 use crate::plan::{Plan, TYPES, micros, millis};
 use crate::principal::Principal;
+use crate::reload::Wires;
 use crate::sabotage::Sabotage;
 use crate::secondary::Secondary;
 use crate::talks::Talk;
@@ -48,6 +49,12 @@ pub enum Key {
     Orders,
     /// The watchdog has ended.
     Watchdog,
+    /// What the watchdog says to a principal; to the watchdog: what that principal says.
+    Channel(Proc),
+    /// Who takes over from this principal says something, or has ended.
+    Successor,
+    /// People ask for a reload.
+    Reload,
     Ended(Name),
 }
 
@@ -91,6 +98,9 @@ pub enum Event {
     NewClient,
     Stranger,
     Stop,
+    Reload,
+    /// Something has come to a principal that is to take over.
+    Heir(Proc),
     WatchdogDies,
     Quiet,
     /// Is all well again?
@@ -118,7 +128,7 @@ pub enum Memory {
 }
 
 impl Memory {
-    fn role(&mut self) -> &mut dyn Role {
+    pub fn role(&mut self) -> &mut dyn Role {
         match self {
             Self::Watchdog(watchdog) => &mut **watchdog,
             Self::Principal(principal) => &mut **principal,
@@ -171,6 +181,7 @@ pub struct Machine {
     pub facts: Rc<RefCell<Vec<Fact>>>,
     /// Slots in which people want no secondary.
     pub rested: BTreeSet<u16>,
+    pub wires: Wires,
     /// The whole machine stands still until then: no loop turns.
     pub paused_until: Moment,
     pub over: bool,
@@ -208,6 +219,7 @@ impl Machine {
             here: 0,
             facts: Rc::default(),
             rested: BTreeSet::new(),
+            wires: Wires::default(),
             paused_until: Moment::default(),
             over: false,
             agenda: BTreeMap::new(),
@@ -234,6 +246,7 @@ impl Machine {
         }
         self.soon(self.plan.client_every * 4, Event::NewClient);
         self.soon(self.plan.stranger_every * 2, Event::Stranger);
+        self.soon(self.plan.reload_every * 2, Event::Reload);
     }
 
     /// Lets the world come to its end, or to a broken rule.
@@ -290,6 +303,8 @@ impl Machine {
             Event::NewClient => self.new_client(),
             Event::Stranger => self.stranger(),
             Event::Stop => self.send(WATCHDOG, Signal::Term),
+            Event::Reload => self.ask_for_reload(),
+            Event::Heir(proc) => self.heir_steps(proc),
             Event::WatchdogDies => self.watchdog_dies(),
             Event::Quiet => self.calm(),
             Event::Inspect => self.inspect(),
@@ -320,6 +335,7 @@ impl Machine {
             return self.dice.up_to(millis(1));
         }
         self.audit.coverage.count("stalled");
+        self.audit.succession.disturbed = true;
         let late = self.dice.up_to(3 * self.plan.settings.kill_after);
         if self.dice.chance(500) {
             self.audit.coverage.count("the machine stood still");
@@ -352,7 +368,7 @@ impl Machine {
     }
 
     /// Puts the memory back where the process lived to the end of its turn.
-    fn turn_is_over(&mut self, proc: Proc, memory: Option<Memory>) {
+    pub fn turn_is_over(&mut self, proc: Proc, memory: Option<Memory>) {
         let Some(mut memory) = memory else {
             self.audit.coverage.count("died in the middle of a turn");
             self.end(proc, Exit::Signal(9));
@@ -395,43 +411,6 @@ impl Machine {
         let survived = crash::survives(fuse, || turn(self));
         self.turns.truncate(depth - 1);
         survived && self.processes[proc].is_alive()
-    }
-
-    /// A process of the program begins to run.
-    fn boot(&mut self, proc: Proc) {
-        if self.processes[proc].life != Life::Booting || self.memories[proc].is_some() {
-            return;
-        }
-        if self.now < self.paused_until {
-            self.at(self.paused_until, Event::Boot(proc));
-            return;
-        }
-        let sheet = self.processes[proc].sheet.clone().expect("every child has one");
-        let mut started = None;
-        self.processes[proc].handlers = true;
-        let lived = self.in_turn(proc, |sys| {
-            started = match sheet.name.role {
-                osps::core::name::Role::Principal => {
-                    Principal::start(sys, proc, sheet).map(|it| Memory::Principal(Box::new(it)))
-                }
-                osps::core::name::Role::Secondary => {
-                    Secondary::start(sys, proc, sheet).map(|it| Memory::Secondary(Box::new(it)))
-                }
-            };
-            if let Some(memory) = &mut started {
-                memory.role().settle(sys);
-            }
-        });
-        match (lived, started) {
-            (true, None) => {
-                self.audit.coverage.count("could not start without its parent");
-                self.end(proc, Exit::Code(69));
-            }
-            (_, memory) => {
-                self.plan_fault(proc);
-                self.turn_is_over(proc, memory.filter(|_| lived));
-            }
-        }
     }
 
     /// When the turn began that is under way.

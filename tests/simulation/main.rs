@@ -12,6 +12,7 @@
 mod arrivals;
 mod audit;
 mod books;
+mod boot;
 mod clients;
 mod control;
 mod crash;
@@ -19,14 +20,18 @@ mod dice;
 mod faults;
 mod fifo;
 mod kernel;
+mod leaving;
 mod liveness;
 mod machine;
 mod net;
 mod plan;
 mod principal;
+mod promotion;
+mod reload;
 mod sabotage;
 mod secondary;
 mod servers;
+mod succession;
 mod talks;
 mod trace;
 mod watchdog;
@@ -88,19 +93,26 @@ const MUST_HAPPEN: &[&str] = &[
     "Trust",
     "a FIFO was full",
     "a forged signal",
+    "a frame of connections was handed over",
+    "a job ended while nobody kept the books",
+    "a job was claimed while nobody kept the books",
     "a place among the connections was used again",
+    "a reload was refused",
     "a report came for who has gone",
+    "a request that waited was handed over",
     "a request waited for a secondary",
     "a request waited for too long",
     "a slot was told to rest",
     "a slot was told to start again",
     "a slot's server was retired",
     "a successor adopted a predecessor's secondary",
+    "a word came too late",
     "a writer overflowed",
     "all ended without a watchdog",
     "all was reported before the end",
-    "an idle control connection was closed",
     "an exchange was cut off",
+    "an idle control connection was closed",
+    "answered while it handed over",
     "backed off",
     "blocked in a handler",
     "came again with its jeton",
@@ -115,6 +127,7 @@ const MUST_HAPPEN: &[&str] = &[
     "closed the books",
     "died after a job was published",
     "died before it was ready",
+    "died before its last word, but after its connections were handed over",
     "died between two turns",
     "died in the middle of a turn",
     "doorbells stolen",
@@ -126,12 +139,19 @@ const MUST_HAPPEN: &[&str] = &[
     "garbage in a FIFO",
     "gave a slot up",
     "gave up",
+    "handed over while a secondary was starting",
+    "handed over with a job that waited",
+    "handed over with a job under way",
     "hung before it was ready",
     "hung up on a tracked job",
     "job: Done",
     "job: Expired",
-    "job: Failed",
     "job: Failed with its server",
+    "job: Failed",
+    "kept: SIGTERM",
+    "kept: another order has come",
+    "kept: its successor has ended",
+    "kept: its successor was silent",
     "killed, but does not end",
     "killed: GraceOver",
     "killed: NoAnswer",
@@ -146,6 +166,15 @@ const MUST_HAPPEN: &[&str] = &[
     "recovered",
     "recycled",
     "recycled, and took longer than grace",
+    "reload: kept",
+    "reload: nobody was started",
+    "reload: refused",
+    "reload: succeeded",
+    "reload: succeeded, and nobody disturbed it",
+    "reload: the new principal ended before it served",
+    "reload: the new principal ended",
+    "reload: the old principal ended before it had handed over",
+    "reload: the system stops",
     "replaced during a stop",
     "reported: debuttraitement",
     "reported: errtraitement connection lost",
@@ -156,10 +185,11 @@ const MUST_HAPPEN: &[&str] = &[
     "reported: fintraitement",
     "served: plain",
     "served: tracked",
+    "something was postponed while all was handed over",
     "spawn failed",
     "stalled",
-    "stop",
     "stop at once",
+    "stop",
     "stopped before it was ready",
     "stopped in two void rounds",
     "stuck: Spinning",
@@ -174,10 +204,13 @@ const MUST_HAPPEN: &[&str] = &[
     "turned away: no jeton",
     "turned away: plain",
     "turned away: waited in vain",
-    "undecided: plain",
     "undecided: plain by silence",
+    "undecided: plain",
     "undecided: tracked",
+    "went on when its principal had handed over",
     "who has a jeton was let in as plain",
+    "who was to take over died",
+    "who was to take over hung",
 ];
 /// Without debug assertions there is no fuse.
 #[cfg(not(debug_assertions))]
@@ -247,7 +280,7 @@ fn a_seed_has_one_world() {
 #[test]
 fn who_is_wrong_is_found_out() {
     use Rule as R;
-    let wrongs: [(Sabotage, &[Rule]); 34] = [
+    let wrongs: [(Sabotage, &[Rule]); 40] = [
         (Sabotage::DropAnswers, &[R::AnswersProtect]),
         (Sabotage::ForgetExits, &[R::NobodyForgotten, R::NothingToTheDead]),
         (Sabotage::TrustTooEarly, &[R::ProbeOnlyTheReady]),
@@ -282,6 +315,12 @@ fn who_is_wrong_is_found_out() {
         (Sabotage::IgnoreJetons, &[R::ItsOwnJob]),
         (Sabotage::LetInBlindly, &[R::ItsOwnJob]),
         (Sabotage::NeverWait, &[R::Recovers]),
+        (Sabotage::DrainAtPromotion, &[R::HealthyLiveOn]),
+        (Sabotage::PromoteUnasked, &[R::OneKeeper]),
+        (Sabotage::TakeOverEarly, &[R::OneKeeper]),
+        (Sabotage::ForgetFollowed, &[R::Reported, R::UnclaimedExact]),
+        (Sabotage::ServeAfterAll, &[R::OneKeeper]),
+        (Sabotage::DrainAtHandover, &[R::HealthyLiveOn]),
     ];
     let place = Place::new();
     for (sabotage, rules) in wrongs {

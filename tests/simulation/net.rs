@@ -49,6 +49,8 @@ pub struct Conn {
     pub client: ClientId,
     listener: usize,
     pub place: Place,
+    /// A principal that is to take over has a descriptor of it, too.
+    pub heir: Option<Proc>,
     pub input: Input,
     /// What the client has said and nobody has taken yet.
     pub bytes: Vec<u8>,
@@ -77,6 +79,11 @@ pub fn data_listener(slot: usize, kind: usize) -> usize {
     1 + slot * TYPES + kind
 }
 
+/// Whether that is a connection to a principal.
+pub fn is_control(conn: &Conn) -> bool {
+    conn.listener == CONTROL
+}
+
 impl Net {
     pub fn new(listeners: usize) -> Self {
         Self { listeners: (0..listeners).map(|_| Listener::default()).collect(), conns: Vec::new() }
@@ -96,6 +103,7 @@ impl Machine {
             client,
             listener,
             place: Place::Backlog,
+            heir: None,
             input: Input::Nothing,
             bytes,
             unsaid: Vec::new(),
@@ -203,6 +211,9 @@ impl Machine {
         }
         let nobody_holds = !self.processes.iter().any(crate::kernel::Process::is_alive);
         for conn in 0..self.net.conns.len() {
+            if self.passes_on(conn, proc) {
+                continue;
+            }
             let Conn { place, listener, .. } = self.net.conns[conn];
             if place == Place::With(proc) || nobody_holds && place == Place::Backlog {
                 match listener {
@@ -211,5 +222,23 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Of two that have descriptors of a connection one dies: it is the other's.
+    fn passes_on(&mut self, conn: ConnId, dead: Proc) -> bool {
+        let Conn { place, heir, .. } = self.net.conns[conn];
+        if heir == Some(dead) {
+            self.net.conns[conn].heir = None;
+        }
+        if place != Place::With(dead) {
+            return false;
+        }
+        let heir = heir.filter(|heir| self.processes[*heir].is_alive());
+        if let Some(heir) = heir {
+            self.net.conns[conn].place = Place::With(heir);
+            self.net.conns[conn].heir = None;
+        }
+        self.audit_end_of_connection(conn, dead, heir);
+        heir.is_some()
     }
 }

@@ -45,6 +45,8 @@ pub struct Plan {
     pub hard_on_principals: bool,
     /// The usual time between two doings of strangers: garbage, forged signals, stolen lines.
     pub stranger_every: Duration,
+    /// The usual time between two wishes for a reload.
+    pub reload_every: Duration,
     /// The usual time between two clients.
     pub client_every: Duration,
     /// How many of them follow their jobs, in a thousand.
@@ -137,6 +139,7 @@ impl Plan {
             fault_every: settings.kill_after * dice.pick(&[1, 1, 2, 4, 10, 100]),
             hard_on_principals: dice.chance(350),
             stranger_every: settings.period * dice.pick(&[1, 4, 30]),
+            reload_every: settings.kill_after * dice.pick(&[1, 3, 10, 1000]),
             client_every: settings.period * 2 / dice.pick(&[1, 4, 12]),
             tracked: dice.pick(&[0, 300, 600, 900]),
             uninvited: if open { 300 } else { 40 },

@@ -30,6 +30,11 @@ pub enum Sabotage {
     /// takes who leaves for its age for one that drains.
     HurryTheWorn,
 
+    /// has the secondaries drained when a principal takes over from another.
+    DrainAtPromotion,
+    /// takes any end of a principal for one that has handed over.
+    PromoteUnasked,
+
     // A principal that ...
     /// does not finish its predecessor's last step.
     ForgetRedo,
@@ -61,6 +66,12 @@ pub enum Sabotage {
     ForgetUninvited,
     /// kills who leaves for its age when its grace is over.
     LimitTheWorn,
+    /// takes over before its predecessor has ended.
+    TakeOverEarly,
+    /// does not hand over the jobs that its clients follow.
+    ForgetFollowed,
+    /// serves on while it hands over, and after.
+    ServeAfterAll,
 
     // A secondary that ...
     /// claims without a swap.
@@ -77,4 +88,6 @@ pub enum Sabotage {
     LetInBlindly,
     /// takes who says nothing at once for plain.
     NeverWait,
+    /// drains when its principal hands over.
+    DrainAtHandover,
 }

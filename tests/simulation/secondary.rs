@@ -43,6 +43,8 @@ pub struct Secondary {
     announced: bool,
     tube: FifoId,
     to_principal: Writer,
+    /// The end of a principal that had handed over was told to it, and is no affair of its own.
+    was_handed_over: bool,
     /// When it told that it is worn out.
     recycled_at: Option<Moment>,
     over: bool,
@@ -88,6 +90,7 @@ impl Secondary {
             announced: false,
             tube,
             to_principal,
+            was_handed_over: false,
             recycled_at: None,
             over: false,
             sheet,
@@ -212,7 +215,27 @@ impl Secondary {
 
     fn is_orphan(&self, sys: &mut Machine) -> bool {
         sys.system_call();
-        sys.parent_pid(self.me) != self.sheet.parent
+        sys.parent_pid(self.me) != self.sheet.parent && !self.is_handed_over()
+    }
+
+    fn is_handed_over(&self) -> bool {
+        let (page, parent) = (&self.liveness.page, self.sheet.parent);
+        self.was_handed_over
+            || page.is_handing_over(parent)
+            || !page.is_principal(parent, self.page.record().start_time)
+    }
+
+    /// The end of a principal that left all to a successor comes as SIGTERM, too.
+    fn on_sigterm(&mut self, sys: &mut Machine) {
+        let parent_has_ended = sys.parent_pid(self.me) != self.sheet.parent && !sys.has_ended(WATCHDOG);
+        let is_deaf = sys.sabotage == Sabotage::DrainAtHandover;
+        if parent_has_ended && !self.was_handed_over && self.is_handed_over() && !is_deaf {
+            self.was_handed_over = true;
+            sys.audit.coverage.count("went on when its principal had handed over");
+            return;
+        }
+        let surroundings = self.surroundings(sys);
+        self.service.handle_term(self.now, surroundings);
     }
 
     fn surroundings(&self, sys: &mut Machine) -> Surroundings {
@@ -271,10 +294,7 @@ impl Role for Secondary {
                 }
                 self.service.handle_probe(self.liveness.may_leave(), 0);
             }
-            Signal::Term => {
-                let surroundings = self.surroundings(sys);
-                self.service.handle_term(self.now, surroundings);
-            }
+            Signal::Term => self.on_sigterm(sys),
             Signal::Usr2 | Signal::Chld => {}
         }
     }
@@ -287,7 +307,9 @@ impl Role for Secondary {
                 self.on_exchange(sys, conn)
             }
             Key::Tube(..) => self.read_tube(sys),
-            Key::TubeRoom | Key::Ended(_) => Progress::Drained,
+            Key::TubeRoom | Key::Ended(_) | Key::Channel(_) | Key::Successor | Key::Reload => {
+                Progress::Drained
+            }
             Key::Orders => {
                 let (orders, progress) = self.liveness.read_orders(sys);
                 for order in orders {

@@ -23,21 +23,21 @@ use crate::sabotage::Sabotage;
 /// A slot, whoever is in it.
 #[derive(Default)]
 pub struct Slot {
-    current: Option<Server>,
-    predecessors: Vec<Predecessor>,
-    counts: Counts,
+    pub current: Option<Server>,
+    pub predecessors: Vec<Predecessor>,
+    pub counts: Counts,
 }
 
-struct Server {
-    incarnation: Incarnation,
-    pidfd: Proc,
-    page: SecondaryPage,
-    tube: FifoId,
-    writer: Writer,
+pub struct Server {
+    pub incarnation: Incarnation,
+    pub pidfd: Proc,
+    pub page: SecondaryPage,
+    pub tube: FifoId,
+    pub writer: Writer,
 }
 
-struct Predecessor {
-    incarnation: Incarnation,
+pub struct Predecessor {
+    pub incarnation: Incarnation,
     pidfd: Proc,
     tube: Option<FifoId>,
 }
@@ -58,11 +58,11 @@ impl Slot {
 }
 
 /// Slots count from 0 in memory, from 1 in names and files.
-fn number(slot: usize) -> u16 {
+pub fn number(slot: usize) -> u16 {
     u16::try_from(slot + 1).expect("a few")
 }
 
-fn ended(slot: usize, incarnation: Incarnation) -> Key {
+pub fn ended(slot: usize, incarnation: Incarnation) -> Key {
     Key::Ended(Name::secondary(number(slot), incarnation))
 }
 
@@ -83,7 +83,8 @@ impl Principal {
         self.carry_out(sys);
     }
 
-    fn adopt_living(&mut self, sys: &mut Machine, slot: usize, introduced: &[Introduced]) {
+    /// Watches all of a slot who live but the one that serves it, if any does.
+    pub fn adopt_living(&mut self, sys: &mut Machine, slot: usize, introduced: &[Introduced]) {
         let number = number(slot);
         let last = self.page().slot(number);
         sys.system_call();
@@ -100,7 +101,7 @@ impl Principal {
             .chain(introduced.iter().filter(|known| known.name.slot == number).map(Introduced::as_watched))
             .collect();
         for (incarnation, pid, start_time) in watched {
-            if self.slots[slot].predecessors.iter().any(|known| known.incarnation == incarnation) {
+            if self.slots[slot].pidfd(incarnation).is_some() {
                 continue;
             }
             if let Some(pidfd) = sys.pidfd(pid, start_time) {
@@ -153,7 +154,7 @@ impl Principal {
                     let handling = self.handling(sys, slot, incarnation);
                     let still_at_work = handling.is_some_and(|handling| handling.job == job);
                     if let Some(pidfd) = self.slots[slot].pidfd(incarnation).filter(|_| still_at_work) {
-                        sys.audit_kill_for_time(pidfd, job.number);
+                        sys.audit_kill_for_time(self.me, pidfd, job.number);
                         sys.kill(pidfd, "its handler blocks");
                     }
                 }
@@ -181,6 +182,7 @@ impl Principal {
                 let process = &sys.processes[server.pidfd];
                 let (pid, start_time) = (process.pid, process.start_time);
                 sys.system_call();
+                sys.audit_writes(self.me);
                 self.page().occupy(number(slot), incarnation, pid, start_time);
                 sys.processes[server.pidfd].told = true;
                 if incarnation > 1 {
@@ -205,7 +207,7 @@ impl Principal {
         let page = SecondaryPage::attach(&file, Access::ReadOnly).expect("it was created");
         let own = Some(Own { page: Rc::new(file), tube: to_them, to_principal: tube });
         let name = Name::secondary(number, incarnation);
-        let pidfd = sys.spawn(self.me, Sheet { name, parent: 0, orders, own })?;
+        let pidfd = sys.spawn(self.me, Sheet::of(name, orders, own))?;
         sys.watch_end(pidfd, self.me, ended(slot, incarnation));
         sys.watch_fifo(tube, self.me, Key::Tube(slot, incarnation));
         Some(Server { incarnation, pidfd, page, tube, writer: Writer::new(to_them) })

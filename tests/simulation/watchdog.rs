@@ -20,15 +20,16 @@ use crate::fifo::{FifoId, FifoName, Line};
 use crate::kernel::{CANNOT_START, Exit, Sheet};
 use crate::machine::{Key, Machine, Proc, Progress, Role, Signal, WATCHDOG};
 use crate::plan::secs;
+use crate::promotion::Reload;
 use crate::sabotage::Sabotage;
 
-struct Watched {
+pub struct Watched {
     name: Name,
-    pidfd: Proc,
-    pid: u32,
+    pub pidfd: Proc,
+    pub pid: u32,
     start_time: u64,
     record: Option<RecordIndex>,
-    page: Option<SecondaryPage>,
+    pub page: Option<SecondaryPage>,
     orders: FifoId,
     cpu_at_probe: Option<Duration>,
     answered: u64,
@@ -38,9 +39,10 @@ pub struct Watchdog {
     /// When its turn began.
     pub now: Moment,
     pub tree: Tree,
-    page: WatchdogPage,
-    principal_page: PrincipalPage,
-    processes: Vec<Watched>,
+    pub page: WatchdogPage,
+    pub principal_page: PrincipalPage,
+    pub processes: Vec<Watched>,
+    pub reload: Option<Reload>,
     seen_changes: Option<u64>,
     over: bool,
     /// Something was noticed in this turn.
@@ -65,6 +67,7 @@ impl Watchdog {
             page,
             principal_page,
             processes: Vec::new(),
+            reload: None,
             seen_changes: None,
             over: false,
             busy: false,
@@ -113,6 +116,7 @@ impl Watchdog {
             sys.audit.ready(now, name);
             self.tree.handle_ready(now, name);
             self.set_verdict(index, Verdict::Healthy);
+            self.reload_has_come_true(sys, name);
         }
         if record.condition == Condition::Recycling && !self.tree.is_draining(name) {
             sys.audit.recycles(now, name);
@@ -190,7 +194,7 @@ impl Watchdog {
         }
     }
 
-    fn supervise(
+    pub fn supervise(
         &mut self,
         sys: &mut Machine,
         name: Name,
@@ -217,8 +221,13 @@ impl Watchdog {
             answered: 0,
         });
         sys.audit_meeting(pidfd, name);
-        sys.audit.started(self.now, name, pidfd);
-        self.tree.handle_started(self.now, name);
+        let is_candidate = sys.processes[pidfd].is_candidate;
+        sys.audit.started(self.now, name, pidfd, is_candidate);
+        if is_candidate {
+            self.tree.handle_candidate_started(self.now, name);
+        } else {
+            self.tree.handle_started(self.now, name);
+        }
         if sys.sabotage == Sabotage::TrustTooEarly {
             sys.audit.ready(self.now, name);
             self.tree.handle_ready(self.now, name);
@@ -285,7 +294,7 @@ impl Watchdog {
         sys.unlink_fifo(orders);
         assert!(sys.mkfifo(orders), "it was removed");
         let orders = sys.open_fifo(orders).expect("it was created");
-        match sys.spawn(WATCHDOG, Sheet { name, parent: 0, orders, own: None }) {
+        match sys.spawn(WATCHDOG, Sheet::of(name, orders, None)) {
             Some(pidfd) => self.supervise(sys, name, pidfd, None, orders),
             None => self.tree.handle_start_failed(self.now),
         }
@@ -340,9 +349,14 @@ impl Watchdog {
             sys.rundir.remove_secondary(name.slot, Some(name.incarnation)).expect("our own directory");
         }
         if name.role == TreeRole::Principal {
-            self.kill_unknown_children(sys);
+            if name == self.tree.principal() {
+                self.kill_unknown_children(sys);
+            }
+            if self.is_succeeded(sys, name, process.pidfd) {
+                return;
+            }
         }
-        sys.audit_exited(self.now, name);
+        sys.audit_exited(self.now, name, name == self.tree.principal());
         if sys.sabotage != Sabotage::ForgetExits {
             self.tree.handle_exited(self.now, name, exit == CANNOT_START);
         }
@@ -374,7 +388,9 @@ impl Watchdog {
 
     fn ask_to_stop(&mut self, sys: &mut Machine) {
         self.page.set_stopping(true);
+        sys.audit.succession.disturbed = true;
         sys.audit.stop(self.now);
+        self.give_up_reload(sys, "the system stops");
         if sys.sabotage != Sabotage::IgnoreStops {
             self.tree.handle_stop(self.now);
         }
@@ -397,10 +413,7 @@ impl Watchdog {
     }
 
     fn tell_principal_to_look(&mut self, sys: &mut Machine) {
-        let principal = self.processes.iter().position(|process| process.name.role == TreeRole::Principal);
-        if let Some(index) = principal {
-            self.order(sys, index, Order::Look);
-        }
+        self.order_by_name(sys, self.tree.principal(), Order::Look);
     }
 
     fn order_by_name(&mut self, sys: &mut Machine, name: Name, order: Order) {
@@ -409,11 +422,11 @@ impl Watchdog {
         }
     }
 
-    fn order(&self, sys: &mut Machine, index: usize, order: Order) {
+    pub fn order(&self, sys: &mut Machine, index: usize, order: Order) {
         sys.put(self.processes[index].orders, &[Line::Order(order)]);
     }
 
-    fn position(&self, name: Name) -> Option<usize> {
+    pub fn position(&self, name: Name) -> Option<usize> {
         self.processes.iter().position(|process| process.name == name)
     }
 }
@@ -437,8 +450,11 @@ impl Role for Watchdog {
 
     fn on_ready(&mut self, sys: &mut Machine, key: Key) -> Progress {
         self.busy = true;
-        if let Key::Ended(name) = key {
-            self.on_ended(sys, name);
+        match key {
+            Key::Ended(name) => self.on_ended(sys, name),
+            Key::Channel(who) => return self.on_channel(sys, who),
+            Key::Reload => self.begin_reload(sys),
+            _ => {}
         }
         Progress::Drained
     }

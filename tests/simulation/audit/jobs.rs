@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use osps::core::job::{End, Job, JobNumber, Reason, State, Table, Word};
 use osps::core::moment::Moment;
-use osps::core::name::Role;
 use osps::core::slots::MARGIN;
 use osps::wire::jeton::Jeton;
 
@@ -14,7 +13,7 @@ use crate::audit::Rule;
 use crate::books::{Fact, What};
 use crate::machine::{Machine, Memory, Proc, WATCHDOG};
 use crate::net::{ConnId, Input};
-use crate::plan::TYPES;
+use crate::plan::{TYPES, micros};
 
 /// What became of one job.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +28,8 @@ pub struct Story {
     blamed: Option<Reason>,
     /// When it must have ended, once it was claimed.
     until: Option<Moment>,
-    /// Its holder was killed because its handler did not come back in time.
-    timed_out: bool,
+    /// The principal that killed its holder because its handler did not come back in time.
+    timed_out: Option<Proc>,
     pub end: Option<End>,
 }
 
@@ -49,6 +48,7 @@ impl Machine {
         let facts = std::mem::take(&mut *self.facts.borrow_mut());
         for fact in facts {
             self.trace.note(self.now, || format!("    {fact:?}"));
+            self.audit_keeper_of(fact.by);
             match fact.what {
                 What::Given(number, job) => self.audit_given(fact.slot, number, job),
                 What::Became(word) => self.audit_word(fact, word),
@@ -65,7 +65,7 @@ impl Machine {
     fn audit_given(&mut self, slot: usize, number: JobNumber, job: Job) {
         self.audit.coverage.count("given");
         let Job { kind, client, given_at, jeton } = job;
-        let (claimed_by, blamed, until, timed_out, end) = (None, None, None, false, None);
+        let (claimed_by, blamed, until, timed_out, end) = (None, None, None, None, None);
         let story = Story { slot, kind, client, given_at, jeton, claimed_by, blamed, until, timed_out, end };
         self.audit.reports.given(number, jeton);
         let again = self.audit.stories.insert(number, story).is_some();
@@ -102,15 +102,16 @@ impl Machine {
     }
 
     /// A principal kills a secondary whose handler does not come back.
-    pub fn audit_kill_for_time(&mut self, holder: Proc, number: JobNumber) {
+    pub fn audit_kill_for_time(&mut self, by: Proc, holder: Proc, number: JobNumber) {
         self.audit_facts();
         self.audit.coverage.count("killed: TimeLimit");
         let story = self.audit.stories.get(&number).copied();
-        // It may have come back between the look and the kill.
+        // It may have come back between the look and the kill. Tables count whole microseconds.
+        let margin = MARGIN - micros(1);
         let right =
-            story.is_some_and(|story| story.claimed_by == Some(holder) && self.is_over_time(story, MARGIN));
+            story.is_some_and(|story| story.claimed_by == Some(holder) && self.is_over_time(story, margin));
         self.ensure(right, Rule::KillsHaveCause, || format!("{holder} is killed for {number}: {story:?}"));
-        self.audit.stories.entry(number).and_modify(|story| story.timed_out = true);
+        self.audit.stories.entry(number).and_modify(|story| story.timed_out = Some(by));
     }
 
     fn audit_end(&mut self, fact: Fact, word: Word, story: Story) {
@@ -150,7 +151,8 @@ impl Machine {
             State::Done => End::Done,
             State::Expired => End::Expired,
             _ if by_holder => End::Failed(story.blamed.unwrap_or(Reason::SecondaryLost)),
-            _ if story.timed_out => End::Failed(Reason::TimeLimit),
+            // A successor does not know for what its predecessor has killed.
+            _ if story.timed_out == Some(fact.by) => End::Failed(Reason::TimeLimit),
             _ => End::Failed(Reason::SecondaryLost),
         };
         self.audit.stories.entry(number).and_modify(|story| story.end = Some(end));
@@ -173,15 +175,10 @@ impl Machine {
                 }
             }
         }
-        let principal_lives = self.processes.iter().any(|process| {
-            process.is_alive() && process.name().is_some_and(|name| name.role == Role::Principal)
-        });
-        self.audit.unsettled |= !principal_lives;
     }
 
     /// A principal has taken over.
     pub fn books_were_recovered(&mut self) {
-        self.audit.unsettled = false;
         self.audit_facts();
         self.audit_books();
     }

@@ -3,6 +3,7 @@
 mod jobs;
 mod reports;
 mod rest;
+mod succession;
 mod supervision;
 
 use std::borrow::Cow;
@@ -24,6 +25,7 @@ use crate::plan::{Plan, TYPES};
 use jobs::Story;
 use reports::Reports;
 use rest::Stage;
+use succession::Succession;
 
 /// The rule that was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +74,10 @@ pub enum Rule {
     UnclaimedExact,
     /// Nobody is turned away while a job waits for it, or without a reason.
     NobodyRejected,
+    /// One principal at a time writes in books, tables and its record.
+    OneKeeper,
+    /// A reload that nobody disturbs succeeds, and closes no control connection.
+    ReloadsAreSmooth,
     /// Without faults all is well before long.
     Recovers,
     /// The core's own assertion.
@@ -89,6 +95,8 @@ pub struct Violation {
 #[derive(Clone, Debug)]
 struct Dossier {
     proc: Proc,
+    /// A principal that is to take over from another, which has not ended.
+    is_candidate: bool,
     started: Moment,
     ready: Option<Moment>,
     drains_since: Option<Moment>,
@@ -147,8 +155,7 @@ pub struct Audit {
     /// Ends that happened, by type and by slot: done, failed, expired.
     by_type: [[u64; 3]; TYPES],
     by_slot: Vec<[u64; 3]>,
-    /// A principal died and its successor has not taken over yet.
-    unsettled: bool,
+    pub succession: Succession,
     /// The last principal ended its books in order.
     closed: bool,
     stage: Stage,
@@ -180,7 +187,7 @@ impl Audit {
             reports: Reports::default(),
             by_type: [[0; 3]; TYPES],
             by_slot: vec![[0; 3]; slots],
-            unsettled: false,
+            succession: Succession::default(),
             closed: false,
             stage: Stage::Recovering,
         }
@@ -191,12 +198,13 @@ impl Audit {
         self.violation.get_or_insert(Violation { rule, words });
     }
 
-    pub fn started(&mut self, now: Moment, name: Name, proc: Proc) {
+    pub fn started(&mut self, now: Moment, name: Name, proc: Proc, is_candidate: bool) {
         if name.incarnation > 1 {
             self.coverage.count(format!("{:?} restarted", name.role));
         }
         let dossier = Dossier {
             proc,
+            is_candidate,
             started: now,
             ready: None,
             drains_since: None,
@@ -211,7 +219,7 @@ impl Audit {
         };
         self.dossiers.insert(name, dossier);
         for (other, dossier) in &mut self.dossiers {
-            if other.slot == name.slot && *other != name && !dossier.recycles {
+            if other.slot == name.slot && *other != name && !dossier.recycles && !is_candidate {
                 dossier.drains_since.get_or_insert(now);
             }
         }
@@ -236,9 +244,10 @@ impl Audit {
         });
     }
 
-    fn exited(&mut self, now: Moment, name: Name) {
+    /// `orphans`: the end of a principal that nobody has succeeded.
+    fn exited(&mut self, now: Moment, name: Name, orphans: bool) {
         self.dossiers.remove(&name);
-        if name.role == Role::Principal {
+        if orphans {
             for (_, dossier) in self.dossiers.iter_mut().filter(|(name, _)| name.role == Role::Secondary) {
                 dossier.drains_since.get_or_insert(now);
             }

@@ -104,6 +104,9 @@ impl Machine {
         let Some(Memory::Watchdog(watchdog)) = &self.memories[WATCHDOG] else {
             return Some("the watchdog is in its turn".into());
         };
+        if watchdog.reload.is_some() {
+            return Some(format!("a reload is under way: {:?}", watchdog.reload));
+        }
         let mut expected = 2;
         for slot in 0..=self.plan.secondaries {
             if slot > 0 && self.audit.page.slot(slot).occupied == Occupied::GivenUp {
@@ -125,6 +128,9 @@ impl Machine {
         let here = self.processes.iter().filter(|process| process.life != Life::Reaped).count();
         if here != expected {
             return Some(format!("{here} processes are there, {expected} should be"));
+        }
+        if let Some(inherited) = self.is_to_be_replaced() {
+            return Some(format!("{inherited} is still to be replaced"));
         }
         let stuck = |process: &&Process| process.is_alive() && matches!(process.mood, Mood::Stuck(_));
         if let Some(stuck) = self.processes.iter().find(stuck) {

@@ -20,15 +20,16 @@ const MARGIN: Duration = Duration::from_secs(1);
 
 impl Machine {
     /// A process is about to be started.
-    pub fn audit_spawn(&mut self, parent: Proc, name: Name) {
+    pub fn audit_spawn(&mut self, parent: Proc, name: Name, succeeds: bool) {
         let unique = self.audit.names.insert(name);
         self.ensure(unique, Rule::NamesAreUnique, || format!("{name} is started twice"));
         let beside = |process: &&crate::kernel::Process| {
             process.is_alive()
                 && process.name().is_some_and(|other| other.slot == name.slot)
                 && match name.role {
-                    Role::Principal => true,
-                    Role::Secondary => !process.dismissed && process.born_of == parent,
+                    // One that is not to take over writes nothing while it dies.
+                    Role::Principal => !(succeeds || process.is_candidate && process.dismissed),
+                    Role::Secondary => !process.dismissed && process.belongs_to == parent,
                 }
         };
         let other = self.processes.iter().find(beside).and_then(crate::kernel::Process::name);
@@ -55,8 +56,8 @@ impl Machine {
 
     /// A secondary has taken a connection.
     pub fn audit_accept(&mut self, proc: Proc, listener: usize, serves: bool) {
-        let parent = self.processes[proc].born_of;
-        let is_sibling = |other: &Proc| *other != proc && self.processes[*other].born_of == parent;
+        let parent = self.processes[proc].belongs_to;
+        let is_sibling = |other: &Proc| *other != proc && self.processes[*other].belongs_to == parent;
         let another = self.net.accepting(listener).find(is_sibling);
         self.ensure(serves, Rule::OneServes, || format!("{proc} accepts while it drains"));
         self.ensure(another.is_none(), Rule::OneServes, || format!("{proc} accepts beside {another:?}"));
@@ -116,7 +117,8 @@ impl Machine {
         self.ensure(asked, Rule::HealthyLiveOn, || format!("principal {proc} ends, unasked"));
         if in_order {
             self.audit.closed = true;
-            let left = self.children(proc);
+            let mut left = self.children(proc);
+            left.extend(self.household(proc));
             self.ensure(left.is_empty(), Rule::StopEnds, || format!("the principal ends before {left:?}"));
         }
     }
@@ -279,12 +281,12 @@ impl Machine {
             Reason::Orphaned => {
                 // In one turn, it may have become ready after the kill was decided.
                 let unready = dossier.ready.is_none_or(|ready| ready == now);
-                let parent = self.processes[dossier.proc].born_of;
+                let parent = self.processes[dossier.proc].belongs_to;
                 unready && self.has_ended(parent)
             }
             // Only principals kill for that, and no type has a time limit here.
             Reason::TimeLimit => false,
-            Reason::Dismissed => false,
+            Reason::Dismissed => dossier.is_candidate && self.is_reload_lost(),
             Reason::Stopping => {
                 let stops = &self.audit.stops;
                 stops.len() > 1 || over(stops.first().copied(), self.plan.stop_within + MARGIN)
@@ -335,11 +337,11 @@ impl Machine {
     }
 
     /// The watchdog was told of an end.
-    pub fn audit_exited(&mut self, now: Moment, name: Name) {
+    pub fn audit_exited(&mut self, now: Moment, name: Name, orphans: bool) {
         let proc = self.audit.dossiers.get(&name).map(|dossier| dossier.proc);
         let ended = proc.is_some_and(|proc| self.has_ended(proc));
         self.ensure(ended, Rule::NobodyForgotten, || format!("{name} ({proc:?}) is buried alive"));
-        self.audit.exited(now, name);
+        self.audit.exited(now, name, orphans);
     }
 
     /// Checks what the core believes after a turn of the watchdog.
@@ -353,7 +355,7 @@ impl Machine {
         let dossiers = &self.audit.dossiers;
         let serving: Vec<u16> = dossiers
             .iter()
-            .filter(|(name, dossier)| !dossier.killed && !tree.is_draining(**name))
+            .filter(|(name, dossier)| !dossier.killed && !dossier.is_candidate && !tree.is_draining(**name))
             .map(|(name, _)| name.slot)
             .collect();
         let mut living: Vec<Name> = tree.living().collect();
