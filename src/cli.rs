@@ -24,6 +24,9 @@ use crate::wire::control::{self as wire, Request};
 pub use client::osps_client;
 pub use stress::osps_stress;
 
+/// A configuration that is read again by a running system is no longer than this.
+const MOST_BYTES: u64 = 1 << 20;
+
 #[derive(Debug, Parser)]
 #[command(
     name = "osps",
@@ -180,18 +183,45 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
 /// Where a reload finds what is to be in force then: handlers are tried by the new principal.
 fn sources(common: &Common, registry: &Registry) -> Sources {
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
-    let (file, runtime_dir) = (common.config.as_ref().map(absolute), common.runtime_dir.clone());
+    // What was found at the start is read again, and no other.
+    let found = Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
+    let (file, runtime_dir) = (common.config.clone().or(found), common.runtime_dir.clone());
+    let file = file.as_ref().map(absolute);
     let registered: Vec<String> = registry.names().iter().map(ToString::to_string).collect();
     let configuration = move || {
-        // The watchdog must not wait for whoever writes into a pipe.
+        // The watchdog must not wait for whoever writes into a pipe, nor read for long.
         let path = file.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
-        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(Failure::new(Code::Config, format!("{}: no regular file", path.display())));
+        let wrong = match std::fs::metadata(path) {
+            Ok(found) if !found.is_file() => Some("no regular file".to_owned()),
+            Ok(found) if found.len() > MOST_BYTES => Some(format!("more than {MOST_BYTES} bytes")),
+            Ok(_) | Err(_) => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(Failure::new(Code::Config, format!("{}: {wrong}", path.display())));
         }
         let registered: Vec<&str> = registered.iter().map(String::as_str).collect();
         Config::load_with(file.as_deref(), runtime_dir.as_deref(), &registered).map_err(config_failure)
     };
-    Sources { configuration: Box::new(configuration), program: std::env::current_exe() }
+    Sources { configuration: Box::new(configuration), program: executed() }
+}
+
+/// The path under which this program was executed, symbolic links and all: they may lead to another by the next
+/// reload. Where that cannot be told, the path that it really has.
+fn executed() -> std::io::Result<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let own = identity(Path::new("/proc/self/exe"))?;
+    let name = PathBuf::from(std::env::args_os().next().unwrap_or_default());
+    let candidates: Vec<PathBuf> = if name.components().count() > 1 {
+        std::path::absolute(&name).into_iter().collect()
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).map(|directory| directory.join(&name)).collect()
+    };
+    let found = candidates
+        .into_iter()
+        .find(|path| path.is_absolute() && identity(path).is_ok_and(|file| file == own));
+    found.map_or_else(std::env::current_exe, Ok)
 }
 
 /// The configuration, as far as it concerns who looks at a running system.

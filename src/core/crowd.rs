@@ -138,11 +138,16 @@ impl<T> Crowd<T> {
             };
             goes = self.unpark(greediest);
         }
+        self.park_again(network, connection);
+        goes
+    }
+
+    /// It has waited before, and does so again, whatever the limits are now.
+    pub fn park_again(&mut self, network: Network, connection: T) {
         self.arrivals += 1;
         self.parked += 1;
         let arrival = self.arrivals;
         self.change(network, |member| member.parked.push_back((arrival, connection)));
-        goes
     }
 
     /// A connection that was heard is closed.
@@ -250,6 +255,9 @@ mod tests {
         assert_eq!(successor.park(network(2), 5), None);
         let mut full = Crowd::new(1, 0, 1);
         (0..3).for_each(|_| full.handle_succession(network(1)));
+        full.park_again(network(3), 7);
+        assert_eq!(full.parked(), 1);
+        assert_eq!(full.take_parked(), [7]);
         assert!(!full.may_accept(), "descriptors are for so many in all");
         assert_eq!((full.handle_arrival(network(2)), full.park(network(2), 6)), (Entrance::Full, Some(6)));
         successor.handle_departure(network(1));

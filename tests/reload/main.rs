@@ -281,7 +281,7 @@ fn the_new_configuration_is_in_force() {
     assert_eq!(say(&mut request(system.address(), "echo"), "x\n"), "x\n");
     let said = reload(&system);
     let principal = system.pid(0);
-    assert_eq!(said, format!("a new principal serves, pid {principal}, and 2 new secondaries\n"));
+    assert_eq!(said, format!("a new principal serves, pid {principal}; 2 secondaries serve, all new\n"));
     assert_eq!(say(&mut request(system.address(), "echo"), "x\n"), "x x\n");
     let mut control = connect(system.address());
     let answer = ask(&mut control, "suivi echo");
@@ -361,7 +361,7 @@ fn a_slot_that_is_drained_stays_empty_through_a_reload() {
     let system = System::start("secondaries = 2", REQUESTS);
     assert!(system.tool(&["drain", "2"]).status().unwrap().success());
     let said = reload(&system);
-    assert!(said.ends_with("and 1 new secondaries\n"), "{said}");
+    assert!(said.ends_with("; 1 secondary serves, all new\n"), "{said}");
     assert_eq!(System::server(&system.status(), 2)["state"], "down");
     assert!(system.tool(&["restart", "2"]).status().unwrap().success());
     assert_eq!(System::server(&system.status(), 2)["state"], "ready");

@@ -234,8 +234,8 @@ impl<B: Books> Slots<B> {
             slot.links.push_back(&mut slot.waiting, *entry);
         }
         if !waiting.is_empty() {
-            let at = now + self.settings.claim_within;
-            slot.expire_timer = Some(self.timers.arm(at, Timer::Expire(index)));
+            // How long they may wait still is found out at once.
+            slot.expire_timer = Some(self.timers.arm(now, Timer::Expire(index)));
         }
         let open = slot.given.iter().filter(|given| given.number != 0).count();
         self.change_open(index, |_| u32::try_from(open).unwrap_or(u32::MAX));

@@ -70,6 +70,9 @@ impl<B: Books> Slots<B> {
             let of_slot = followed.iter().filter(|(_, followed)| followed.slot == index);
             self.recover(now, index, of_slot.copied());
             self.update_availability(now, index);
+            // It has served before: reloads put nothing off.
+            let since = &mut self.slots[index].serving_since;
+            *since = since.map(|_| Moment::default());
         }
         for slot in 0..self.slots.len() {
             self.start(slot);

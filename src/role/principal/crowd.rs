@@ -25,7 +25,7 @@ const MAX_LINGERING: usize = 64;
 /// A connection that waits until it is heard.
 pub struct Parked {
     pub stream: Stream,
-    address: IpAddr,
+    pub address: IpAddr,
 }
 
 impl Parked {
@@ -90,12 +90,9 @@ impl Principal {
         }
     }
 
-    /// It has waited before, and was not handed over.
-    pub(super) fn park_again(&mut self, reactor: &mut Handle<Key>, connection: Parked) {
-        let network = Network::from(connection.address);
-        if let Some(goes) = self.door.crowd.park(network, connection) {
-            self.turn_away(reactor, goes, Refusal::NoPlace);
-        }
+    /// It has waited before, here or with a predecessor, whose limits may have been others.
+    pub(super) fn park_again(&mut self, connection: Parked) {
+        self.door.crowd.park_again(Network::from(connection.address), connection);
     }
 
     fn hear_client(&mut self, reactor: &mut Handle<Key>, Parked { stream, address }: Parked) {

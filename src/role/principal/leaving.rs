@@ -277,7 +277,7 @@ impl Principal {
                 let Handing { mut successor, incarnation, parked, postponed, .. } = *handing;
                 successor.unwatch(reactor);
                 for connection in parked {
-                    self.park_again(reactor, connection);
+                    self.park_again(connection);
                 }
                 for (id, ready) in postponed {
                     reactor.again(id, ready);

@@ -5,6 +5,7 @@ use std::net::TcpStream as StdTcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use mio::net::{TcpStream, UnixStream};
 
@@ -21,12 +22,16 @@ use crate::os::stream::Stream;
 use crate::page::Access;
 use crate::page::secondary::{Introduced, SecondaryPage};
 use crate::role::launch;
+use crate::role::principal::crowd::Parked;
 use crate::role::principal::estate::{HandedOver, Page};
 use crate::role::principal::servers::{Uninvited, watch_end, watch_tube};
 use crate::role::principal::slot::Server;
 use crate::role::principal::{Key, Principal, number};
 use crate::wire::client::{Refusal, Request};
 use crate::wire::succession::Word;
+
+/// How soon a secondary has ended whose descriptors are gone.
+const GONE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a predecessor has handed over.
 #[derive(Default)]
@@ -144,7 +149,8 @@ impl Principal {
         };
         let (page, mut tube, writer) = match open() {
             Ok(opened) => opened,
-            Err(_) if pidfd.has_ended() => return Ok(None),
+            // The kernel takes its descriptors away a moment before it tells of its end.
+            Err(_) if pidfd.ends_within(GONE_WITHIN) => return Ok(None),
             Err(error) => {
                 let name = Name::secondary(number(slot), incarnation);
                 let message = format!("cannot take over {name} (pid {}): {error}", pidfd.pid());
@@ -171,7 +177,7 @@ impl Principal {
             Stream::Unix(UnixStream::from_std(StdUnixStream::from(descriptor)))
         };
         let Some(conversation) = conversation else {
-            self.receive(reactor, stream, address);
+            self.park_again(Parked { stream, address });
             return None;
         };
         if counts {

@@ -12,6 +12,7 @@ mod principals;
 mod privileges;
 mod processes;
 mod reload;
+mod renewal;
 mod retired;
 mod start;
 mod tasks;
@@ -40,6 +41,7 @@ use crate::os::rundir::{Lock, Rundir};
 use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
+use crate::wire::order::Order;
 
 use control::ControlClient;
 use directory::Look;
@@ -82,6 +84,8 @@ struct Watchdog {
     reload: Option<Reload>,
     /// How the last one ended, for whoever asked for it.
     reload_outcome: Option<Outcome>,
+    /// A stop was asked for while a principal handed over.
+    stop_waits: bool,
     rundir: Rundir,
     lock: Lock,
     /// The runtime directory when it was last found whole.
@@ -170,6 +174,18 @@ impl Watchdog {
         let how = if self.tree.is_stopping() { "at once" } else { "gracefully" };
         log::info!("stopping {how}: {who}");
         self.page.set_stopping(true);
+        if matches!(self.reload, Some(Reload::HandingOver(_))) && !self.stop_waits {
+            // Perhaps its clients are the new principal's by now. It ends, or says that it goes on: then all stops.
+            self.stop_waits = true;
+            self.order_principal(Order::Stop);
+            return;
+        }
+        self.stop(reactor);
+    }
+
+    /// Begins, or hurries, a stop that was asked for.
+    fn stop(&mut self, reactor: &mut Handle<Key>) {
+        self.stop_waits = false;
         self.give_up_reload(reactor, "the system stops");
         self.tree.handle_stop(reactor.now());
     }

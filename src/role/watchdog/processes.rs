@@ -369,7 +369,7 @@ impl Watchdog {
         }
         // Its successor will look at it.
         self.page.restore_header(self.heirlooms.slots());
-        self.page.set_stopping(self.tree.is_stopping());
+        self.page.set_stopping(self.tree.is_stopping() || self.stop_waits);
         if name.role == Role::Principal && self.is_succeeded(reactor, name, exit) {
             return;
         }
@@ -386,7 +386,9 @@ impl Watchdog {
                 format!("principal pid {pid}: ready, listening on {}", listen.join(", "))
             }
             Role::Secondary => {
-                let ports = self.force.bound.ports().swap_remove(usize::from(name.slot) - 1);
+                // One that a reload was to add, and that has been given up, has none.
+                let ports = self.force.bound.ports().into_iter().nth(usize::from(name.slot) - 1);
+                let ports = ports.unwrap_or_default();
                 let requests = self.force.config.request.iter().zip(ports).filter(|&(_, port)| port != 0);
                 let ports: Vec<String> =
                     requests.map(|(request, port)| format!("{} {port}", request.name)).collect();

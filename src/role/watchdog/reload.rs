@@ -17,7 +17,6 @@ use nix::libc::O_PATH;
 
 use crate::config::Config;
 use crate::core::job::Incarnation;
-use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::slots::Occupied;
 use crate::exit::Failure;
@@ -197,6 +196,12 @@ impl Watchdog {
 
     /// Binds what it asks for: before anything else changes.
     fn bind_for(&self, mut force: Force) -> Result<Force, String> {
+        let secondaries = force.config.secondaries;
+        if (1..=secondaries).all(|slot| self.resting.contains(&slot)) {
+            return Err(format!(
+                "all of the slots 1 to {secondaries} are drained: \"osps restart\" one of them before"
+            ));
+        }
         let Room { slots, types } = self.principal_page.room();
         force.slots = force.slots.max(force.config.secondaries);
         if usize::from(force.slots) > slots || force.config.request.len() > types {
@@ -292,12 +297,23 @@ impl Watchdog {
                 self.remove_candidate_orders(name);
                 self.reload_outcome = Some(Err(format!("nothing was changed: {why}")));
             }
+            // What stops need not go back first: its processes are those of the new state.
+            Some(Reload::Promoted { .. }) if self.tree.is_stopping() || self.page.is_stopping() => {
+                self.reload_outcome = Some(Err(why.to_owned()));
+            }
             Some(Reload::Promoted { before, .. }) => {
                 self.force.bound.remove_socket_files_but(&before.bound);
                 self.bring_into_force(*before);
                 self.reload_outcome = Some(Err(format!("what was in force before is again: {why}")));
             }
             None => {}
+        }
+        self.stop_if_that_waits(reactor);
+    }
+
+    fn stop_if_that_waits(&mut self, reactor: &mut Handle<Key>) {
+        if self.stop_waits {
+            self.stop(reactor);
         }
     }
 
@@ -324,7 +340,9 @@ impl Watchdog {
             }
             Some(Reload::Preparing(candidate) | Reload::HandingOver(candidate)) => {
                 if candidate.name == name {
-                    self.give_up_reload(reactor, &format!("the new principal ended: {exit}"));
+                    let program = self.sources.program.as_ref().map(|path| path.display().to_string());
+                    let program = program.unwrap_or_default();
+                    self.give_up_reload(reactor, &format!("the new principal ended: {exit} ({program})"));
                     return false;
                 }
                 if self.tree.principal() != name {
@@ -378,6 +396,7 @@ impl Watchdog {
         }
         self.page.count_principal_restart();
         self.reload = Some(Reload::Promoted { principal: name, before, inherited });
+        self.stop_if_that_waits(reactor);
     }
 
     fn bring_into_force(&mut self, force: Force) {
@@ -400,33 +419,8 @@ impl Watchdog {
         }
     }
 
-    /// Those of them that serve, or are started again, as before.
-    pub(super) fn not_replaced(&self, inherited: &mut Vec<(u16, Incarnation)>) {
-        inherited.retain(|&(number, before)| {
-            let slot = self.principal_page.slot(number);
-            let is_done = match slot.occupied {
-                Occupied::Ready => slot.incarnation != before,
-                Occupied::Resting => number <= self.force.config.secondaries || self.living_in(number) == 0,
-                Occupied::Down | Occupied::Starting | Occupied::GivenUp => false,
-            };
-            !is_done
-        });
-    }
-
-    /// The first of them that says that it cannot start.
-    pub(super) fn given_up(&self, inherited: &[(u16, Incarnation)]) -> Option<u16> {
-        let mut numbers = inherited.iter().map(|&(number, _)| number);
-        numbers.find(|&number| self.principal_page.slot(number).occupied == Occupied::GivenUp)
-    }
-
     /// Whether something else than a look at the log has to wait.
     pub(super) fn is_reloading(&self) -> bool {
         self.reload.is_some() || self.tree.has_candidate()
-    }
-
-    /// How long one secondary after another may take to be replaced.
-    pub(super) fn replaced_until(&self, now: Moment) -> Moment {
-        let times = &self.force.config.watchdog;
-        now + times.kill_after + times.period * 2 + times.start_within + super::tasks::START_MARGIN
     }
 }

@@ -139,6 +139,7 @@ impl Watchdog {
             sources,
             reload: None,
             reload_outcome: None,
+            stop_waits: false,
         };
         let version = env!("CARGO_PKG_VERSION");
         let directory = watchdog.rundir.path().display().to_string();

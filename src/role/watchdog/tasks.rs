@@ -9,13 +9,13 @@ use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::core::slots::Occupied;
 use crate::os::reactor::{Handle, SourceId};
-use crate::role::watchdog::reload::Reloaded;
+use crate::role::watchdog::renewal::Renewal;
 use crate::role::watchdog::{Key, Watchdog};
 use crate::wire::control::{Answer, Level, Request};
 use crate::wire::order::Order;
 
 /// How often a tool is told how far it is.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+pub const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How much longer than a frozen secondary and a slow start may take a new one is waited for.
 pub const START_MARGIN: Duration = Duration::from_secs(1);
 
@@ -39,17 +39,6 @@ enum Goal {
     Reloaded { by: Option<Renewal> },
     /// Every server has answered a probe since.
     Heard { since: Moment },
-}
-
-/// Secondaries are replaced one after another.
-#[derive(Debug)]
-struct Renewal {
-    /// The pid of the new principal.
-    principal: u32,
-    all: usize,
-    left: Vec<(u16, Incarnation)>,
-    told_at: Moment,
-    give_up_at: Moment,
 }
 
 /// The tasks of all tools, in their order.
@@ -100,7 +89,12 @@ impl Watchdog {
         for Task { client, request, goal } in std::mem::take(&mut self.tasks.0) {
             // Whoever asked for a reload may have gone before its end.
             let is_free = !self.is_reloading() || matches!(request, Request::Log(_));
-            let has_turn = is_free && !left.iter().any(|before| collide(before.request, request));
+            let is_before = |before: &Task| match &before.goal {
+                // Those who leave take as long as they take.
+                Some(Goal::Reloaded { by: Some(renewal) }) if self.only_leavers_are_left(renewal) => false,
+                _ => collide(before.request, request),
+            };
+            let has_turn = is_free && !left.iter().any(is_before);
             let goal = match goal {
                 _ if self.tree.is_stopping() => Err("the system stops".to_owned()),
                 None if has_turn => self.begin(reactor, client, request).map(Some),
@@ -257,61 +251,7 @@ impl Watchdog {
         }
     }
 
-    fn look_at_reload(
-        &mut self,
-        now: Moment,
-        client: Option<SourceId>,
-        by: &mut Option<Renewal>,
-    ) -> Option<Answer> {
-        let renewal = match by {
-            Some(renewal) => renewal,
-            None => {
-                let Reloaded { pid, inherited } = match self.reload_outcome.take()? {
-                    Ok(reloaded) => reloaded,
-                    Err(why) => return Some(Answer::Error(why)),
-                };
-                self.answer_tool(client, &Answer::Progress(format!("the new principal serves, pid {pid}")));
-                let give_up_at = self.replaced_until(now);
-                by.insert(Renewal {
-                    principal: pid,
-                    all: inherited.len(),
-                    left: inherited,
-                    told_at: now,
-                    give_up_at,
-                })
-            }
-        };
-        let before = renewal.left.len();
-        self.not_replaced(&mut renewal.left);
-        let Renewal { principal, all, left, told_at, give_up_at } = renewal;
-        if left.len() < before {
-            *give_up_at = self.replaced_until(now);
-        }
-        let Some(&(next, incarnation)) = left.first() else {
-            let secondaries = self.force.config.secondaries;
-            return Some(Answer::Done(if self.force.renews {
-                format!("a new principal serves, pid {principal}, and {all} new secondaries")
-            } else {
-                format!("{secondaries} secondaries serve")
-            }));
-        };
-        if let Some(slot) = self.given_up(left) {
-            let why = format!(
-                "secondary {slot} says that it cannot start, see the log: the others stay as they are"
-            );
-            return Some(Answer::Error(why));
-        }
-        if left.len() < before && now.since(*told_at) >= TELL_EVERY {
-            *told_at = now;
-            let text = format!("{} of {all} secondaries are as they should be", *all - left.len());
-            self.answer_tool(client, &Answer::Progress(text));
-        }
-        // Who is only to leave takes as long as it takes.
-        let is_late = *give_up_at <= now && next <= self.force.config.secondaries;
-        is_late.then(|| Answer::Error(self.why_not_replaced(next, incarnation)))
-    }
-
-    fn why_not_replaced(&self, slot: u16, before: Incarnation) -> String {
+    pub(super) fn why_not_replaced(&self, slot: u16, before: Incarnation) -> String {
         let stays = self.serving(slot).is_some_and(|name| name.incarnation == before);
         match self.living_in(slot) {
             here if stays && here > 1 => format!(
