@@ -155,7 +155,7 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
     match osps.command {
         None => {
             let config = try_handlers(load()?)?;
-            role::watchdog::run(config, sources(&osps.common, registry))
+            role::watchdog::run(config, sources(&osps.common))
         }
         Some(Command::Check) => {
             let toml = try_handlers(load()?)?.to_toml().map_err(|error| Failure::new(Code::Config, error))?;
@@ -181,13 +181,12 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
 }
 
 /// Where a reload finds what is to be in force then: handlers are tried by the new principal.
-fn sources(common: &Common, registry: &Registry) -> Sources {
+fn sources(common: &Common) -> Sources {
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     // What was found at the start is read again, and no other.
     let found = Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
     let (file, runtime_dir) = (common.config.clone().or(found), common.runtime_dir.clone());
     let file = file.as_ref().map(absolute);
-    let registered: Vec<String> = registry.names().iter().map(ToString::to_string).collect();
     let configuration = move || {
         // The watchdog must not wait for whoever writes into a pipe, nor read for long.
         let path = file.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
@@ -199,8 +198,11 @@ fn sources(common: &Common, registry: &Registry) -> Sources {
         if let Some(wrong) = wrong {
             return Err(Failure::new(Code::Config, format!("{}: {wrong}", path.display())));
         }
-        let registered: Vec<&str> = registered.iter().map(String::as_str).collect();
-        Config::load_with(file.as_deref(), runtime_dir.as_deref(), &registered).map_err(config_failure)
+        // Which handlers there are is for the new program to say.
+        let (file, runtime_dir) = (file.as_deref(), runtime_dir.as_deref());
+        let config = Config::load_for_tools(file, runtime_dir).map_err(config_failure)?;
+        let handlers: Vec<&str> = config.request.iter().map(|request| request.handler.name()).collect();
+        Config::load_with(file, runtime_dir, &handlers).map_err(config_failure)
     };
     Sources { configuration: Box::new(configuration), program: executed() }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{Config, Request};
+use crate::config::{Config, Handler, Request};
 
 impl Config {
     /// Whether a running system with the other configuration can go on with this one.
@@ -24,6 +24,18 @@ impl Config {
         }
         let verb = if changed.len() == 1 && !changed[0].ends_with("listen") { "has" } else { "have" };
         Err(format!("{} {verb} changed, which takes a stop and a start", changed.join(" and ")))
+    }
+
+    /// As it is for who serves some of the request types only: the others keep their places and names, and nothing
+    /// is made, started or looked for because of them.
+    #[must_use]
+    pub fn only_with(mut self, serves: impl Fn(usize) -> bool) -> Self {
+        for (place, request) in self.request.iter_mut().enumerate() {
+            if !serves(place) {
+                *request = Request::new(&request.name, Handler::Echo);
+            }
+        }
+        self
     }
 
     /// Puts the request types in the order of those that the system had before, for jobs name them by their place.
@@ -81,6 +93,8 @@ mod tests {
         let mut after = with(&["d", "c", "a"]);
         assert_eq!(after.take_places(&before.request), [1].into());
         assert_eq!(names(&after), ["a", "b", "c", "d"]);
+        let one = after.clone().only_with(|place| place == 3);
+        assert_eq!(names(&one), names(&after));
         let mut last = with(&["b", "e"]);
         assert_eq!(last.take_places(&after.request), [0, 2, 3].into());
         assert_eq!(names(&last), ["a", "b", "c", "d", "e"]);

@@ -70,6 +70,8 @@ pub struct Sheet {
     pub kinds: Vec<TypeIndex>,
     /// The secondaries that a predecessor has started are to be replaced, too.
     pub renews: bool,
+    /// Request types that those do not serve.
+    pub fresh: BTreeSet<TypeIndex>,
     /// The runtime directory, absolute.
     pub rundir: PathBuf,
     /// The pid of the watchdog.
@@ -98,7 +100,8 @@ impl Sheet {
     #[must_use]
     pub fn for_secondary(&self, slot: u16, incarnation: Incarnation, kinds: Vec<TypeIndex>) -> Self {
         let (parent, ports, succeeds) = (std::process::id(), Vec::new(), false);
-        Self { slot, incarnation, parent, ports, succeeds, kinds, ..self.clone() }
+        let config = self.config.clone().only_with(|kind| kinds.contains(&kind));
+        Self { config, slot, incarnation, parent, ports, succeeds, kinds, ..self.clone() }
     }
 
     /// The name of the process that this sheet is for.

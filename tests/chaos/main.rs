@@ -31,7 +31,7 @@ use osps::os::{descendants, proc};
 use serde_json::Value;
 
 use clients::{Record, World, ask_and_ask, stall};
-use common::{PATIENCE, REQUESTS, System, request, say, together};
+use common::{PATIENCE, REQUESTS, System, at_rest, request, say, together};
 use dice::Dice;
 use household::{Household, descriptors, members, own_memory_kib};
 use journal::Journal;
@@ -261,18 +261,6 @@ fn holdings(system: &System) -> [Vec<String>; 2] {
     [system.watchdog.id(), system.pid(0)].map(descriptors)
 }
 
-/// The same, at rest: a principal that looks for what commands have left gives its reserve away for a moment.
-fn holdings_at_rest(system: &System) -> [Vec<String>; 2] {
-    let (mut last, mut same) = (holdings(system), 0);
-    while same < 20 {
-        common::pause();
-        let now = holdings(system);
-        same = if now == last { same + 1 } else { 0 };
-        last = now;
-    }
-    last
-}
-
 /// Waits until watchdog and principal hold again what they held before.
 fn hold_what_they_held(system: &System, before: &[Vec<String>; 2]) {
     settles("the descriptors of before", || {
@@ -286,7 +274,7 @@ fn a_storm_breaks_nothing_but_what_it_strikes() {
     let options = Options::from_environment();
     let _replay = SaysHowToReplay(options.replay());
     let mut system = options.start();
-    let before = holdings_at_rest(&system);
+    let before = at_rest(|| holdings(&system));
     let memory_before = own_memory_kib(system.pid(0));
 
     let (world, records, report) = storm(&options, &system);

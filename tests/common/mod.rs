@@ -89,6 +89,19 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
     }
 }
 
+/// What is to be seen when it stays the same for a while: of a process that is looking for others, descriptors
+/// come and go.
+pub fn at_rest<T: PartialEq>(look: impl Fn() -> T) -> T {
+    let (mut last, mut same) = (look(), 0);
+    while same < 25 {
+        pause();
+        let now = look();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
+}
+
 /// A moment between two looks at a condition.
 #[expect(clippy::disallowed_methods, reason = "between two looks at a condition, never to order events")]
 pub fn pause() {

@@ -114,7 +114,8 @@ fn many_at_once_leave_nothing_behind() {
     let system = start("secondaries = 2", &[("cat", "exec cat", "max_parallel = 4")]);
     let address = system.address();
     let descriptors = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-    let before: Vec<usize> = system.pids()[1..].iter().map(|&pid| descriptors(pid)).collect();
+    let all = || system.pids()[1..].iter().map(|&pid| descriptors(pid)).collect::<Vec<usize>>();
+    let before = crate::common::at_rest(all);
     crate::common::together(8, move |client| {
         for round in 0..20 {
             let word = format!("{client} {round}");
@@ -126,10 +127,7 @@ fn many_at_once_leave_nothing_behind() {
     });
     let status = system.books_are_exact();
     assert_eq!(status["ledger"]["done"], 160);
-    eventually("descriptors are closed", || {
-        let now: Vec<usize> = system.pids()[1..].iter().map(|&pid| descriptors(pid)).collect();
-        (now <= before).then_some(())
-    });
+    eventually("descriptors are closed", || (all() <= before).then_some(()));
     assert_eq!(until_processes(tree(&system), 0), [0_u32; 0]);
     assert_eq!(system.zombies(), [0_u32; 0]);
 }

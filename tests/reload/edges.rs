@@ -1,7 +1,7 @@
 //! What a reload meets that is out of the ordinary.
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -245,23 +245,4 @@ fn secondaries_that_end_at_any_moment_of_a_reload_cost_no_client_its_connection(
         }
     });
     assert!(seen.iter().all(|seen| seen.served > 0));
-}
-
-#[test]
-fn reloads_put_no_expiry_off() {
-    let system = System::start("secondaries = 1\nclaim_within = \"500ms\"", REQUESTS);
-    let mut control = connect(system.address());
-    let answer = ask(&mut control, "suivi echo");
-    let expired = format!("errtraitement {} expired\n", answer.split_once(' ').unwrap().1);
-    control.set_nonblocking(true).unwrap();
-    let (mut buffer, mut reloads) = ([0; 100], 0);
-    let told = loop {
-        reload(&system);
-        reloads += 1;
-        match control.read(&mut buffer) {
-            Ok(length) => break String::from_utf8(buffer[..length].to_vec()).unwrap(),
-            Err(_) => assert!(reloads < 200, "it never expires"),
-        }
-    };
-    assert_eq!(told, expired);
 }

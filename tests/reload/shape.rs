@@ -203,3 +203,39 @@ fn addresses_come_and_go() {
     assert!(ask(&mut UnixStream::connect(&second).unwrap(), "echo").parse::<u16>().is_ok());
     assert!(job(&mut kept, "echo") > 0);
 }
+
+#[test]
+fn who_was_to_leave_may_be_wanted_again() {
+    let system = System::start("secondaries = 4\nclaim_within = \"60s\"", REQUESTS);
+    // Jobs that nobody has come for keep every secondary in its slot.
+    let mut control = connect(system.address());
+    let ports: Vec<u16> = (0..4).map(|_| job(&mut control, "echo")).collect();
+    let mut tool = system.tool(&["scale", "2"]);
+    let mut tool =
+        tool.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let said = std::io::BufReader::new(tool.stderr.take().unwrap());
+    let leaves = |line: &String| line.contains("2 finish what they have");
+    assert!(std::io::BufRead::lines(said).map_while(Result::ok).any(|line| leaves(&line)));
+    assert_eq!(scale(&system, 4).unwrap(), "4 secondaries serve\n");
+    assert!(tool.wait().unwrap().success());
+    for port in ports {
+        assert_eq!(say(&mut connect(SocketAddr::new(system.address().ip(), port)), "x"), "x");
+    }
+    assert_eq!(system.status()["ledger"]["expired"], 0);
+}
+
+#[test]
+fn a_type_that_is_gone_needs_nothing_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("program");
+    assert!(std::process::Command::new("cp").arg("/bin/cat").arg(&program).status().unwrap().success());
+    let worker = format!("[[request]]\nname = \"cat\"\nhandler = \"exec\"\ncommand = [{program:?}]\n");
+    let system = System::start("secondaries = 1", &format!("{REQUESTS}{worker}"));
+    rewrite(&system, &worker, "");
+    reload(&system);
+    std::fs::remove_file(&program).unwrap();
+    reload(&system);
+    system.strike(system.pid(0), nix::sys::signal::Signal::SIGKILL);
+    system.all_ready();
+    assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x");
+}

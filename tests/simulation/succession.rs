@@ -50,8 +50,9 @@ impl Principal {
         let current = pidfd.map(|pidfd| {
             let server = self.adopt_server(sys, slot, last.incarnation, pidfd);
             self.slots[slot].counts = server.page.counts();
+            let ready_at = server.page.record().ready_at.unwrap_or(self.now);
             self.slots[slot].current = Some(server);
-            (last.incarnation, last.occupied == Occupied::Ready)
+            (last.incarnation, (last.occupied == Occupied::Ready).then_some(ready_at))
         });
         self.adopt_living(sys, slot, introduced);
         let predecessors = self.slots[slot].predecessors.iter();

@@ -151,6 +151,12 @@ impl<B: Books> Slots<B> {
         Some(Loss { failed, expected: server.is_none_or(|server| server.stop_sent || server.leave_sent) })
     }
 
+    /// How many secondaries of a slot have died young, one after another.
+    #[must_use]
+    pub fn young_deaths(&self, slot: usize) -> u32 {
+        self.slots[slot].restart.young_deaths()
+    }
+
     /// Whether a secondary has been started and is not ready yet.
     #[must_use]
     pub fn is_starting(&self) -> bool {

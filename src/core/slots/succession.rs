@@ -26,8 +26,8 @@ pub struct Followed {
 /// Who is in a slot when its principal is replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Household {
-    /// The secondary that serves it, and whether it is ready.
-    pub current: Option<(Incarnation, bool)>,
+    /// The secondary that serves it, and since when it is ready, if it is.
+    pub current: Option<(Incarnation, Option<Moment>)>,
     /// Those before it that still finish their exchanges, and whether they have a limit.
     pub predecessors: Vec<(Incarnation, bool)>,
 }
@@ -61,18 +61,18 @@ impl<B: Books> Slots<B> {
             }
             let slot = &mut self.slots[index];
             slot.predecessors = predecessors.into_iter().map(|(incarnation, _)| incarnation).collect();
-            slot.current = current.map(|(incarnation, is_ready)| Server {
+            slot.current = current.map(|(incarnation, ready_since)| Server {
                 incarnation,
-                ready_since: is_ready.then_some(now),
+                ready_since,
                 ..Server::default()
             });
             self.inherited.extend(current.filter(|_| renews).map(|(incarnation, _)| (index, incarnation)));
             let of_slot = followed.iter().filter(|(_, followed)| followed.slot == index);
             self.recover(now, index, of_slot.copied());
             self.update_availability(now, index);
-            // It has served before: reloads put nothing off.
-            let since = &mut self.slots[index].serving_since;
-            *since = since.map(|_| Moment::default());
+            // It has served since then, whoever was told.
+            let slot = &mut self.slots[index];
+            slot.serving_since = slot.serving_since.and(slot.current.and_then(|server| server.ready_since));
         }
         for slot in 0..self.slots.len() {
             self.start(slot);
@@ -85,6 +85,12 @@ impl<B: Books> Slots<B> {
         let end = End::Failed(Reason::SecondaryLost);
         let news = News::Ended { end, was_claimed: claimed };
         self.actions.push_back(Action::Report { client, number, news });
+    }
+
+    /// Whether no secondary is left that a predecessor has started.
+    #[must_use]
+    pub fn is_renewed(&self) -> bool {
+        self.inherited.is_empty()
     }
 
     /// The secondaries that a predecessor has started leave one after another: the next when the successor of
@@ -126,7 +132,7 @@ mod tests {
     }
 
     fn household(incarnation: Incarnation) -> Household {
-        Household { current: Some((incarnation, true)), predecessors: Vec::new() }
+        Household { current: Some((incarnation, Some(at(1)))), predecessors: Vec::new() }
     }
 
     #[test]

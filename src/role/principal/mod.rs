@@ -189,7 +189,7 @@ impl Principal {
             .collect::<Result<Vec<_>, Failure>>()?;
         let slots = take_slots(&mut inheritance, &sheet, tables)?;
         // All that a stranger may have spoilt was looked at: from here on a predecessor may give up its place.
-        let prepared = |predecessor| prepared(&channel, &predecessor, &config, registry);
+        let prepared = |predecessor| prepared(&channel, &predecessor, &sheet, registry);
         let estate = predecessor.map(prepared).transpose()?;
         channel
             .watch(reactor, Key::Channel)
@@ -200,7 +200,7 @@ impl Principal {
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page)?;
         let door = Door::new(&config, sheet.parking_places, books.page().connections());
         let mut principal = Self {
-            types: offered(&sheet),
+            types: offered(&sheet, sheet.succeeds),
             core: Slots::new(books, slots.len(), settings(&config), u64::from(std::process::id()))
                 .with_limits(config.request.iter().map(config::Request::session_limit))
                 .with_resting(
@@ -314,15 +314,16 @@ impl Principal {
 fn prepared(
     watchdog: &Channel,
     predecessor: &Channel,
-    config: &Config,
+    sheet: &Sheet,
     registry: &Registry,
 ) -> Result<Estate, Failure> {
     // The watchdog does not try handlers that somebody else has written: to make one may take a while.
-    registry.check(config).map_err(|error| {
+    let offered = sheet.config.clone().only_with(|kind| !sheet.retired.contains(&kind));
+    registry.check(&offered).map_err(|error| {
         let _ = watchdog.send(Word::Refused(error.to_string()).to_string().as_bytes(), &[]);
         Failure::new(Code::Config, error)
     })?;
-    Estate::receive(watchdog, predecessor)
+    Estate::receive(watchdog, predecessor, usize::from(sheet.slots))
 }
 
 /// Whether that is the page of a principal with so many slots and types.
@@ -359,10 +360,11 @@ fn take_slots(inheritance: &mut Inheritance, sheet: &Sheet, tables: Vec<File>) -
     tables.into_iter().zip(&sheet.ports).map(slot).collect()
 }
 
-/// The request types that clients can ask for.
-fn offered(sheet: &Sheet) -> Types {
+/// The request types that clients can ask for; `yet` without those that not all secondaries serve.
+fn offered(sheet: &Sheet, yet: bool) -> Types {
     let requests = sheet.config.request.iter().enumerate();
-    let offered = requests.filter(|(kind, _)| !sheet.retired.contains(kind));
+    let is_offered = |kind: &usize| !(sheet.retired.contains(kind) || yet && sheet.fresh.contains(kind));
+    let offered = requests.filter(|(kind, _)| is_offered(kind));
     Types::of(offered.map(|(kind, request)| (kind, request.name.as_str())))
 }
 
@@ -482,6 +484,7 @@ impl Role for Principal {
         self.serve_waiting(reactor);
         self.let_in(reactor.now());
         self.core.finish_turn(reactor.now());
+        self.offer_what_is_fresh();
         self.carry_out(reactor);
         self.flush_tubes(reactor);
         self.answer_clients(reactor);

@@ -9,12 +9,23 @@ use crate::wire::client::TypeIndex;
 
 impl Principal {
     /// The request types that the next secondary of a slot serves: those that are offered, and those of which
-    /// jobs wait there.
+    /// jobs wait there, unless it is they that keep it from starting.
     pub(super) fn kinds_served(&self, slot: usize) -> Vec<TypeIndex> {
         let table = &self.core.books().tables()[slot];
+        let starts = self.core.young_deaths(slot) == 0;
         let listeners = self.slots[slot].listeners.iter().enumerate();
         let listened = listeners.filter(|(_, listeners)| !listeners.is_empty()).map(|(kind, _)| kind);
-        listened.filter(|kind| !self.sheet.retired.contains(kind) || table.has_job(*kind, true)).collect()
+        listened
+            .filter(|kind| !self.sheet.retired.contains(kind) || starts && table.has_job(*kind, true))
+            .collect()
+    }
+
+    /// Every secondary serves what has come with a reload, once all are new.
+    pub(super) fn offer_what_is_fresh(&mut self) {
+        if !self.sheet.fresh.is_empty() && self.core.is_renewed() {
+            self.sheet.fresh.clear();
+            self.types = super::offered(&self.sheet, false);
+        }
     }
 
     /// Closes data ports of which nobody has a job any more, and that nobody will be given.

@@ -17,6 +17,7 @@ use crate::exit::{Code, Failure};
 use crate::os::channel::{Channel, Received};
 use crate::os::fifo::{self, Reader, Writer};
 use crate::os::pidfd::Pidfd;
+use crate::os::process;
 use crate::os::reactor::Handle;
 use crate::os::stream::Stream;
 use crate::page::Access;
@@ -30,6 +31,9 @@ use crate::role::principal::{Key, Principal, number};
 use crate::wire::client::{Refusal, Request};
 use crate::wire::succession::Word;
 
+/// Those of a secondary that is taken over, and of one that drains beside it.
+const DESCRIPTORS_PER_SLOT: usize = 6;
+const SPARE_DESCRIPTORS: usize = 16;
 /// How soon a secondary has ended whose descriptors are gone.
 const GONE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -46,7 +50,7 @@ impl Estate {
     ///
     /// # Errors
     /// A [`Failure`] where the predecessor goes on.
-    pub fn receive(watchdog: &Channel, predecessor: &Channel) -> Result<Self, Failure> {
+    pub fn receive(watchdog: &Channel, predecessor: &Channel, slots: usize) -> Result<Self, Failure> {
         let say = |to: &Channel, word: Word| {
             let said = to.send(word.to_string().as_bytes(), &[]);
             said.map_err(|error| Failure::internal(&format!("say \"{word}\""), &error))
@@ -65,6 +69,7 @@ impl Estate {
                 }
                 Ok(Page::End { clients, uninvited }) if clients == estate.clients.len() as u64 => {
                     estate.uninvited = uninvited;
+                    has_descriptors_for(slots)?;
                     say(predecessor, Word::Taken)?;
                     break;
                 }
@@ -84,6 +89,18 @@ impl Estate {
     }
 }
 
+/// Whether all secondaries can be taken over, now that all clients are here.
+fn has_descriptors_for(slots: usize) -> Result<(), Failure> {
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let needed = open + DESCRIPTORS_PER_SLOT * slots + SPARE_DESCRIPTORS;
+    let limit = process::descriptor_limit();
+    if needed as u64 <= limit {
+        return Ok(());
+    }
+    let message = format!("the limit of open descriptors is {limit}, and {needed} are needed");
+    Err(Failure::new(Code::Unavailable, message))
+}
+
 impl Principal {
     /// Goes on where a predecessor has stopped: with its clients, and its secondaries.
     pub(super) fn succeed(&mut self, reactor: &mut Handle<Key>, estate: Estate) -> Result<(), Failure> {
@@ -99,6 +116,7 @@ impl Principal {
         self.core.handle_succession(reactor.now(), households, &followed, self.sheet.renews);
         let latest = reactor.now() + self.config.queue_within;
         let uninvited = estate.uninvited.into_iter();
+        self.read_verdicts(reactor);
         self.uninvited = uninvited.map(|known| known.at_latest(latest)).collect();
         self.end_families_of_departed(reactor);
         self.carry_out(reactor);
@@ -123,8 +141,9 @@ impl Principal {
         let current = current.map(|server| {
             let incarnation = server.incarnation;
             self.slots[slot].counts = server.page.counts();
+            let ready_at = server.page.record().ready_at.unwrap_or_else(|| reactor.now());
             self.slots[slot].current = Some(server);
-            (incarnation, last.occupied == Occupied::Ready)
+            (incarnation, (last.occupied == Occupied::Ready).then_some(ready_at))
         });
         self.adopt_living(reactor, slot, introduced)?;
         let predecessors = self.slots[slot].predecessors.iter();

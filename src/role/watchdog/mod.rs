@@ -180,6 +180,10 @@ impl Watchdog {
             self.order_principal(Order::Stop);
             return;
         }
+        if self.stop_waits {
+            // Asked again: that does not wait.
+            self.stop(reactor);
+        }
         self.stop(reactor);
     }
 

@@ -1,5 +1,6 @@
 //! Starting principals.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -100,6 +101,7 @@ impl Watchdog {
             closing: force.bound.closing(),
             kinds: Vec::new(),
             renews: force.renews,
+            fresh: if predecessor.is_some() { force.fresh.clone() } else { BTreeSet::new() },
             parking_places: force.places.parking,
             resting: self.resting.iter().copied().collect(),
             open_files: force.places.open_files,

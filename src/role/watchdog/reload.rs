@@ -53,6 +53,10 @@ pub struct Force {
     pub retired: BTreeSet<usize>,
     /// The secondaries are to be replaced, too.
     pub renews: bool,
+    /// Request types that the secondaries do not serve which were there before.
+    pub fresh: BTreeSet<usize>,
+    /// What the configuration says of `max_clients`, which descriptors may not allow.
+    pub max_clients: usize,
 }
 
 /// A reload under way.
@@ -94,9 +98,9 @@ pub struct Reloaded {
 
 impl Force {
     /// What a system begins with.
-    pub fn first(config: Config, places: Places, bound: Bound) -> Self {
-        let (slots, retired) = (config.secondaries, BTreeSet::new());
-        Self { config, places, program: None, bound, slots, retired, renews: true }
+    pub fn first(config: Config, max_clients: usize, places: Places, bound: Bound) -> Self {
+        let (slots, retired, fresh) = (config.secondaries, BTreeSet::new(), BTreeSet::new());
+        Self { config, places, program: None, bound, slots, retired, renews: true, fresh, max_clients }
     }
 
     /// What tools are told.
@@ -176,6 +180,10 @@ impl Watchdog {
         let mut config = (self.sources.configuration)().map_err(|failure| failure.to_string())?;
         config.may_follow(&before.config)?;
         let retired = config.take_places(&before.config.request);
+        let is_fresh = |kind: &usize| *kind >= before.config.request.len() || before.retired.contains(kind);
+        let fresh =
+            (0..config.request.len()).filter(|kind| !retired.contains(kind)).filter(is_fresh).collect();
+        let max_clients = config.max_clients;
         let path = self.sources.program.as_ref().map_err(|error| format!("where is the program? {error}"))?;
         let program = fs::OpenOptions::new().read(true).custom_flags(O_PATH).open(path);
         let program = program.map_err(|error| format!("cannot open {}: {error}", path.display()))?;
@@ -183,6 +191,8 @@ impl Watchdog {
             config,
             retired,
             renews: true,
+            fresh,
+            max_clients,
             program: Some(Rc::new(program.into())),
             ..before.clone()
         })
@@ -190,8 +200,9 @@ impl Watchdog {
 
     /// What is in force, with another number of secondaries.
     fn scaled(&self, secondaries: u16) -> Result<Force, String> {
-        let config = Config { secondaries, ..self.force.config.clone() };
-        self.bind_for(Force { config, renews: false, ..self.force.clone() })
+        let max_clients = self.force.max_clients;
+        let config = Config { secondaries, max_clients, ..self.force.config.clone() };
+        self.bind_for(Force { config, renews: false, fresh: BTreeSet::new(), ..self.force.clone() })
     }
 
     /// Binds what it asks for: before anything else changes.
@@ -351,7 +362,9 @@ impl Watchdog {
                 }
             }
         }
-        let has_handed_over = self.principal_page.has_handed_over(name.incarnation);
+        // To this candidate, that is: another may have died when it had taken all.
+        let was_told = matches!(self.reload, Some(Reload::HandingOver(_)));
+        let has_handed_over = was_told && self.principal_page.has_handed_over(name.incarnation);
         if has_handed_over && self.tree.handle_succeeded(reactor.now(), name) {
             self.promote(reactor);
             return true;
@@ -403,7 +416,6 @@ impl Watchdog {
         let config = &force.config;
         self.tree.handle_settings(config.supervision(), config.watchdog.grace + config.claim_within);
         self.tree.handle_slots(force.slots);
-        self.resting.retain(|slot| *slot <= config.secondaries);
         self.force = force;
         self.write_directory();
     }
@@ -413,6 +425,8 @@ impl Watchdog {
         match self.reload.take() {
             Some(Reload::Promoted { principal, inherited, .. }) if principal == name => {
                 self.force.bound.close_what_was_replaced();
+                let secondaries = self.force.config.secondaries;
+                self.resting.retain(|slot| *slot <= secondaries);
                 self.reload_outcome = Some(Ok(Reloaded { pid, inherited }));
             }
             other => self.reload = other,

@@ -15,6 +15,8 @@ use crate::wire::control::Answer;
 pub struct Renewal {
     /// The pid of the new principal.
     principal: u32,
+    /// So many were wanted then.
+    secondaries: u16,
     /// How many are to be new.
     all: usize,
     left: Vec<(u16, Incarnation)>,
@@ -41,10 +43,13 @@ impl Watchdog {
         let renewal = renewal.as_mut()?;
         let before = renewal.left.len();
         self.not_replaced(&mut renewal.left);
+        // Those that were to leave may be wanted again by now.
+        let wanted_now = self.force.config.secondaries;
+        renewal.left.retain(|&(slot, _)| slot <= renewal.secondaries || slot > wanted_now);
         if renewal.left.len() < before {
             renewal.give_up_at = self.replaced_until(now);
         }
-        let secondaries = self.force.config.secondaries;
+        let secondaries = renewal.secondaries;
         let mut wanted = renewal.left.iter().copied().filter(|(slot, _)| *slot <= secondaries);
         let Some((next, incarnation)) = wanted.next() else {
             return self.look_at_leavers(now, client, renewal);
@@ -55,7 +60,7 @@ impl Watchdog {
             );
             return Some(Answer::Error(why));
         }
-        let new = renewal.all - 1 - wanted.count();
+        let new = renewal.all.saturating_sub(1 + wanted.count());
         if renewal.left.len() < before && now.since(renewal.told_at) >= TELL_EVERY {
             renewal.told_at = now;
             let text = format!("{new} of {} secondaries are new", renewal.all);
@@ -70,7 +75,15 @@ impl Watchdog {
         self.answer_tool(client, &Answer::Progress(progress));
         let secondaries = self.force.config.secondaries;
         let all = left.iter().filter(|(slot, _)| *slot <= secondaries).count();
-        Renewal { principal, all, left, under_way: None, told_at: now, give_up_at: self.replaced_until(now) }
+        Renewal {
+            principal,
+            secondaries,
+            all,
+            left,
+            under_way: None,
+            told_at: now,
+            give_up_at: self.replaced_until(now),
+        }
     }
 
     /// Those that are wanted serve. Who is to leave takes as long as it takes, and is waited for by whoever can
@@ -114,8 +127,8 @@ impl Watchdog {
     }
 
     /// Whether only those are waited for who leave.
-    pub(super) fn only_leavers_are_left(&self, renewal: &Renewal) -> bool {
-        renewal.left.iter().all(|(slot, _)| *slot > self.force.config.secondaries)
+    pub(super) fn only_leavers_are_left(renewal: &Renewal) -> bool {
+        renewal.left.iter().all(|(slot, _)| *slot > renewal.secondaries)
     }
 
     /// How long one secondary after another may take to be replaced.

@@ -73,11 +73,12 @@ impl Watchdog {
         reactor: &mut Handle<Key>,
     ) -> Result<Self, Failure> {
         let (open_files, secondaries) = (process::descriptor_limit(), config.secondaries);
+        let max_clients = config.max_clients;
         let places = Places { parking: fit_descriptor_limit(&mut config, secondaries)?, open_files };
         let after_crash = clean_up(rundir)?;
         let bound = Bound::bind(&config, after_crash);
         let set_up = bound.and_then(|bound| {
-            let force = Force::first(config, places, bound);
+            let force = Force::first(config, max_clients, places, bound);
             Self::set_up((force, sources), rundir, lock, reactor)
         });
         let set_up = set_up.and_then(|watchdog| {

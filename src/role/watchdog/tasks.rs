@@ -91,7 +91,7 @@ impl Watchdog {
             let is_free = !self.is_reloading() || matches!(request, Request::Log(_));
             let is_before = |before: &Task| match &before.goal {
                 // Those who leave take as long as they take.
-                Some(Goal::Reloaded { by: Some(renewal) }) if self.only_leavers_are_left(renewal) => false,
+                Some(Goal::Reloaded { by: Some(renewal) }) if Self::only_leavers_are_left(renewal) => false,
                 _ => collide(before.request, request),
             };
             let has_turn = is_free && !left.iter().any(is_before);
