@@ -15,6 +15,8 @@ use crate::wire::control::Answer;
 pub struct Renewal {
     /// The pid of the new principal.
     principal: u32,
+    /// It was no change of scale.
+    is_reload: bool,
     /// So many were wanted then.
     secondaries: u16,
     /// How many are to be new.
@@ -75,8 +77,10 @@ impl Watchdog {
         self.answer_tool(client, &Answer::Progress(progress));
         let secondaries = self.force.config.secondaries;
         let all = left.iter().filter(|(slot, _)| *slot <= secondaries).count();
+        let is_reload = self.force.renews;
         Renewal {
             principal,
+            is_reload,
             secondaries,
             all,
             left,
@@ -86,8 +90,8 @@ impl Watchdog {
         }
     }
 
-    /// Those that are wanted serve. Who is to leave takes as long as it takes, and is waited for by whoever can
-    /// be told.
+    /// Those that are wanted serve. Who is to leave takes as long as it takes, and is waited for only by a tool that
+    /// asked for another scale.
     fn look_at_leavers(
         &mut self,
         now: Moment,
@@ -96,7 +100,7 @@ impl Watchdog {
     ) -> Option<Answer> {
         let leave = renewal.left.len();
         let rest = if leave == 0 { String::new() } else { format!("; {leave} finish what they have") };
-        if leave == 0 || client.is_none() {
+        if leave == 0 || renewal.is_reload || client.is_none() {
             return Some(Answer::Done(self.in_words(renewal) + &rest));
         }
         let open = renewal.left.iter().map(|&(slot, _)| self.principal_page.slot(slot).open);
@@ -118,7 +122,7 @@ impl Watchdog {
         } else {
             format!("{serving} secondaries serve")
         };
-        if !self.force.renews {
+        if !renewal.is_reload {
             return serve;
         }
         let Renewal { principal, all, .. } = renewal;
