@@ -1,166 +1,34 @@
 //! `osps status`: what each process is doing, read from shared memory alone. It
 //! asks nobody, so it works while servers hang.
 
+mod model;
 mod text;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
 use crate::core::job::{Incarnation, State, Table};
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
-use crate::core::refused::Refused;
 use crate::core::slots::Occupied;
 use crate::exit::{Code, Failure};
 use crate::os::clock;
 use crate::os::pidfd::Pidfd;
+use crate::os::proc;
 use crate::os::rundir::Rundir;
 use crate::page::jobs::JobTable;
-use crate::page::obituary::{Obituary, role_name};
-use crate::page::principal::{Connections, Ends, PrincipalPage};
+use crate::page::obituary::Obituary;
+use crate::page::principal::{Ends, PrincipalPage};
 use crate::page::record::Record;
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::{Directory, Verdict, WatchdogPage, Watched};
 use crate::page::{Access, PageError};
 
+pub use crate::page::principal::{Connections, Times};
+pub use model::{Death, EndsOf, Ledger, Refusals, Server, ServerState, Status, Usage};
+
 /// How often the books are read again while they do not balance.
 const READ_AGAIN: usize = 1000;
-
-/// The whole status; its JSON form is a contract.
-#[derive(Debug, Serialize)]
-pub struct Status {
-    version: String,
-    pid: u32,
-    uptime_ms: u64,
-    pub(crate) listen: Vec<String>,
-    requests: BTreeMap<String, EndsOf>,
-    ledger: Ledger,
-    /// Requests answered -1, by why.
-    refusals: Refusals,
-    clients: Connections,
-    servers: Vec<Server>,
-    /// The last deaths, the latest first.
-    obituaries: Vec<Death>,
-}
-
-/// An obituary, told from now.
-#[derive(Debug, Serialize)]
-struct Death {
-    role: &'static str,
-    slot: u16,
-    incarnation: Incarnation,
-    pid: u32,
-    ms_ago: u64,
-    /// `exit 3`, `signal 9`.
-    cause: String,
-    /// Why the watchdog, or the principal at the end of a stop, has killed it.
-    killed: Option<&'static str>,
-    /// Its state letter and the kernel function in which it waited, when it was killed.
-    state: Option<char>,
-    wchan: Option<String>,
-    /// How long before its death it answered last.
-    answered_ms_before: Option<u64>,
-    jobs: u64,
-}
-
-impl Death {
-    fn new(obituary: Obituary, now: Moment) -> Self {
-        let Name { role, slot, incarnation } = obituary.name;
-        let killed = obituary.killed.as_ref();
-        Self {
-            role: role_name(role),
-            slot,
-            incarnation,
-            pid: obituary.pid,
-            ms_ago: millis(now, obituary.at),
-            cause: obituary.exit.map_or_else(String::new, |exit| exit.to_string()),
-            killed: killed.map(|killed| killed.reason.as_str()),
-            state: killed.and_then(|killed| killed.letter),
-            answered_ms_before: obituary.answered_ms(),
-            jobs: obituary.jobs,
-            wchan: obituary.killed.map(|killed| killed.wchan).filter(|wchan| !wchan.is_empty()),
-        }
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct EndsOf {
-    done: u64,
-    failed: u64,
-    expired: u64,
-}
-
-impl From<Ends> for EndsOf {
-    fn from(Ends { done, failed, expired }: Ends) -> Self {
-        Self { done, failed, expired }
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct Refusals {
-    unknown: u64,
-    malformed: u64,
-    busy: u64,
-    stopping: u64,
-}
-
-impl Refusals {
-    fn sum(&self) -> u64 {
-        let Self { unknown, malformed, busy, stopping } = *self;
-        [unknown, malformed, busy, stopping].into_iter().fold(0, u64::wrapping_add)
-    }
-}
-
-impl From<Refused> for Refusals {
-    fn from(Refused { unknown, malformed, busy, stopping }: Refused) -> Self {
-        Self { unknown, malformed, busy, stopping }
-    }
-}
-
-#[derive(Debug, Default, Serialize)]
-struct Ledger {
-    accepted: u64,
-    done: u64,
-    failed: u64,
-    expired: u64,
-    open: u64,
-    refused: u64,
-    rejected: u64,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum ServerState {
-    Starting,
-    Ready,
-    Suspect,
-    Draining,
-    Down,
-}
-
-#[derive(Debug, Serialize)]
-struct Server {
-    role: &'static str,
-    slot: u16,
-    incarnation: Incarnation,
-    pid: Option<u32>,
-    state: ServerState,
-    restarts: u64,
-    kills: u64,
-    rtt_us: Option<u64>,
-    answered_ms_ago: Option<u64>,
-    ports: BTreeMap<String, u16>,
-    open: u64,
-    done: u64,
-    failed: u64,
-    /// Restarts because a secondary had served for long enough.
-    recycled: u64,
-    /// Why a slot is down for good; absent otherwise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
-}
 
 /// The pages of a running system, mapped for reading.
 struct Pages<'a> {
@@ -212,7 +80,9 @@ impl Pages<'_> {
             .collect();
         let ledger = self.ledger(&tables);
         let names = self.directory.requests.iter().take(self.principal.types());
-        let requests = names.cloned().zip((0..).map(|kind| self.principal.ends(kind).into())).collect();
+        let requests =
+            names.clone().cloned().zip((0..).map(|kind| self.principal.ends(kind).into())).collect();
+        let times = names.cloned().zip((0..).map(|kind| self.principal.times(kind))).collect();
         let mut servers = vec![self.principal_server(&ledger)];
         let slots = (1..=self.principal.slots()).zip(&tables);
         let of_slots = slots.map(|(slot, table)| self.secondary_server(slot, table.as_ref()));
@@ -231,10 +101,12 @@ impl Pages<'_> {
             uptime_ms: millis(self.now, self.watchdog.started_at()),
             listen: self.directory.listen.clone(),
             requests,
+            times,
             ledger,
             refusals: self.principal.refused().into(),
             clients: self.principal.connections(),
             servers,
+            watchdog: usage(Some(self.watchdog.watchdog().0)),
             obituaries: self.obituaries(),
         }
     }
@@ -296,6 +168,7 @@ impl Pages<'_> {
             slot: 0,
             incarnation: watched.map_or(record.incarnation, |watched| watched.name.incarnation),
             pid: watched.map(|watched| watched.pid),
+            usage: usage(watched.map(|watched| watched.pid)),
             state,
             restarts: self.watchdog.principal_restarts(),
             kills: self.watchdog.kills(0),
@@ -339,11 +212,13 @@ impl Pages<'_> {
             Occupied::Resting => Some("drained: \"osps restart\" with its number starts it again"),
             Occupied::Down | Occupied::Starting | Occupied::Ready => None,
         };
+        let pid = (!is_down && slot.pid != 0).then_some(slot.pid);
         Server {
             role: "secondary",
             slot: number,
             incarnation: slot.incarnation,
-            pid: (!is_down && slot.pid != 0).then_some(slot.pid),
+            pid,
+            usage: usage(pid),
             state,
             restarts: slot.restarts,
             kills: self.watchdog.kills(number),
@@ -371,6 +246,7 @@ impl Pages<'_> {
             slot,
             incarnation,
             pid: Some(watched.pid),
+            usage: usage(Some(watched.pid)),
             state: ServerState::Draining,
             restarts: 0,
             kills: 0,
@@ -399,6 +275,13 @@ impl Pages<'_> {
 
 fn is_alive(pid: u32, start_time: u64) -> bool {
     Pidfd::of_process(pid, start_time).is_ok_and(|pidfd| !pidfd.has_ended())
+}
+
+/// What the kernel says that a process uses.
+fn usage(pid: Option<u32>) -> Usage {
+    let cpu = pid.and_then(|pid| proc::cpu_time(pid).ok());
+    let cpu_ms = cpu.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    Usage { memory_bytes: pid.and_then(|pid| proc::resident_bytes(pid).ok()), cpu_ms }
 }
 
 /// Counts the entries of a table that hold a job.

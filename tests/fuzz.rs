@@ -206,7 +206,7 @@ proptest! {
         for page in [Some(principal), PrincipalPage::attach(&path("principal.page"), Access::ReadOnly).ok()].iter().flatten() {
             let slots = page.slots().min(2);
             let known: Vec<_> = (1..=slots).map(|slot| page.slot(slot)).collect();
-            let _ = (known, page.ends(0), page.record(), page.accepted());
+            let _ = (known, page.ends(0), page.times(0), page.record(), page.accepted());
             let _ = page.obituaries().records().count();
         }
         if let Ok(page) = SecondaryPage::attach(&path("secondary1.page"), Access::ReadOnly) {
@@ -235,7 +235,7 @@ proptest! {
             }
             while let Some(job) = service.claim_plain(kind, HOME, Moment::from_nanos(1)) {
                 claimed += 1;
-                service.handle_end(job, End::Done);
+                service.handle_end(Moment::from_nanos(2), job, End::Done);
             }
         }
         prop_assert!(claimed <= waiting, "{claimed} of {waiting}");

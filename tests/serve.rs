@@ -6,7 +6,8 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr};
 
-use common::{REQUESTS, System, connect, read_to_end, recv, request, together};
+use common::{REQUESTS, System, connect, read_to_end, recv, request, say, together};
+use serde_json::Value;
 
 #[test]
 fn a_bare_request_gets_digits_and_a_line_request_a_line() {
@@ -214,4 +215,26 @@ fn the_reference_client_streams_standard_input() {
     assert_eq!(line, "first\n", "an answer comes before the input ends");
     drop(stdin);
     assert!(client.wait().unwrap().success());
+}
+
+#[test]
+fn the_status_tells_how_long_jobs_took_and_what_processes_use() {
+    let system = System::start("secondaries = 2", REQUESTS);
+    for _ in 0..3 {
+        let mut data = request(system.address(), "requetetype1");
+        say(&mut data, "hello\n");
+    }
+    system.until("three jobs", |status| status["ledger"]["done"] == 3);
+    let status = system.books_are_exact();
+    let times = &status["times"]["requetetype1"];
+    let count = |histogram: &Value| -> u64 {
+        histogram["buckets"].as_array().unwrap().iter().filter_map(Value::as_u64).sum()
+    };
+    assert_eq!((count(&times["wait"]), count(&times["service"])), (3, 3), "{times}");
+    // Each of them waited for its answer, which is a timer of 20 ms.
+    assert!(times["service"]["sum_us"].as_u64().unwrap() >= 3 * 20_000, "{times}");
+    assert_eq!(count(&status["times"]["echo"]["service"]), 0);
+    let uses_memory = |process: &Value| process["memory_bytes"].as_u64() > Some(0);
+    assert!(uses_memory(&status["watchdog"]), "{status}");
+    assert!(status["servers"].as_array().unwrap().iter().all(uses_memory), "{status}");
 }

@@ -193,6 +193,9 @@ pub trait Table {
     /// for longer than can be noted.
     fn claimed_at(&self, index: u32) -> Option<Moment>;
 
+    /// Notes how long a job was served, now that it is about to end. For the secondary that has claimed it only.
+    fn note_end(&self, index: u32, now: Moment);
+
     /// Notes why a job is about to fail. For the secondary that has claimed it only.
     fn note_reason(&self, index: u32, reason: Reason);
 

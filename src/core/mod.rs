@@ -15,6 +15,7 @@ pub mod crowd;
 pub mod dispatch;
 pub mod following;
 pub mod job;
+pub mod latency;
 pub mod ledger;
 pub mod list;
 pub mod mark;

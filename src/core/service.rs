@@ -317,7 +317,7 @@ impl<T: Table> Service<T> {
     }
 
     /// The exchange of a job is over: ends the job, and tells the principal.
-    pub fn handle_end(&mut self, job: JobRef, end: End) {
+    pub fn handle_end(&mut self, now: Moment, job: JobRef, end: End) {
         self.open = self.open.saturating_sub(1);
         let word = self.table.state(job.index).ok().filter(|word| {
             word.state == State::Claimed && word.number == job.number && word.holder == self.incarnation
@@ -326,6 +326,7 @@ impl<T: Table> Service<T> {
         let Some(word) = word else {
             return;
         };
+        self.table.note_end(job.index, now);
         if let End::Failed(reason) = end {
             self.table.note_reason(job.index, reason);
         }

@@ -143,13 +143,13 @@ pub fn user(pid: u32) -> io::Result<u32> {
     user.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The memory of this process that is resident, in bytes: the second field of `/proc/self/statm`,
+/// The memory of a process that is resident, in bytes: the second field of `/proc/<pid>/statm`,
 /// in pages (proc_pid_statm(5)).
 ///
 /// # Errors
 /// What reading it says.
-pub fn resident_bytes() -> io::Result<u64> {
-    let statm = read_to_string("/proc/self/statm")?;
+pub fn resident_bytes(pid: u32) -> io::Result<u64> {
+    let statm = read_to_string(format!("/proc/{pid}/statm"))?;
     let pages: Option<u64> = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok());
     Ok(pages.ok_or(io::ErrorKind::InvalidData)? * rustix::param::page_size() as u64)
 }

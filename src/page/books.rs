@@ -69,11 +69,16 @@ impl slots::Books for Books {
         let table = &self.tables[slot];
         // Who overwrote the type of a job does not get it out of the books.
         let kind = table.job(entry).map(|job| job.kind).filter(|&kind| kind < self.page.types());
+        // What stands there may be of an earlier job, unless somebody has claimed this one.
+        let times = table.times(entry).filter(|_| word.holder != 0);
         let place = Place { slot: number(slot), entry, number: word.number };
         self.page.enter(self.page.intend_to_end(place, kind.unwrap_or(0), word.state));
         // Where a stranger was quicker, the job is in the books all the same, and only once.
         if !table.swap(entry, word, word.in_state(State::Free)) {
             table.overwrite(entry, Word::FREE);
+        }
+        if let (Some(kind), Some((waited, served))) = (kind, times) {
+            self.page.count_times(kind, waited, served);
         }
         true
     }

@@ -19,7 +19,7 @@
 //! | 2, 3 | principal | the client's address, as 16 bytes of IPv6 (IPv4 mapped) |
 //! | 4 | principal | when it was given (monotonic ns) |
 //! | 5, 6 | principal | the jeton of a tracked job, else zero |
-//! | 7 | secondary | how long it had waited when it was claimed (low half, microseconds); high half: why it failed ([`Reason`]) |
+//! | 7 | secondary | how long it had waited when it was claimed (low half, microseconds); then sixteen bits: why it failed ([`Reason`]); the highest sixteen: how long it was served ([`latency::pack`]; 0: it has not ended) |
 
 use std::fs::File;
 use std::io;
@@ -29,6 +29,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::core::job::{Garbage, Job, JobNumber, Reason, Table, Word};
+use crate::core::latency;
 use crate::core::moment::Moment;
 use crate::os::segment::Segment;
 use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError, Source};
@@ -110,6 +111,16 @@ impl JobTable {
         }
     }
 
+    /// How long the job at that index had waited to be claimed, and how long it was served: as the secondary has noted
+    /// that ended it, `None` where none has.
+    #[must_use]
+    pub fn times(&self, index: u32) -> Option<(Duration, Duration)> {
+        let noted = self.page.get(self.entry(index)? + 7);
+        let [low, lower, high, higher, .., last_but_one, last] = noted.to_le_bytes();
+        let waited = Duration::from_micros(u32::from_le_bytes([low, lower, high, higher]).into());
+        Some((waited, latency::unpack(u16::from_le_bytes([last_but_one, last]))?))
+    }
+
     fn entry(&self, index: u32) -> Option<usize> {
         let index = index as usize;
         (index < self.capacity).then_some(HEADER_WORDS + index * ENTRY_WORDS)
@@ -169,16 +180,23 @@ impl Table for JobTable {
         (micros < u32::MAX).then(|| Moment::from_nanos(self.page.get(at + 4)) + waited)
     }
 
+    fn note_end(&self, index: u32, now: Moment) {
+        if let (Some(at), Some(claimed_at)) = (self.entry(index), self.claimed_at(index)) {
+            let served = u64::from(latency::pack(now.since(claimed_at)));
+            self.page.set(at + 7, served << 48 | self.page.get(at + 7) & ((1 << 48) - 1));
+        }
+    }
+
     fn note_reason(&self, index: u32, reason: Reason) {
         if let Some(at) = self.entry(index) {
-            let waited = self.page.get(at + 7) & u64::from(u32::MAX);
-            self.page.set(at + 7, u64::from(reason.pack()) << 32 | waited);
+            let others = self.page.get(at + 7) & !(0xffff << 32);
+            self.page.set(at + 7, others | u64::from(reason.pack() & 0xffff) << 32);
         }
     }
 
     fn reason(&self, index: u32) -> Option<Reason> {
         let at = self.entry(index)?;
-        Reason::unpack(u32::try_from(self.page.get(at + 7) >> 32).ok()?)
+        Reason::unpack(u32::try_from(self.page.get(at + 7) >> 32 & 0xffff).ok()?)
     }
 
     fn note_group(&self, index: u32, group: u32) {
@@ -230,8 +248,12 @@ mod tests {
         secondary.note_claim(2, Moment::from_nanos(5_099));
         assert_eq!(principal.claimed_at(2), Some(Moment::from_nanos(5_099)));
         assert_eq!(principal.reason(2), None);
+        assert_eq!(principal.times(2), None);
+        secondary.note_end(2, Moment::from_nanos(1_005_099));
         secondary.note_reason(2, Reason::Stopping);
         assert_eq!(principal.reason(2), Some(Reason::Stopping));
+        assert_eq!(principal.times(2), Some((Duration::from_micros(5), Duration::from_millis(1))));
+        assert_eq!(principal.claimed_at(2), Some(Moment::from_nanos(5_099)));
         secondary.note_group(2, u32::MAX);
         assert_eq!((principal.group(2), principal.job(2)), (u32::MAX, Some(job)));
         secondary.note_claim(2, Moment::from_nanos(99) + Duration::from_secs(5000));

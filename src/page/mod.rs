@@ -39,7 +39,7 @@ pub mod secondary;
 pub mod watchdog;
 
 /// Changes with every change of what a word means. A binary refuses pages of another version.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"OSPSpage");
 /// Words that every page begins with.

@@ -17,14 +17,20 @@
 //! | 48.. | per request type: done, failed, expired, spare |
 //! | then | per slot, eight words: see [`Slot`] |
 //! | then | obituaries of the secondaries that a principal reaped ([`super::obituary`]) |
+//! | then | per request type, two histograms: how long jobs waited to be claimed, how long they were served ([`Times`]) |
+//!
+//! A histogram: how many fell in each bucket ([`latency::BOUNDS_US`]), the sum in microseconds. Each job that its secondary
+//! has ended is counted once, but for those that a principal was about to count when it was killed.
 //!
 //! A slot: incarnation, pid, start time, condition, restarts, done, failed, open.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::core::job::{Incarnation, MAX_NUMBER, State};
+use crate::core::latency::{self, BUCKETS, Histogram};
 use crate::core::ledger::{Intent, Place};
 use crate::core::refused::Refused;
 use crate::core::slots::Occupied;
@@ -54,6 +60,9 @@ const CONNECTIONS_AT: usize = 32;
 const TYPES_AT: usize = 48;
 const TYPE_WORDS: usize = 4;
 const SLOT_WORDS: usize = 8;
+const HISTOGRAM_WORDS: usize = BUCKETS + 1;
+/// Histograms of a request type.
+const TIMES_OF_TYPE: usize = 2;
 
 /// One row of the table of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +94,15 @@ pub struct Ends {
     pub failed: u64,
     /// Never claimed.
     pub expired: u64,
+}
+
+/// How long jobs of a type took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Times {
+    /// From the answer with a port until somebody came for the job.
+    pub wait: Histogram,
+    /// From then on until it ended.
+    pub service: Histogram,
 }
 
 /// Control connections, in the order of their words.
@@ -326,6 +344,27 @@ impl PrincipalPage {
         Ends { done: self.page.get(at), failed: self.page.get(at + 1), expired: self.page.get(at + 2) }
     }
 
+    /// Counts how long a job of a type took.
+    pub(super) fn count_times(&self, kind: TypeIndex, waited: Duration, served: Duration) {
+        let at = self.times_at(kind);
+        for (at, time) in [(at, waited), (at + HISTOGRAM_WORDS, served)] {
+            let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            self.page.add(at + latency::bucket(micros), 1);
+            self.page.add(at + BUCKETS, micros);
+        }
+    }
+
+    /// How long jobs of a type took so far.
+    #[must_use]
+    pub fn times(&self, kind: TypeIndex) -> Times {
+        let at = self.times_at(kind);
+        let histogram = |at| Histogram {
+            buckets: std::array::from_fn(|bucket| self.page.get(at + bucket)),
+            sum_us: self.page.get(at + BUCKETS),
+        };
+        Times { wait: histogram(at), service: histogram(at + HISTOGRAM_WORDS) }
+    }
+
     /// Grows whenever the table of slots changes, so that a look at it can be spared.
     #[must_use]
     pub fn changes(&self) -> u64 {
@@ -421,6 +460,13 @@ impl PrincipalPage {
         TYPES_AT + kind * TYPE_WORDS
     }
 
+    fn times_at(&self, kind: TypeIndex) -> usize {
+        assert!(kind < self.room.types, "request type {kind} of {}", self.room.types);
+        words(Room { types: 0, ..self.room })
+            + self.room.types * TYPE_WORDS
+            + kind * TIMES_OF_TYPE * HISTOGRAM_WORDS
+    }
+
     fn slot_at(&self, slot: u16) -> usize {
         let slot = usize::from(slot);
         assert!((1..=self.room.slots).contains(&slot), "slot {slot} of {}", self.room.slots);
@@ -429,5 +475,6 @@ impl PrincipalPage {
 }
 
 fn words(room: Room) -> usize {
-    TYPES_AT + room.types * TYPE_WORDS + room.slots * SLOT_WORDS + obituary::WORDS
+    let times = room.types * TIMES_OF_TYPE * HISTOGRAM_WORDS;
+    TYPES_AT + room.types * TYPE_WORDS + room.slots * SLOT_WORDS + obituary::WORDS + times
 }

@@ -45,7 +45,7 @@ impl Status {
         );
         for server in &self.servers {
             let name = name(server.role, server.slot);
-            let state = format!("{:?}", server.state).to_lowercase();
+            let state = server.state.as_str();
             let or_dash =
                 |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
             let answered = server.answered_ms_ago.map_or_else(|| "-".to_owned(), |ago| format!("{ago} ms"));

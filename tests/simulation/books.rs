@@ -137,6 +137,10 @@ impl Table for SimTable {
         self.inner.claimed_at(index)
     }
 
+    fn note_end(&self, index: u32, now: Moment) {
+        self.inner.note_end(index, now);
+    }
+
     fn note_reason(&self, index: u32, reason: Reason) {
         self.inner.note_reason(index, reason);
         if let Ok(word) = self.state(index) {

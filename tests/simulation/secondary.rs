@@ -174,7 +174,7 @@ impl Secondary {
         self.until.remove(&conn);
         sys.system_call();
         sys.close(conn, if end == End::Done { Step::Closed(conn) } else { Step::Broken(conn) });
-        self.service.handle_end(job, end);
+        self.service.handle_end(self.now, job, end);
     }
 
     pub fn read_tube(&mut self, sys: &mut Machine) -> Progress {

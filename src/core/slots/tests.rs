@@ -59,6 +59,8 @@ impl Table for PlainTable {
         self.claims[index as usize].get()
     }
 
+    fn note_end(&self, _index: u32, _now: Moment) {}
+
     fn note_reason(&self, index: u32, reason: Reason) {
         self.reasons[index as usize].set(Some(reason));
     }

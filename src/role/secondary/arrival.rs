@@ -212,7 +212,7 @@ impl Secondary {
                 if taken.is_ok() {
                     self.seat(reactor, key, job);
                 } else {
-                    self.service.handle_end(job, End::Failed(Reason::ConnectionLost));
+                    self.service.handle_end(reactor.now(), job, End::Failed(Reason::ConnectionLost));
                     self.dismiss(reactor, key);
                 }
             }

@@ -279,7 +279,7 @@ impl Secondary {
     /// Closes the connection, unless the caller keeps it, and tells how its job ended.
     pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) -> Closing {
         let mut exchange = self.exchanges.remove(key);
-        self.service.handle_end(exchange.job, end);
+        self.service.handle_end(reactor.now(), exchange.job, end);
         exchange.timer.cancel(&mut self.timers);
         if let Some(id) = exchange.id {
             reactor.deregister(&mut exchange.stream, id);

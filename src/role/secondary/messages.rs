@@ -228,7 +228,7 @@ impl Secondary {
     /// Closes the connection and tells how its job ended.
     pub(super) fn close_asker(&mut self, reactor: &mut Handle<Key>, key: Place, end: End) {
         let mut asker = self.crews.askers.remove(key);
-        self.service.handle_end(asker.job, end);
+        self.service.handle_end(reactor.now(), asker.job, end);
         asker.timer.cancel(&mut self.timers);
         if let Some(id) = asker.id {
             reactor.deregister(&mut asker.stream, id);

@@ -310,7 +310,7 @@ impl Secondary {
             return;
         }
         let resident = match self.config.max_memory {
-            Some(_) => proc::resident_bytes().unwrap_or_else(|error| {
+            Some(_) => proc::resident_bytes(std::process::id()).unwrap_or_else(|error| {
                 log::debug!("cannot read /proc/self/statm: {error}");
                 0
             }),

@@ -337,7 +337,7 @@ impl Secondary {
                 }
             }
         }
-        self.service.handle_end(job, end);
+        self.service.handle_end(reactor.now(), job, end);
     }
 
     /// Starts jobs that wait, as far as their number allows. Those that have gone are passed over.
