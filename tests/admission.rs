@@ -101,7 +101,7 @@ fn who_is_worn_out_leaves_once_all_have_the_jobs_that_were_asked_for() {
     service.finish_turn(Undecided { all: 1, asked_for: 0 });
     assert_eq!(actions(&mut service), LEAVES);
     assert_eq!(service.poll_timeout(), None, "it may take as long as it needs");
-    service.handle_end(job, End::Done);
+    service.handle_end(NOW, job, End::Done);
     service.finish_turn(Undecided { all: 1, asked_for: 0 });
     assert_eq!(actions(&mut service), [Action::Tell(Command::Fin(job))]);
     service.finish_turn(Undecided::default());

@@ -94,6 +94,14 @@ fn what_a_command_leaves_behind_ends_with_its_job() {
     assert_eq!((rest(&mut other), control.end(&other_jeton)), (String::new(), "fintraitement".to_owned()));
 }
 
+/// The command of a job that has just begun, once it bears its mark: who follows the job hears of it before that.
+fn started(system: &System, before: &[u32]) -> u32 {
+    eventually("its command", || {
+        let is_it = |pid: &u32| !before.contains(pid) && descendants::mark_of(*pid).is_some();
+        strays(system).into_iter().find(is_it)
+    })
+}
+
 /// Leaves group, session and environment; the substitution ends when it has, and is executed.
 const DAEMON: &str = "x=$(env -i setsid sh -c 'exec sleep 1000 <&- >&- 2>&-' &)";
 
@@ -103,20 +111,20 @@ fn who_says_that_he_is_anothers_is_spared_as_long_as_that_one_lives_and_no_longe
     let system = start("secondaries = 1", &[("daemon", &script, ""), ("cat", "exec cat", "")]);
     let mut control = Control::new(&system);
     let (mut other, other_jeton) = control.begin("cat");
-    let cat = strays(&system)[0];
+    let cat = started(&system, &[]);
     let claims = Mark { start: Start::new(1), ..descendants::mark_of(cat).unwrap() };
     assert_eq!(descendants::mark_of(cat), Some(claims), "it is the first command");
     let foreign = Mark { incarnation: claims.incarnation + 7, ..claims };
     for mark in [claims, foreign] {
-        let before = strays(&system).len();
+        let before = strays(&system);
         let (mut data, jeton) = control.begin("daemon");
-        let pid = *strays(&system).iter().max().unwrap();
+        let pid = started(&system, &before);
         let (_, hard) = osps::os::proc::lock_limits(pid).unwrap();
         let forged = Rlimit { current: Some(mark.soft_limit()), maximum: Some(hard) };
         prlimit(Some(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()), Resource::Locks, forged).unwrap();
         data.write_all(b"go\n").unwrap();
         assert_eq!(control.end(&jeton), "fintraitement");
-        assert!(strays(&system).len() > before);
+        assert!(strays(&system).len() > before.len());
     }
     other.shutdown(Shutdown::Write).unwrap();
     assert_eq!((rest(&mut other), control.end(&other_jeton)), (String::new(), "fintraitement".to_owned()));
@@ -131,7 +139,7 @@ fn who_sheds_group_session_and_environment_ends_with_his_own_job() {
     let system = start("secondaries = 1", &[("daemon", &script, ""), ("cat", "exec cat", "")]);
     let mut control = Control::new(&system);
     let (mut other, other_jeton) = control.begin("cat");
-    let cat = strays(&system);
+    let cat = [started(&system, &[])];
     for _ in 0..3 {
         assert_eq!(control.run("daemon"), ("done\n".to_owned(), "fintraitement".to_owned()));
         assert_eq!(strays(&system), cat);
@@ -146,8 +154,9 @@ fn who_has_spoilt_even_his_mark_ends_with_the_last_who_may_have_started_him() {
     let system = start("secondaries = 1", &[("daemon", &script, ""), ("cat", "exec cat", "")]);
     let mut control = Control::new(&system);
     let (mut other, other_jeton) = control.begin("cat");
+    let cat = started(&system, &[]);
     let (mut data, jeton) = control.begin("daemon");
-    for pid in strays(&system) {
+    for pid in [cat, started(&system, &[cat])] {
         let spoilt = Rlimit { current: Some(1), maximum: Some(2) };
         prlimit(Some(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()), Resource::Locks, spoilt).unwrap();
     }

@@ -8,6 +8,7 @@ use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::core::slots::Occupied;
+use crate::os::clock;
 use crate::os::reactor::{Handle, SourceId};
 use crate::role::watchdog::renewal::Renewal;
 use crate::role::watchdog::{Key, Watchdog};
@@ -186,7 +187,8 @@ impl Watchdog {
             Request::Log(level) => {
                 self.set_log_level(level);
                 self.answer_tool(client, &Answer::Progress("every process is told".to_owned()));
-                Ok(Goal::Heard { since: now })
+                // Not the time of the turn: who answers after this line has found it.
+                Ok(Goal::Heard { since: clock::now() })
             }
         }
     }
