@@ -26,7 +26,7 @@ use std::time::Duration;
 use common::blows::{Blow, give_jobs_at, while_busy};
 use common::{PATIENCE, System, eventually, job, now, pause, read_once};
 use osps::core::moment::Moment;
-use osps::core::name::Name;
+use osps::core::name::{Name, Role};
 use osps::core::restart::YOUNG;
 use osps::page::Access;
 use osps::page::principal::PrincipalPage;
@@ -321,7 +321,8 @@ impl Range {
     fn mishaps(&self) {
         let cut = self.samples.iter().filter(|(_, sample)| sample.served.is_none()).count();
         let page = self.watchdog_page();
-        let kills: u64 = (0..=SECONDARIES).map(|slot| page.kills(slot)).sum();
+        let secondaries = (1..=SECONDARIES).map(|slot| page.kills(Role::Secondary, slot));
+        let kills = page.kills(Role::Principal, 0) + secondaries.sum::<u64>();
         let hangs = self.samples.iter().filter(|((_, blow, _), _)| *blow != Blow::Kill).count();
         let forgiven = self.system.log().lines().filter(|line| line.contains("forgiven")).count();
         println!(

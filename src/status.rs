@@ -18,6 +18,7 @@ use crate::os::proc;
 use crate::os::rundir::Rundir;
 use crate::page::jobs::JobTable;
 use crate::page::obituary::Obituary;
+use crate::page::observer::ObserverPage;
 use crate::page::principal::{Ends, PrincipalPage};
 use crate::page::record::Record;
 use crate::page::secondary::SecondaryPage;
@@ -100,6 +101,8 @@ impl Pages<'_> {
             pid: self.watchdog.watchdog().0,
             uptime_ms: millis(self.now, self.watchdog.started_at()),
             listen: self.directory.listen.clone(),
+            observe: self.directory.observe.clone(),
+            stopping: self.watchdog.is_stopping(),
             requests,
             times,
             ledger,
@@ -107,6 +110,7 @@ impl Pages<'_> {
             clients: self.principal.connections(),
             servers,
             watchdog: usage(Some(self.watchdog.watchdog().0)),
+            observer: (!self.directory.observe.is_empty()).then(|| self.observer_server()),
             obituaries: self.obituaries(),
         }
     }
@@ -155,13 +159,6 @@ impl Pages<'_> {
 
     fn principal_server(&self, ledger: &Ledger) -> Server {
         let watched = self.watchdog.watched().find(|watched| watched.name.role == Role::Principal);
-        let state = match watched.map(|watched| watched.verdict) {
-            None => ServerState::Down,
-            Some(Verdict::Starting) => ServerState::Starting,
-            Some(Verdict::Healthy) => ServerState::Ready,
-            Some(Verdict::Suspect) => ServerState::Suspect,
-            Some(Verdict::Draining | Verdict::Recycling) => ServerState::Draining,
-        };
         let record = self.principal.record();
         Server {
             role: "principal",
@@ -169,15 +166,42 @@ impl Pages<'_> {
             incarnation: watched.map_or(record.incarnation, |watched| watched.name.incarnation),
             pid: watched.map(|watched| watched.pid),
             usage: usage(watched.map(|watched| watched.pid)),
-            state,
+            state: state_of(watched),
             restarts: self.watchdog.principal_restarts(),
-            kills: self.watchdog.kills(0),
+            kills: self.watchdog.kills(Role::Principal, 0),
             rtt_us: round_trip(watched),
             answered_ms_ago: self.answered_ago(watched, Some(record)),
             ports: BTreeMap::new(),
             open: ledger.open,
             done: ledger.done,
             failed: ledger.failed,
+            recycled: 0,
+            reason: None,
+        }
+    }
+
+    fn observer_server(&self) -> Server {
+        let watched = self.watchdog.watched().find(|watched| watched.name.role == Role::Observer);
+        let page = ObserverPage::attach(&self.rundir.observer_page(), Access::ReadOnly).ok();
+        let record = page.as_ref().map(ObserverPage::record);
+        let last = record.map_or(0, |record| record.incarnation);
+        let incarnation = watched.map_or(last, |watched| watched.name.incarnation);
+        let visits = page.map(|page| page.visits()).unwrap_or_default();
+        Server {
+            role: "observer",
+            slot: 0,
+            incarnation,
+            pid: watched.map(|watched| watched.pid),
+            usage: usage(watched.map(|watched| watched.pid)),
+            state: state_of(watched),
+            restarts: u64::from(incarnation.saturating_sub(1)),
+            kills: self.watchdog.kills(Role::Observer, 0),
+            rtt_us: round_trip(watched),
+            answered_ms_ago: self.answered_ago(watched, record),
+            ports: BTreeMap::new(),
+            open: visits.connected,
+            done: visits.requests.saturating_sub(visits.errors),
+            failed: visits.errors,
             recycled: 0,
             reason: None,
         }
@@ -221,7 +245,7 @@ impl Pages<'_> {
             usage: usage(pid),
             state,
             restarts: slot.restarts,
-            kills: self.watchdog.kills(number),
+            kills: self.watchdog.kills(Role::Secondary, number),
             rtt_us: if is_down { None } else { round_trip(watched) },
             answered_ms_ago: if is_down { None } else { self.answered_ago(watched, record) },
             ports: self.ports(number),
@@ -270,6 +294,17 @@ impl Pages<'_> {
     fn answered_ago(&self, watched: Option<Watched>, record: Option<Record>) -> Option<u64> {
         let record = record.filter(|record| watched.is_some_and(|watched| watched.pid == record.pid))?;
         Some(millis(self.now, record.answered_at?))
+    }
+}
+
+/// The state of a process, as the watchdog alone knows it.
+fn state_of(watched: Option<Watched>) -> ServerState {
+    match watched.map(|watched| watched.verdict) {
+        None => ServerState::Down,
+        Some(Verdict::Starting) => ServerState::Starting,
+        Some(Verdict::Healthy) => ServerState::Ready,
+        Some(Verdict::Suspect) => ServerState::Suspect,
+        Some(Verdict::Draining | Verdict::Recycling) => ServerState::Draining,
     }
 }
 

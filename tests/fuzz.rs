@@ -14,7 +14,7 @@ use std::time::Duration;
 use common::{PATIENCE, REQUESTS, System, connect, recv, say};
 use osps::core::job::{End, Job, State, Table, Word};
 use osps::core::moment::Moment;
-use osps::core::name::Name;
+use osps::core::name::{Name, Role};
 use osps::core::recycling::Recycling;
 use osps::core::service::{Service, Settings as ServiceSettings};
 use osps::core::slots::{Action, Settings, Slots};
@@ -76,6 +76,7 @@ fn pages(dir: &Path) {
         requests: vec!["echo".to_owned()],
         ports: vec![vec![1]],
         secondaries: 2,
+        observe: vec![],
     };
     WatchdogPage::create(&dir.join("watchdog.page"), 2, &directory).unwrap();
     PrincipalPage::create(&dir.join("principal.page"), 2, 2).unwrap();
@@ -200,7 +201,7 @@ proptest! {
         // Attached before, or after.
         for page in [Some(watchdog), WatchdogPage::attach(&path("watchdog.page"), Access::ReadOnly).ok()].iter().flatten() {
             let _ = (page.watched().count(), page.directory(), page.watchdog(), page.is_stopping());
-            let _ = (page.kills(0), page.kills(u16::MAX), page.find(Name::principal(1)));
+            let _ = (page.kills(Role::Principal, 0), page.kills(Role::Secondary, u16::MAX), page.find(Name::principal(1)));
             let _ = (page.killed().records().count(), page.obituaries().find(Name::secondary(1, 1)));
         }
         for page in [Some(principal), PrincipalPage::attach(&path("principal.page"), Access::ReadOnly).ok()].iter().flatten() {

@@ -1,28 +1,21 @@
 //! Whether a configuration can be, as a whole.
 
-use std::ffi::OsStr;
 use std::fmt;
-use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use humantime_serde::re::humantime::format_duration;
 
-use crate::config::listen::{covers, is_mapped};
-use crate::config::{Address, Config, ConfigError, DataPorts, Size, Watchdog, printable};
+use crate::config::{Config, ConfigError, DataPorts, Listen, Size, Watchdog, printable};
 use crate::os::account;
 use crate::os::process::Identity;
-use crate::os::rundir;
 use crate::page::principal::MAX_SLOTS;
 use crate::wire::client::Host;
 
 const MAX_JOBS: u32 = 1 << 16;
 /// `sun_path` holds 108 bytes, the closing zero included (unix(7)); `/control` takes 8.
 const MAX_RUNTIME_DIR_BYTES: usize = 99;
-const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Less than a secondary needs for itself.
 const LEAST_MEMORY: Size = Size(16 << 20);
-const MAX_ADDRESSES: usize = 64;
 pub(super) const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Config {
@@ -34,6 +27,7 @@ impl Config {
     pub(super) fn check(&self, source_name: &str, to_serve_with: Option<&[&str]>) -> Result<(), ConfigError> {
         let checks = [
             self.check_listen(),
+            self.check_observe(),
             self.check_announce(),
             self.check_data_ports(),
             self.check_runtime_dir(),
@@ -52,69 +46,6 @@ impl Config {
         }
     }
 
-    fn check_listen(&self) -> Result<(), Wrong> {
-        let addresses = self.listen.addresses();
-        between("the number of addresses in listen", addresses.len(), 1, MAX_ADDRESSES)?;
-        for (index, address) in addresses.iter().enumerate() {
-            if addresses[..index].contains(address) {
-                return wrong("listen", quoted(address), "is there twice");
-            }
-            match address {
-                Address::Tcp(tcp) => self.check_tcp(*tcp)?,
-                Address::Unix(path) => self.check_socket_path(address, path)?,
-            }
-        }
-        if self.listen.tcp().next().is_none() {
-            let listed: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            let wanted =
-                "a TCP address is wanted as well, such as \"127.0.0.1:2222\": secondaries have no other";
-            return wrong("listen", format!("{listed:?}"), wanted);
-        }
-        Ok(())
-    }
-
-    fn check_tcp(&self, address: SocketAddr) -> Result<(), Wrong> {
-        if is_mapped(address) {
-            let plain = SocketAddr::new(address.ip().to_canonical(), address.port());
-            return wrong("listen", quoted(&address), format!("is written \"{plain}\""));
-        }
-        let clashes = |other: &SocketAddr| {
-            *other != address
-                && other.port() == address.port()
-                && address.port() != 0
-                && covers(*other, address)
-        };
-        match self.listen.tcp().find(clashes) {
-            None => Ok(()),
-            Some(other) => {
-                wrong("listen", quoted(&address), format!("clashes with \"{other}\", which covers it"))
-            }
-        }
-    }
-
-    fn check_socket_path(&self, address: &Address, path: &Path) -> Result<(), Wrong> {
-        let bytes = path.as_os_str().as_encoded_bytes();
-        if !path.is_absolute() || path.file_name().is_none() || bytes.contains(&0) {
-            let wanted = "must be an absolute path, such as \"unix:/run/osps/principal\"";
-            return wrong("listen", format_args!("{:?}", address.to_string()), wanted);
-        }
-        if bytes.len() > MAX_SOCKET_PATH_BYTES {
-            let wanted = format!(
-                "its path is {} bytes long; a Unix socket allows {MAX_SOCKET_PATH_BYTES}",
-                bytes.len()
-            );
-            return wrong("listen", quoted(address), wanted);
-        }
-        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        let is_taken = name == "lock" || rundir::is_of_a_run(name);
-        if is_taken && path.parent() == Some(&self.runtime_dir) {
-            let wanted =
-                "is a file of osps itself in runtime_dir: choose another name, such as \"principal\"";
-            return wrong("listen", quoted(address), wanted);
-        }
-        Ok(())
-    }
-
     fn check_announce(&self) -> Result<(), Wrong> {
         match &self.announce {
             Some(host) if Host::parse(host).is_none() => {
@@ -129,11 +60,14 @@ impl Config {
         let DataPorts::Range(range) = &self.data_ports else {
             return Ok(());
         };
-        if let Some(address) = self.listen.tcp().find(|address| range.contains(&address.port())) {
-            let wanted = format!(
-                "clashes with listen = \"{address}\": choose a range without port {}",
-                address.port()
-            );
+        let keyed = |key: &'static str, listen: &Listen| -> Vec<_> {
+            listen.tcp().map(move |address| (key, address)).collect()
+        };
+        let mut taken = keyed("listen", &self.listen);
+        taken.extend(self.observe.iter().flat_map(|observe| keyed("observe", observe)));
+        if let Some((key, address)) = taken.iter().find(|(_, address)| range.contains(&address.port())) {
+            let wanted =
+                format!("clashes with {key} = \"{address}\": choose a range without port {}", address.port());
             return wrong("data_ports", quoted(&self.data_ports), wanted);
         }
         let (have, need) = (range.len(), usize::from(self.secondaries) * self.request.len());

@@ -2,24 +2,25 @@
 //! value, and what would be right.
 
 mod check;
+mod check_addresses;
 mod check_requests;
+mod data_ports;
 mod listen;
 mod look;
 mod reload;
 mod request;
 mod size;
 
-use std::fmt;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::core::supervision::Settings;
 
+pub use data_ports::DataPorts;
 pub use listen::{Address, Listen};
 pub use request::{Handler, Landlock, Mode, Request};
 pub use size::Size;
@@ -74,6 +75,9 @@ pub enum ConfigError {
 pub struct Config {
     /// Addresses of the control listeners.
     pub listen: Listen,
+    /// Where the observer listens, which shows all to people and programs; without it there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observe: Option<Listen>,
     /// Under which host `adresse` says that secondaries are reached, where clients see it differently.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub announce: Option<String>,
@@ -149,49 +153,6 @@ pub enum Admission {
     Open,
 }
 
-/// Where data ports come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DataPorts {
-    /// `"2223-2999"`: the first free ones of a range.
-    Range(RangeInclusive<u16>),
-    /// `"0"`: whatever the kernel gives.
-    Kernel,
-}
-
-impl fmt::Display for DataPorts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Range(range) => write!(f, "{}-{}", range.start(), range.end()),
-            Self::Kernel => f.write_str("0"),
-        }
-    }
-}
-
-impl Serialize for DataPorts {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for DataPorts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text == "0" {
-            return Ok(Self::Kernel);
-        }
-        let bounds = text.split_once('-').and_then(|(first, last)| {
-            Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))
-        });
-        match bounds {
-            Some((first, last)) if first > LAST_LOW_PORT && first <= last => Ok(Self::Range(first..=last)),
-            _ => Err(serde::de::Error::custom(format_args!(
-                "data_ports = \"{text}\": must be a range of ports above {LAST_LOW_PORT}, \
-                 lowest first, such as \"2223-2999\", or \"0\" to let the kernel choose"
-            ))),
-        }
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self { secondaries: default_secondaries(), ..Self::of_any_machine() }
@@ -208,6 +169,7 @@ impl Config {
         };
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 2222)).into(),
+            observe: None,
             announce: None,
             data_ports: DataPorts::Range(2223..=2999),
             secondaries: 0,

@@ -2,23 +2,27 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::core::job::Incarnation;
 
 /// What a supervised process is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// Gives jobs to secondaries.
     Principal,
     /// Serves jobs.
     Secondary,
+    /// Shows people and programs what all of them are doing.
+    Observer,
 }
 
 /// Names one process of the tree, for ever: no successor has the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name {
-    /// Principal or secondary.
+    /// What it is for.
     pub role: Role,
-    /// 0 for the principal; secondaries count from 1.
+    /// 0 for the principal and the observer; secondaries count from 1.
     pub slot: u16,
     /// Which process in that slot.
     pub incarnation: Incarnation,
@@ -36,12 +40,19 @@ impl Name {
     pub fn secondary(slot: u16, incarnation: Incarnation) -> Self {
         Self { role: Role::Secondary, slot, incarnation }
     }
+
+    /// The name of an observer.
+    #[must_use]
+    pub fn observer(incarnation: Incarnation) -> Self {
+        Self { role: Role::Observer, slot: 0, incarnation }
+    }
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.role {
             Role::Principal => write!(f, "principal.{}", self.incarnation),
+            Role::Observer => write!(f, "observer.{}", self.incarnation),
             Role::Secondary => write!(f, "secondary {}.{}", self.slot, self.incarnation),
         }
     }

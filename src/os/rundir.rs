@@ -1,5 +1,6 @@
 //! The runtime directory: who may be in it, what stands in it, under which names.
 
+mod names;
 mod owner;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -13,6 +14,8 @@ use thiserror::Error;
 
 use crate::core::job::Incarnation;
 
+use names::OLD_PAGE;
+pub use names::is_of_a_run;
 pub use owner::Owner;
 
 /// Why a runtime directory cannot be used.
@@ -67,9 +70,6 @@ pub struct Seen {
     inode: u64,
     changed: (i64, i64),
 }
-
-/// What a dead watchdog's page is called while its run is cleaned up.
-const OLD_PAGE: &str = "watchdog.old.page";
 
 /// The files of one secondary that are new for every incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,6 +249,18 @@ impl Rundir {
         self.file(&format!("orders.principal.{incarnation}"))
     }
 
+    /// `observer.page`.
+    #[must_use]
+    pub fn observer_page(&self) -> PathBuf {
+        self.file("observer.page")
+    }
+
+    /// `orders.observer`.
+    #[must_use]
+    pub fn observer_orders(&self) -> PathBuf {
+        self.file("orders.observer")
+    }
+
     /// `secondary<n>.jobs`: the job table, which belongs to the slot.
     #[must_use]
     pub fn jobs(&self, slot: u16) -> PathBuf {
@@ -387,24 +399,6 @@ fn unless_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Whether a run of osps makes files of that name (the lock apart, which stays).
-#[must_use]
-pub fn is_of_a_run(name: &str) -> bool {
-    let numbered = |prefix: &str, suffix: &str| {
-        name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix)).is_some_and(|middle| {
-            !middle.is_empty() && middle.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
-        })
-    };
-    ["watchdog.pid", "control", "watchdog.page", "principal.page", "orders.principal", OLD_PAGE]
-        .contains(&name)
-        || numbered("secondary", ".page")
-        || numbered("secondary", ".jobs")
-        || numbered("dwtube", "")
-        || numbered("wdtube", "")
-        || numbered("orders.", "")
-        || numbered("orders.principal.", "")
-}
-
 fn whole_file(kind: i32) -> libc::flock {
     libc::flock {
         l_type: libc::c_short::try_from(kind).unwrap_or_default(),
@@ -456,38 +450,5 @@ mod tests {
         fs::remove_file(dir.path().join("thesis.tex")).unwrap();
         Rundir::prepare(dir.path(), None).unwrap();
         assert_eq!(mode(), 0o700);
-    }
-
-    #[test]
-    fn cleaning_removes_what_a_run_makes_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let rundir = Rundir::prepare(dir.path(), None).unwrap();
-        let ours = [
-            "control",
-            "watchdog.pid",
-            "watchdog.page",
-            "principal.page",
-            "orders.principal",
-            "orders.1",
-            "orders.1.7",
-            "secondary1.page",
-            "secondary1.7.page",
-            "secondary12.jobs",
-            "dwtube1",
-            "wdtube1.7",
-        ];
-        let others = ["lock", "notes.txt", "dwtube", "secondary.page", "secondaryx.page", "osps.toml"];
-        for name in ours.iter().chain(&others) {
-            fs::write(dir.path().join(name), "").unwrap();
-        }
-        rundir.clean().unwrap();
-        let mut left: Vec<_> = fs::read_dir(dir.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        left.sort();
-        let mut expected = others.map(str::to_owned);
-        expected.sort();
-        assert_eq!(left, expected);
     }
 }

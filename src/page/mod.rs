@@ -6,6 +6,7 @@
 //! | `principal.page` | principal | its liveness record, the ledger, the slots ([`principal`]) |
 //! | `secondary<n>.page` | secondary n | its liveness record and counters ([`secondary`]) |
 //! | `secondary<n>.jobs` | both | the job table ([`jobs`]) |
+//! | `observer.page` | observer | its liveness record and counters ([`observer`]) |
 //!
 //! Each field has a single writer, the job's state word apart (see
 //! [`crate::core::job`]). All pages begin with the same eight words:
@@ -33,6 +34,7 @@ pub mod books;
 pub mod fuse;
 pub mod jobs;
 pub mod obituary;
+pub mod observer;
 pub mod principal;
 pub mod record;
 pub mod secondary;
@@ -56,6 +58,8 @@ pub enum Kind {
     Secondary = 3,
     /// `secondary<n>.jobs`
     Jobs = 4,
+    /// `observer.page`
+    Observer = 5,
 }
 
 /// Why a page cannot be used.

@@ -100,12 +100,13 @@ impl Obituary {
     }
 }
 
-/// `principal` or `secondary`.
+/// `principal`, `secondary` or `observer`.
 #[must_use]
 pub fn role_name(role: Role) -> &'static str {
     match role {
         Role::Principal => "principal",
         Role::Secondary => "secondary",
+        Role::Observer => "observer",
     }
 }
 

@@ -10,7 +10,7 @@
 //! | 12 | 1 once a stop was asked for |
 //! | 13 | at which level all log: 0 as they were started, 1 off, 2 error ... 6 trace |
 //! | 14 | the pid of the principal that hands over, or has handed over last, to a successor |
-//! | 15 | spare |
+//! | 15 | kills of observers |
 //! | 16.. | kills by slot: word 0 the principal, word n secondary n |
 //! | then | records of eight words, one for each supervised process |
 //! | then | the last processes that were sent SIGKILL, and why ([`super::obituary`]) |
@@ -58,6 +58,8 @@ pub struct Directory {
     pub ports: Vec<Vec<u16>>,
     /// So many secondaries are wanted; slots beyond have been taken out of service.
     pub secondaries: u16,
+    /// The addresses of the observer, in the same form as `listen`.
+    pub observe: Vec<String>,
 }
 
 /// What the watchdog thinks of a process.
@@ -252,15 +254,22 @@ impl WatchdogPage {
         self.page.set(SELF_AT + 6, principal.map_or(0, u64::from));
     }
 
-    /// Kills in a slot; 0 is the principal's.
+    /// Kills of processes with that role and slot.
     #[must_use]
-    pub fn kills(&self, slot: u16) -> u64 {
-        self.page.get(KILLS_AT + usize::from(slot).min(self.room))
+    pub fn kills(&self, role: Role, slot: u16) -> u64 {
+        self.page.get(self.kills_at(role, slot))
     }
 
-    /// Counts a kill in a slot.
-    pub fn count_kill(&self, slot: u16) {
-        self.page.add(KILLS_AT + usize::from(slot).min(self.room), 1);
+    /// Counts a kill.
+    pub fn count_kill(&self, role: Role, slot: u16) {
+        self.page.add(self.kills_at(role, slot), 1);
+    }
+
+    fn kills_at(&self, role: Role, slot: u16) -> usize {
+        match role {
+            Role::Principal | Role::Secondary => KILLS_AT + usize::from(slot).min(self.room),
+            Role::Observer => SELF_AT + 7,
+        }
     }
 
     /// Who was sent SIGKILL last, and why: written before the signal is sent.
@@ -409,6 +418,7 @@ pub(super) fn pack(name: Name) -> u64 {
     let role: u64 = match name.role {
         Role::Principal => 1,
         Role::Secondary => 2,
+        Role::Observer => 3,
     };
     role << 32 | u64::from(name.slot) << 16 | u64::from(name.incarnation)
 }
@@ -421,6 +431,7 @@ pub(super) fn unpack(word: u64) -> Option<Name> {
     match word >> 32 {
         1 => Some(Name::principal(incarnation)),
         2 => Some(Name::secondary(slot, incarnation)),
+        3 => Some(Name::observer(incarnation)),
         _ => None,
     }
 }
@@ -439,6 +450,7 @@ mod tests {
             requests: vec!["é".into(), "echo".into()],
             ports: vec![vec![2223, 2224]],
             secondaries: 1,
+            observe: vec!["127.0.0.1:2221".into()],
         };
         let page = WatchdogPage::create(&path, 1, &directory).unwrap();
         let name = Name::secondary(1, 65535);
@@ -462,8 +474,9 @@ mod tests {
         let path = dir.path().join("watchdog.page");
         let ports = |slots: usize| vec![vec![65535; 3]; slots];
         let requests = vec!["x".repeat(MAX_NAME_BYTES); 3];
+        let (version, secondaries, ports_of_one) = ("1".into(), 1, ports(1));
         let mut directory =
-            Directory { version: "1".into(), listen: vec![], requests, ports: ports(1), secondaries: 1 };
+            Directory { version, requests, ports: ports_of_one, secondaries, ..Directory::default() };
         let page = WatchdogPage::create(&path, 1, &directory).unwrap();
         let reader = WatchdogPage::attach(&path, Access::ReadOnly).unwrap();
         let watch = |name| page.watch(name, 7, 8).is_some();

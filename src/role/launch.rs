@@ -9,6 +9,7 @@
 //! | 7 | its own page |
 //! | 8.. | principal: its channel to the watchdog (`SOCK_SEQPACKET`), where it is to succeed another the one to that, and the job table of each slot |
 //! | | secondary: its job table, `dwtube<n>`, `wdtube<n>` |
+//! | | observer: its listening sockets, in the order of `observe` |
 //! | then | listening sockets: the principal's own first, in the order of `listen`, then those of each secondary in turn: for each request type that has a port one on every host ([`Listen::hosts`]); a secondary gets only its own |
 //!
 //! [`Listen::hosts`]: crate::config::Listen::hosts
@@ -54,7 +55,9 @@ pub struct Sheet {
     pub layout: u32,
     /// The principal takes over what another hands over.
     pub succeeds: bool,
-    /// 0 for the principal; secondaries count from 1.
+    /// What the server is for.
+    pub role: Role,
+    /// 0 for the principal and the observer; secondaries count from 1.
     pub slot: u16,
     /// Which process in that slot.
     pub incarnation: Incarnation,
@@ -99,18 +102,22 @@ impl Sheet {
     /// A principal's sheet, for one of its secondaries. Ports are none of its business, and many.
     #[must_use]
     pub fn for_secondary(&self, slot: u16, incarnation: Incarnation, kinds: Vec<TypeIndex>) -> Self {
-        let (parent, ports, succeeds) = (std::process::id(), Vec::new(), false);
+        let (role, parent, ports, succeeds) = (Role::Secondary, std::process::id(), Vec::new(), false);
         let config = self.config.clone().only_with(|kind| kinds.contains(&kind));
-        Self { config, slot, incarnation, parent, ports, succeeds, kinds, ..self.clone() }
+        Self { role, config, slot, incarnation, parent, ports, succeeds, kinds, ..self.clone() }
+    }
+
+    /// A principal's sheet, for an observer, which serves nobody.
+    #[must_use]
+    pub fn for_observer(self, incarnation: Incarnation) -> Self {
+        let config = self.config.only_with(|_| false);
+        Self { role: Role::Observer, config, slot: 0, incarnation, ports: Vec::new(), ..self }
     }
 
     /// The name of the process that this sheet is for.
     #[must_use]
     pub fn name(&self) -> Name {
-        match self.slot {
-            0 => Name::principal(self.incarnation),
-            slot => Name::secondary(slot, self.incarnation),
-        }
+        Name { role: self.role, slot: self.slot, incarnation: self.incarnation }
     }
 }
 
@@ -170,6 +177,7 @@ pub fn spawn(
     let role = match sheet.name().role {
         Role::Principal => vec!["principal".to_owned()],
         Role::Secondary => vec!["secondary".to_owned(), sheet.slot.to_string()],
+        Role::Observer => vec!["observer".to_owned()],
     };
     process::spawn(program, &role, &descriptors)
 }

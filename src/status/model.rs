@@ -23,6 +23,10 @@ pub struct Status {
     pub uptime_ms: u64,
     /// The control addresses: `IP:PORT`, `[IPv6]:PORT`, `unix:/path`.
     pub listen: Vec<String>,
+    /// The addresses of the observer, in the same form; none where there is no observer.
+    pub observe: Vec<String>,
+    /// Whether a stop was asked for.
+    pub stopping: bool,
     /// How jobs ended, by request type.
     pub requests: BTreeMap<String, EndsOf>,
     /// How long jobs took that a secondary has ended, by request type.
@@ -37,6 +41,8 @@ pub struct Status {
     pub servers: Vec<Server>,
     /// What the watchdog itself uses.
     pub watchdog: Usage,
+    /// The observer, where there is to be one.
+    pub observer: Option<Server>,
     /// The last deaths, the latest first.
     pub obituaries: Vec<Death>,
 }
@@ -44,9 +50,9 @@ pub struct Status {
 /// An obituary, told from now.
 #[derive(Clone, Debug, Serialize)]
 pub struct Death {
-    /// `principal`, `secondary`.
+    /// `principal`, `secondary`, `observer`.
     pub role: &'static str,
-    /// Its slot; 0 for the principal.
+    /// Its slot; 0 for the principal and the observer.
     pub slot: u16,
     /// Which process in it.
     pub incarnation: Incarnation,
@@ -192,9 +198,9 @@ pub struct Usage {
 /// One server, or an empty slot.
 #[derive(Clone, Debug, Serialize)]
 pub struct Server {
-    /// `principal`, `secondary`.
+    /// `principal`, `secondary`, `observer`.
     pub role: &'static str,
-    /// 0 for the principal.
+    /// 0 for the principal and the observer.
     pub slot: u16,
     /// Which process in the slot.
     pub incarnation: Incarnation,

@@ -35,6 +35,7 @@ impl Machine {
                 Role::Principal => {
                     Principal::start(sys, proc, sheet).map(|it| Memory::Principal(Box::new(it)))
                 }
+                Role::Observer => unreachable!("none is wanted in these worlds"),
                 Role::Secondary => {
                     Secondary::start(sys, proc, sheet).map(|it| Memory::Secondary(Box::new(it)))
                 }

@@ -257,6 +257,9 @@ impl Watchdog {
                 sys.audit.gives_up(self.now);
                 self.tree.handle_stop(self.now);
             }
+            Action::StartObserver(_) | Action::GiveUpObserver => {
+                unreachable!("none is wanted in these worlds")
+            }
             Action::Finished => self.over = true,
         }
     }
@@ -283,7 +286,7 @@ impl Watchdog {
                 let pidfd = self.processes[index].pidfd;
                 if !sys.has_ended(pidfd) || sys.sabotage == Sabotage::SignalByPid {
                     sys.kill(pidfd, reason.as_str());
-                    self.page.count_kill(name.slot);
+                    self.page.count_kill(name.role, name.slot);
                 }
             }
         }

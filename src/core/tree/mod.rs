@@ -5,6 +5,8 @@
 //! [`Tree::poll_action`] says, then sleeps until [`Tree::poll_timeout`].
 
 mod leaving;
+mod observer;
+mod rounds;
 mod succession;
 
 use std::cell::Cell;
@@ -12,12 +14,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::core::job::Incarnation;
-use crate::core::moment::{Moment, nanos};
+use crate::core::moment::Moment;
 use crate::core::name::{Name, Role};
 use crate::core::restart::{Death, Restart, Verdict};
 use crate::core::supervision::{
     Act, Evidence, Input, Judgement, Reason, RunState, Settings, State, Turn, judge, step,
 };
+use crate::core::tree::observer::Observing;
 
 /// What the shell has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub enum Action {
     /// Start a principal of this incarnation; report with [`Tree::handle_started`],
     /// or [`Tree::handle_start_failed`].
     StartPrincipal(Incarnation),
+    /// Start an observer of this incarnation; report in the same ways.
+    StartObserver(Incarnation),
     /// Do this to that process.
     To(Name, Act),
     /// Order a process to drain.
@@ -37,6 +42,8 @@ pub enum Action {
     Forgiven(Name),
     /// The principal said that it cannot start: it stays down.
     GiveUp,
+    /// The observer said that it cannot start: it stays down, and all else goes on.
+    GiveUpObserver,
     /// Everything has ended as asked: the watchdog may end.
     Finished,
 }
@@ -50,7 +57,11 @@ impl Action {
             | Self::Stop(name)
             | Self::StopNow(name)
             | Self::Forgiven(name) => Some(name),
-            Self::StartPrincipal(_) | Self::GiveUp | Self::Finished => None,
+            Self::StartPrincipal(_)
+            | Self::StartObserver(_)
+            | Self::GiveUp
+            | Self::GiveUpObserver
+            | Self::Finished => None,
         }
     }
 }
@@ -103,6 +114,7 @@ pub struct Tree {
     predecessors: Vec<Seat>,
     /// A principal that is to succeed the one in its seat, once that has handed over.
     candidate: Option<Seat>,
+    observing: Observing,
     /// The principal that was started last.
     last_principal: Incarnation,
     restart: Restart,
@@ -137,6 +149,7 @@ impl Tree {
             seats,
             predecessors: Vec::new(),
             candidate: None,
+            observing: Observing::new(seed),
             last_principal: 0,
             restart: Restart::new(seed),
             start_at: Some(now),
@@ -152,6 +165,10 @@ impl Tree {
     /// A process was started. In an occupied slot it succeeds one that drains.
     pub fn handle_started(&mut self, now: Moment, name: Name) {
         self.void_if_late(now);
+        if name.role == Role::Observer {
+            self.seat_observer(now, name);
+            return;
+        }
         let index = usize::from(name.slot);
         if self.seats[index].state != State::Down {
             self.retire(now, index);
@@ -237,11 +254,13 @@ impl Tree {
         self.predecessors.retain(|seat| seat.name != name);
         self.actions.retain(|action| action.target() != Some(name));
         let was_candidate = self.candidate.take_if(|seat| seat.name == name).is_some();
-        if name.role == Role::Principal && !was_candidate {
+        if name.role == Role::Observer {
+            self.replace_observer(now, seat, cannot_start);
+        } else if name.role == Role::Principal && !was_candidate {
             self.orphan_secondaries(now);
             self.schedule_start(now, Death { ready_since: seat.ready_since, cannot_start });
         }
-        self.finish_if_empty();
+        self.finish_if_empty(now);
         self.check_invariants();
     }
 
@@ -256,7 +275,9 @@ impl Tree {
         };
         self.phase = Phase::Stopping { kill_at, at_once };
         self.start_at = None;
-        self.actions.retain(|action| !matches!(action, Action::StartPrincipal(_)));
+        self.observing.start_at = None;
+        let starts = |action: &Action| matches!(action, Action::StartPrincipal(_) | Action::StartObserver(_));
+        self.actions.retain(|action| !starts(action));
         if self.seats[0].state != State::Down {
             let principal = self.seats[0].name;
             let order = if at_once { Action::StopNow(principal) } else { Action::Stop(principal) };
@@ -270,7 +291,7 @@ impl Tree {
                 self.input(now, name, Input::Condemned(Reason::Stopping));
             }
         }
-        self.finish_if_empty();
+        self.finish_if_empty(now);
     }
 
     /// Time has passed.
@@ -282,6 +303,7 @@ impl Tree {
             self.seats[0].name.incarnation = incarnation;
             self.actions.push_back(Action::StartPrincipal(incarnation));
         }
+        self.start_observer_if_due(now);
         if let Phase::Stopping { kill_at, .. } = self.phase
             && kill_at <= now
         {
@@ -329,7 +351,12 @@ impl Tree {
             Phase::Stopping { kill_at, .. } => Some(kill_at),
             Phase::Running | Phase::Finished => None,
         };
-        self.processes().filter_map(|seat| self.deadline(seat)).chain(self.start_at).chain(stop).min()
+        self.processes()
+            .filter_map(|seat| self.deadline(seat))
+            .chain(self.start_at)
+            .chain(self.observing.start_at)
+            .chain(stop)
+            .min()
     }
 
     /// What is believed of a process; `None` once it has ended.
@@ -361,6 +388,7 @@ impl Tree {
             .filter(|seat| seat.state != State::Down)
             .chain(&self.predecessors)
             .chain(&self.candidate)
+            .chain(&self.observing.seat)
     }
 
     /// The seat of a process that has not ended.
@@ -370,6 +398,7 @@ impl Tree {
             .filter(|seat| seat.state != State::Down)
             .chain(&self.predecessors)
             .chain(&self.candidate)
+            .chain(&self.observing.seat)
             .find(|seat| seat.name == name)
     }
 
@@ -380,6 +409,7 @@ impl Tree {
             .filter(|seat| seat.state != State::Down || seat.name.incarnation != 0)
             .chain(&mut self.predecessors)
             .chain(&mut self.candidate)
+            .chain(&mut self.observing.seat)
             .find(|seat| seat.name == name)
     }
 
@@ -391,33 +421,6 @@ impl Tree {
             }
         };
         seat.state.deadline(&self.settings).into_iter().chain(drain).min()
-    }
-
-    /// A watchdog that was stopped or starved cannot tell who was silent: where it is later
-    /// than a quarter of `kill_after`, all silences begin anew.
-    fn void_if_late(&mut self, now: Moment) {
-        let late = self.poll_timeout().is_some_and(|at| now.since(at) > self.settings.kill_after / 4);
-        // Whoever asks is about to change something.
-        self.timeout.set(None);
-        // Once a turn: deadlines that are over stay so until the turn comes to them.
-        if late && self.voided_at.replace(now) != Some(now) {
-            let names: Vec<Name> = self.living().collect();
-            for name in names {
-                self.input(now, name, Input::Void);
-            }
-        }
-    }
-
-    /// A watchdog that is always late must still replace who stays stopped.
-    fn evidence_in_void_round(&mut self, now: Moment, name: Name, evidence: Evidence) {
-        let stopped = evidence.run_state == RunState::Stopped;
-        let Some(seat) = self.seat_mut(name) else {
-            return;
-        };
-        let stopped_before = std::mem::replace(&mut seat.found_stopped, stopped);
-        if stopped && stopped_before {
-            self.input(now, name, Input::Condemned(Reason::Stopped));
-        }
     }
 
     /// Feeds one input to one process and queues what comes out.
@@ -437,16 +440,6 @@ impl Tree {
         self.actions.extend(act.map(|act| Action::To(name, act)));
     }
 
-    /// Each slot has its own phase of the period, so that probes are spread over it.
-    fn next_probe(&self, now: Moment, slot: u16) -> Moment {
-        let period = nanos(self.settings.period).max(1);
-        let seats = u64::try_from(self.seats.len()).unwrap_or(1);
-        let phase = period / seats * u64::from(slot);
-        let start = now.as_nanos() - now.as_nanos() % period;
-        let at = start + phase;
-        Moment::from_nanos(if at > now.as_nanos() { at } else { at + period })
-    }
-
     fn schedule_start(&mut self, now: Moment, death: Death) {
         if self.phase != Phase::Running {
             return;
@@ -463,8 +456,15 @@ impl Tree {
         }
     }
 
-    fn finish_if_empty(&mut self) {
-        if matches!(self.phase, Phase::Stopping { .. }) && self.processes().next().is_none() {
+    fn finish_if_empty(&mut self, now: Moment) {
+        if !matches!(self.phase, Phase::Stopping { .. }) {
+            return;
+        }
+        if self.processes().all(|seat| seat.name.role == Role::Observer) {
+            // It has shown the stop to its end.
+            self.dismiss_observer(now);
+        }
+        if self.processes().next().is_none() {
             self.phase = Phase::Finished;
             self.actions.push_back(Action::Finished);
         }

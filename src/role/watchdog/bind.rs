@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::config::{Address, Config, DataPorts};
+use crate::config::{Address, Config, DataPorts, Listen};
 use crate::exit::{Code, Failure};
 use crate::os::clock;
 use crate::os::listener::{self, bind_listener};
@@ -32,9 +32,11 @@ pub struct Bound {
     data: Vec<Vec<Rc<Data>>>,
     /// How many of the control listeners are not in `listen` any more.
     closing: usize,
+    /// Those of the observer, in the order of `observe`.
+    observe: Vec<Rc<Control>>,
 }
 
-/// A control listener.
+/// A control listener, or one of the observer.
 struct Control {
     /// As it is configured.
     address: Address,
@@ -85,7 +87,7 @@ impl Bound {
     /// Binds the control listeners, and for every (secondary, type) pair a data port on all hosts.
     pub fn bind(config: &Config, after_crash: bool) -> Result<Self, Failure> {
         let patience = if after_crash { BIND_WITHIN } else { Duration::ZERO };
-        let nothing = Self { control: Vec::new(), data: Vec::new(), closing: 0 };
+        let nothing = Self { control: Vec::new(), data: Vec::new(), closing: 0, observe: Vec::new() };
         nothing.bind_more(config, &BTreeSet::new(), config.secondaries, patience)
     }
 
@@ -99,22 +101,30 @@ impl Bound {
         slots: u16,
         patience: Duration,
     ) -> Result<Self, Failure> {
-        let known = |address: &Address| self.control.iter().find(|control| control.address == *address);
-        let control = config.listen.addresses().iter().map(|address| match known(address) {
-            Some(known) => Ok(known.clone()),
-            None => patiently(patience, || Control::bind(address, config.client_idle))
-                .map(Rc::new)
-                .map_err(|error| bind_failure(address, &error)),
-        });
-        let mut control = control.collect::<Result<Vec<_>, _>>()?;
+        let bind = |known: &[Rc<Control>], address: &Address| {
+            if let Some(known) = known.iter().find(|known| known.address == *address) {
+                return Ok(known.clone());
+            }
+            let bound = patiently(patience, || Control::bind(address, config.client_idle));
+            bound.map(Rc::new).map_err(|error| bind_failure(address, &error))
+        };
+        let wanted = config.listen.addresses().iter();
+        let mut control =
+            wanted.map(|address| bind(&self.control, address)).collect::<Result<Vec<_>, _>>()?;
+        let wanted = config.observe.iter().flat_map(Listen::addresses);
+        let observe = wanted.map(|address| bind(&self.observe, address)).collect::<Result<Vec<_>, _>>();
         let listened = control.len();
         let is_new = |old: &&Rc<Control>| !control.iter().any(|control| Rc::ptr_eq(control, old));
         let closing: Vec<_> = self.control.iter().filter(is_new).cloned().collect();
         control.extend(closing);
         let closing = control.len() - listened;
-        let mut bound = Self { control, data: self.data.clone(), closing };
+        let mut bound = Self { control, data: self.data.clone(), closing, observe: Vec::new() };
         bound.data.resize(usize::from(slots), Vec::new());
-        match bound.bind_data(config, retired) {
+        let bound_data = observe.and_then(|observe| {
+            bound.observe = observe;
+            bound.bind_data(config, retired)
+        });
+        match bound_data {
             Ok(()) => Ok(bound),
             Err(failure) => {
                 bound.remove_socket_files_but(self);
@@ -144,6 +154,11 @@ impl Bound {
         control.chain(self.data.iter().flatten().flat_map(|data| data.listeners.iter().map(AsFd::as_fd)))
     }
 
+    /// Those of the observer.
+    pub fn observers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.observe.iter().map(|control| control.as_fd())
+    }
+
     /// How many control listeners come last of them that are only to be emptied.
     pub fn closing(&self) -> usize {
         self.closing
@@ -156,14 +171,12 @@ impl Bound {
 
     /// The addresses of the control listeners, with the ports that the kernel has chosen.
     pub fn addresses(&self) -> Vec<String> {
-        let listened = &self.control[..self.control.len() - self.closing];
-        let addresses = listened.iter().filter_map(|control| {
-            Some(match &control.socket {
-                Socket::Tcp(listener) => Address::Tcp(listener.local_addr().ok()?),
-                Socket::Unix(file) => Address::Unix(file.path().to_owned()),
-            })
-        });
-        addresses.map(|address| address.to_string()).collect()
+        addresses(&self.control[..self.control.len() - self.closing])
+    }
+
+    /// The addresses of the observer.
+    pub fn observed(&self) -> Vec<String> {
+        addresses(&self.observe)
     }
 
     /// Another principal accepts: nobody comes to the control listeners any more that are not in `listen`.
@@ -181,7 +194,7 @@ impl Bound {
 
     /// Hands the files of the Unix sockets to the user that serves them.
     pub fn give_socket_files(&self, owner: Owner) -> Result<(), Failure> {
-        for control in &self.control {
+        for control in self.all_but_data() {
             if let Socket::Unix(file) = &control.socket {
                 file.give(owner.uid, owner.gid).map_err(|error| {
                     let path = file.path().display();
@@ -194,14 +207,34 @@ impl Bound {
 
     /// Removes the files of the Unix sockets: nobody serves them any more.
     pub fn remove_socket_files(&self) {
-        self.control.iter().for_each(|control| control.remove_file());
+        self.all_but_data().for_each(|control| control.remove_file());
     }
 
     /// Removes the files of those that the other has not.
     pub fn remove_socket_files_but(&self, kept: &Self) {
-        let is_kept = |control: &Rc<Control>| kept.control.iter().any(|kept| Rc::ptr_eq(kept, control));
-        self.control.iter().filter(|control| !is_kept(control)).for_each(|control| control.remove_file());
+        let is_kept = |control: &Rc<Control>| kept.all_but_data().any(|kept| Rc::ptr_eq(kept, control));
+        self.all_but_data().filter(|control| !is_kept(control)).for_each(|control| control.remove_file());
     }
+
+    /// Removes the files of those of the observer that the other has not.
+    pub fn remove_observer_files_but(&self, kept: &Self) {
+        let is_kept = |control: &Rc<Control>| kept.observe.iter().any(|kept| Rc::ptr_eq(kept, control));
+        self.observe.iter().filter(|control| !is_kept(control)).for_each(|control| control.remove_file());
+    }
+
+    fn all_but_data(&self) -> impl Iterator<Item = &Rc<Control>> {
+        self.control.iter().chain(&self.observe)
+    }
+}
+
+fn addresses(listeners: &[Rc<Control>]) -> Vec<String> {
+    let addresses = listeners.iter().filter_map(|control| {
+        Some(match &control.socket {
+            Socket::Tcp(listener) => Address::Tcp(listener.local_addr().ok()?),
+            Socket::Unix(file) => Address::Unix(file.path().to_owned()),
+        })
+    });
+    addresses.map(|address| address.to_string()).collect()
 }
 
 fn patiently<T>(patience: Duration, mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {

@@ -8,6 +8,7 @@ mod directory;
 mod heirlooms;
 mod meeting;
 mod obituaries;
+mod observer;
 mod principals;
 mod privileges;
 mod processes;
@@ -39,6 +40,7 @@ use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::os::rundir::{Lock, Rundir};
 use crate::page::obituary::Obituary;
+use crate::page::observer::ObserverPage;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
 use crate::wire::order::Order;
@@ -101,6 +103,10 @@ struct Watchdog {
     tools_wait: bool,
     page: WatchdogPage,
     principal_page: PrincipalPage,
+    /// Of the observer that was started last.
+    observer_page: Option<ObserverPage>,
+    /// No observer could be started.
+    observer_trouble: Recurrence,
     /// The pages, to hand to principals.
     heirlooms: Heirlooms,
     tree: Tree,

@@ -27,7 +27,7 @@ impl Watchdog {
         }
         // Its principal, who would know, may have left before it.
         obituary.recycled = exit == Exit::Code(0) && process.has_recycled();
-        let is_leaving = self.tree.is_stopping() || self.tree.is_draining(obituary.name);
+        let is_leaving = self.tree.is_stopping() || self.tree.is_leaving(obituary.name);
         let expected = is_leaving || has_handed_over;
         self.publish(&obituary, expected && exit == Exit::Code(0));
     }
@@ -56,6 +56,8 @@ impl Watchdog {
         let by_reload = match name.role {
             Role::Principal => self.principal_page.has_handed_over(name.incarnation),
             Role::Secondary => obituary.recycled,
+            // It was told to go.
+            Role::Observer => expected,
         };
         if by_reload {
             return;

@@ -86,26 +86,7 @@ impl Watchdog {
     ) -> std::io::Result<Born> {
         let (orders, their_orders) = (fifo::open_end(path)?, fifo::open_end(path)?);
         let (channel, theirs) = Channel::pair()?;
-        let sheet = Sheet {
-            layout: LAYOUT_VERSION,
-            succeeds: predecessor.is_some(),
-            slot: 0,
-            incarnation: name.incarnation,
-            config: force.config.clone(),
-            rundir: self.rundir.path().to_owned(),
-            watchdog: std::process::id(),
-            parent: std::process::id(),
-            ports: force.bound.ports(),
-            slots: force.slots,
-            retired: force.retired.clone(),
-            closing: force.bound.closing(),
-            kinds: Vec::new(),
-            renews: force.renews,
-            fresh: if predecessor.is_some() { force.fresh.clone() } else { BTreeSet::new() },
-            parking_places: force.places.parking,
-            resting: self.resting.iter().copied().collect(),
-            open_files: force.places.open_files,
-        };
+        let sheet = self.sheet(name, force, predecessor.is_some());
         let heirlooms = &self.heirlooms;
         let mut inheritance = vec![
             heirlooms.watchdog_page.as_fd(),
@@ -120,5 +101,30 @@ impl Watchdog {
         let pidfd = launch::spawn(program, &sheet, &self.me, &inheritance)?;
         let start_time = proc::stat(pidfd.pid()).map_or(0, |stat| stat.start_time);
         Ok(Born { pidfd, start_time, orders, channel })
+    }
+
+    /// What a server is told that is started with that in force.
+    pub(super) fn sheet(&self, name: Name, force: &Force, succeeds: bool) -> Sheet {
+        Sheet {
+            layout: LAYOUT_VERSION,
+            succeeds,
+            role: name.role,
+            slot: 0,
+            incarnation: name.incarnation,
+            config: force.config.clone(),
+            rundir: self.rundir.path().to_owned(),
+            watchdog: std::process::id(),
+            parent: std::process::id(),
+            ports: force.bound.ports(),
+            slots: force.slots,
+            retired: force.retired.clone(),
+            closing: force.bound.closing(),
+            kinds: Vec::new(),
+            renews: force.renews,
+            fresh: if succeeds { force.fresh.clone() } else { BTreeSet::new() },
+            parking_places: force.places.parking,
+            resting: self.resting.iter().copied().collect(),
+            open_files: force.places.open_files,
+        }
     }
 }

@@ -122,6 +122,10 @@ impl Watchdog {
             (Some(page), _) => (Some(page.glance()), page.record()),
             (None, Role::Principal) => (Some(self.principal_page.glance()), self.principal_page.record()),
             // Its files were gone before we met it: not ready, until it is killed for that.
+            (None, Role::Observer) => match &self.observer_page {
+                Some(page) => (Some(page.glance()), page.record()),
+                None => return,
+            },
             (None, Role::Secondary) => return,
         };
         // Until a process has introduced itself, its page may still speak of another.
@@ -223,6 +227,10 @@ impl Watchdog {
                 self.exit = Code::Config;
                 self.tree.handle_stop(reactor.now());
             }
+            Action::StartObserver(incarnation) => self.start_observer(reactor, Name::observer(incarnation)),
+            Action::GiveUpObserver => {
+                log::error!("the observer says that it cannot start: it stays down until a reload");
+            }
             Action::Finished => reactor.stop(),
         }
     }
@@ -317,7 +325,7 @@ impl Watchdog {
             log::error!("cannot kill {}: {error}", process.name);
         }
         if reason != Reason::Dismissed {
-            self.page.count_kill(process.name.slot);
+            self.page.count_kill(process.name.role, process.name.slot);
         }
     }
 
@@ -384,6 +392,10 @@ impl Watchdog {
             Role::Principal => {
                 let listen = self.force.bound.addresses();
                 format!("principal pid {pid}: ready, listening on {}", listen.join(", "))
+            }
+            Role::Observer => {
+                let observed = self.force.bound.observed().join(", ");
+                format!("observer pid {pid}: ready, listening on {observed}")
             }
             Role::Secondary => {
                 // One that a reload was to add, and that has been given up, has none.

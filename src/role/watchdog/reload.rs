@@ -17,6 +17,7 @@ use nix::libc::O_PATH;
 
 use crate::config::Config;
 use crate::core::job::Incarnation;
+use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::slots::Occupied;
 use crate::exit::Failure;
@@ -111,6 +112,7 @@ impl Force {
             requests: self.config.request.iter().map(|request| request.name.clone()).collect(),
             ports: self.bound.ports(),
             secondaries: self.config.secondaries,
+            observe: self.bound.observed(),
         }
     }
 
@@ -314,7 +316,7 @@ impl Watchdog {
             }
             Some(Reload::Promoted { before, .. }) => {
                 self.force.bound.remove_socket_files_but(&before.bound);
-                self.bring_into_force(*before);
+                self.bring_into_force(reactor.now(), *before);
                 self.reload_outcome = Some(Err(format!("what was in force before is again: {why}")));
             }
             None => {}
@@ -397,7 +399,7 @@ impl Watchdog {
         });
         let inherited = inherited.collect();
         let before = Box::new(self.force.clone());
-        self.bring_into_force(force);
+        self.bring_into_force(reactor.now(), force);
         if let Err(error) = self.heirlooms.restore_headers(&self.principal_page) {
             log::warn!("cannot write the headers of the pages again: {error}");
         }
@@ -412,18 +414,21 @@ impl Watchdog {
         self.stop_if_that_waits(reactor);
     }
 
-    fn bring_into_force(&mut self, force: Force) {
+    fn bring_into_force(&mut self, now: Moment, force: Force) {
         let config = &force.config;
         self.tree.handle_settings(config.supervision(), config.watchdog.grace + config.claim_within);
         self.tree.handle_slots(force.slots);
+        let observed = config.observe.is_some();
         self.force = force;
         self.write_directory();
+        self.tree.handle_observed(now, observed);
     }
 
     /// A principal is ready: perhaps the new one.
     pub(super) fn reload_has_come_true(&mut self, name: Name, pid: u32) {
         match self.reload.take() {
-            Some(Reload::Promoted { principal, inherited, .. }) if principal == name => {
+            Some(Reload::Promoted { principal, inherited, before }) if principal == name => {
+                before.bound.remove_observer_files_but(&self.force.bound);
                 self.force.bound.close_what_was_replaced();
                 let secondaries = self.force.config.secondaries;
                 self.resting.retain(|slot| *slot <= secondaries);

@@ -20,6 +20,7 @@ use crate::os::reactor::Handle;
 use crate::os::rundir::{Lock, Rundir, RundirError};
 use crate::os::{clock, descendants, proc, process};
 use crate::page::jobs::JobTable;
+use crate::page::observer::ObserverPage;
 use crate::page::principal::PrincipalPage;
 use crate::page::secondary::SecondaryPage;
 use crate::page::watchdog::WatchdogPage;
@@ -109,7 +110,8 @@ impl Watchdog {
         let control = listen_for_tools(rundir, reactor)?;
         let me = Pidfd::of_child(pid).map_err(|error| Failure::internal("open a pidfd of itself", &error))?;
         let stop_within = config.watchdog.grace + config.claim_within;
-        let tree = Tree::new(now, config.secondaries, config.supervision(), stop_within, seed(now, pid));
+        let mut tree = Tree::new(now, config.secondaries, config.supervision(), stop_within, seed(now, pid));
+        tree.handle_observed(now, config.observe.is_some());
         let mut watchdog = Self {
             rundir: rundir.clone(),
             lock,
@@ -122,6 +124,8 @@ impl Watchdog {
             tools_wait: false,
             page,
             principal_page,
+            observer_page: None,
+            observer_trouble: Recurrence::default(),
             heirlooms,
             tree,
             processes: Vec::new(),
@@ -199,6 +203,10 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
             processes.push((record.pid, record.start_time, owner));
             let slots = (1..=page.slots()).map(|slot| page.slot(slot));
             processes.extend(slots.map(|slot| (slot.pid, slot.start_time, owner)));
+        }
+        if let Ok(page) = ObserverPage::attach(path, Access::ReadOnly) {
+            let record = page.record();
+            processes.push((record.pid, record.start_time, owner));
         }
         if let Ok(page) = SecondaryPage::attach(path, Access::ReadOnly) {
             let record = page.record();

@@ -29,6 +29,7 @@ impl Machine {
                 && match name.role {
                     // One that is not to take over writes nothing while it dies.
                     Role::Principal => !(succeeds || process.is_candidate && process.dismissed),
+                    Role::Observer => true,
                     Role::Secondary => !process.dismissed && process.belongs_to == parent,
                 }
         };
@@ -159,6 +160,9 @@ impl Machine {
                 self.audit.coverage.count("forgiven");
                 let wants = self.examined(name).is_some_and(|(state, _)| state == RunState::Running);
                 self.ensure(wants, Rule::Suspicion, || format!("{name} is forgiven"));
+            }
+            Action::StartObserver(_) | Action::GiveUpObserver => {
+                self.ensure(false, Rule::StopEnds, || "there is no observer in these worlds".into());
             }
             Action::GiveUp => self.audit.coverage.count("gave up"),
             Action::Finished => {
