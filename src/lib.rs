@@ -28,6 +28,7 @@ pub mod config;
 pub mod core;
 pub mod exit;
 pub mod handler;
+pub mod observer;
 pub mod os;
 pub mod page;
 pub mod role;

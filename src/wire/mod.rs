@@ -1,9 +1,10 @@
-//! What goes over a wire: the client protocol, the tubes, the orders as text, and frames for workers.
+//! What goes over a wire: the client protocol, the tubes, the orders as text, frames for workers, HTTP for the observer.
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod control;
 pub mod frame;
+pub mod http;
 pub mod jeton;
 pub mod lines;
 pub mod order;
