@@ -1,0 +1,283 @@
+//! The last minutes as pictures: SVG that the browser stretches to the room there is. One unit across is a second;
+//! upright, 0 is the top and 100 the bottom.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::core::latency::BOUNDS_US;
+use crate::core::moment::{Moment, nanos};
+use crate::observer::figures;
+use crate::observer::history::{KEPT, Sample, Series};
+use crate::observer::html::Html;
+
+const WIDTH: f64 = KEPT.as_secs() as f64;
+const HEIGHT: f64 = 100.0;
+/// Points that are further apart are not joined.
+const JOINED_WITHIN: Duration = Duration::from_secs(10);
+/// What becomes one point of a small picture.
+const SMALL_STEP: Duration = Duration::from_secs(5);
+
+/// A scale from the bottom to the top of a picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scale {
+    kind: Kind,
+    /// What stands beside the lines across, from the top, all as far from one another.
+    pub labels: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Kind {
+    /// From 0 to this.
+    Linear(f64),
+    /// Powers of ten of a second: from this one, for so many decades.
+    Decades(i32, f64),
+}
+
+impl Scale {
+    /// For rates.
+    #[must_use]
+    pub fn of_rates(series: &Series) -> Self {
+        let top = round_up(series.iter().map(|sample| sample.rate).fold(0.0, f64::max));
+        Self { kind: Kind::Linear(top), labels: [top, top / 2.0, 0.0].map(figures::rate).to_vec() }
+    }
+
+    /// For times, which may differ by orders of magnitude.
+    #[must_use]
+    pub fn of_times(series: &Series) -> Self {
+        let times = series.iter().filter_map(|sample| sample.service);
+        let (least, most) = times.fold((f64::MAX, 0.0_f64), |(least, most), (half, nearly_all)| {
+            (least.min(seconds(half)), most.max(seconds(nearly_all)))
+        });
+        let (least, most) = if most == 0.0 { (0.001, 0.01) } else { (least, most) };
+        #[expect(clippy::cast_possible_truncation, reason = "a power of ten")]
+        let power = |value: f64| value as i32;
+        let from = power(least.log10().floor());
+        let to = power(most.log10().ceil()).max(from + 1);
+        let label = |power: i32| figures::time(Duration::from_secs_f64(10_f64.powi(power)));
+        let labels = (from..=to).rev().map(label).collect();
+        Self { kind: Kind::Decades(from, f64::from(to - from)), labels }
+    }
+
+    fn place(&self, value: f64) -> f64 {
+        let part = match self.kind {
+            Kind::Linear(top) => value / top,
+            Kind::Decades(from, decades) => (value.log10() - f64::from(from)) / decades,
+        };
+        HEIGHT * (1.0 - part.clamp(0.0, 1.0))
+    }
+}
+
+/// The next number upwards that has a half one can say.
+fn round_up(most: f64) -> f64 {
+    let power = 10_f64.powf(most.max(1.0).log10().floor());
+    let steps = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].map(|step| step * power);
+    steps.into_iter().find(|&step| step >= most).unwrap_or(most)
+}
+
+fn seconds(time: Duration) -> f64 {
+    // A time of zero has no logarithm.
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    let least = BOUNDS_US[0] as f64 / 2e6;
+    time.as_secs_f64().max(least)
+}
+
+/// What a line shows of a sample.
+type Value = fn(&Sample) -> Option<f64>;
+
+/// Jobs that ended.
+pub const RATE: Value = |sample| Some(sample.rate);
+/// Jobs that failed or expired.
+pub const TROUBLE: Value = |sample| Some(sample.trouble);
+/// How long half were served.
+pub const HALF: Value = |sample| sample.service.map(|(half, _)| seconds(half));
+/// How long 99 of a hundred were served at most.
+pub const NEARLY_ALL: Value = |sample| sample.service.map(|(_, nearly_all)| seconds(nearly_all));
+
+/// A picture of a series as it is seen from `now`.
+pub struct Picture<'a> {
+    now: Moment,
+    series: &'a Series,
+    scale: &'a Scale,
+    html: Html,
+}
+
+impl<'a> Picture<'a> {
+    /// An empty picture; `words` tell who cannot see it what it shows.
+    #[must_use]
+    pub fn new(now: Moment, series: &'a Series, scale: &'a Scale, words: &str) -> Self {
+        let mut html = Html::default();
+        let head = "<svg viewBox=\"0 0 300 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"";
+        html.around(head, words, "\">");
+        Self { now, series, scale, html }
+    }
+
+    /// Lines across, where the scale has labels.
+    #[must_use]
+    pub fn grid(mut self) -> Self {
+        let gaps = u32::try_from(self.scale.labels.len()).unwrap_or(2).max(2) - 1;
+        let mut path = String::new();
+        for line in 0..=gaps {
+            let _ = write!(path, "M0 {:.1}H300", HEIGHT * f64::from(line) / f64::from(gaps));
+        }
+        self.path("grid", &path);
+        self
+    }
+
+    /// A line.
+    #[must_use]
+    pub fn line(mut self, class: &'static str, value: Value) -> Self {
+        let mut path = String::new();
+        for run in self.runs(value) {
+            trace(&mut path, &run);
+            // A point alone is a line without length, which has round ends.
+            path.push_str(if run.len() == 1 { "h0" } else { "" });
+        }
+        self.path(class, &path);
+        self
+    }
+
+    /// What is between two lines, or a line and the bottom.
+    #[must_use]
+    pub fn area(mut self, class: &'static str, upper: Value, lower: Option<Value>) -> Self {
+        let mut path = String::new();
+        let lower = lower.map(|lower| self.runs(lower));
+        for (index, mut run) in self.runs(upper).into_iter().enumerate() {
+            let below = lower.as_ref().and_then(|lower| lower.get(index)).cloned();
+            let below = below.unwrap_or_else(|| {
+                let ends = [run.first(), run.last()];
+                ends.into_iter().flatten().map(|&(x, _)| (x, HEIGHT)).collect()
+            });
+            run.extend(below.into_iter().rev());
+            trace(&mut path, &run);
+            path.push('Z');
+        }
+        self.path(class, &path);
+        self
+    }
+
+    /// The picture.
+    #[must_use]
+    pub fn done(mut self) -> Html {
+        self.html.raw("</svg>");
+        self.html
+    }
+
+    fn path(&mut self, class: &'static str, path: &str) {
+        self.html.raw("<path class=\"").raw(class).around("\" d=\"", path, "\"/>");
+    }
+
+    /// Points that are to be joined.
+    fn runs(&self, value: Value) -> Vec<Vec<(f64, f64)>> {
+        let mut runs: Vec<Vec<(f64, f64)>> = Vec::new();
+        let mut last = None;
+        for sample in self.series {
+            let Some(value) = value(sample) else { continue };
+            let point = (WIDTH - self.now.since(sample.at).as_secs_f64(), self.scale.place(value));
+            let is_near = last.is_some_and(|last| sample.at.since(last) <= JOINED_WITHIN);
+            match runs.last_mut() {
+                Some(run) if is_near => run.push(point),
+                _ => runs.push(vec![point]),
+            }
+            last = Some(sample.at);
+        }
+        runs
+    }
+}
+
+fn trace(path: &mut String, points: &[(f64, f64)]) {
+    for (index, (x, y)) in points.iter().enumerate() {
+        let _ = write!(path, "{}{x:.1} {y:.1}", if index == 0 { 'M' } else { 'L' });
+    }
+}
+
+/// A series with fewer points, for a small picture: means of rates, and the longest times.
+#[must_use]
+pub fn coarse(series: &Series) -> Series {
+    let step = |sample: &Sample| sample.at.as_nanos() / nanos(SMALL_STEP);
+    let samples: Vec<Sample> = series.iter().copied().collect();
+    samples.chunk_by(|one, next| step(one) == step(next)).filter_map(join).collect()
+}
+
+fn join(samples: &[Sample]) -> Option<Sample> {
+    let parts = f64::from(u32::try_from(samples.len()).unwrap_or(u32::MAX));
+    let mean = |value: fn(&Sample) -> f64| samples.iter().map(value).sum::<f64>() / parts;
+    let longer =
+        |one: (Duration, Duration), other: (Duration, Duration)| (one.0.max(other.0), one.1.max(other.1));
+    Some(Sample {
+        at: samples.last()?.at,
+        rate: mean(|sample| sample.rate),
+        trouble: mean(|sample| sample.trouble),
+        service: samples.iter().filter_map(|sample| sample.service).reduce(longer),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const NOW: Moment = Moment::from_nanos(400 * SECOND);
+
+    fn series(samples: &[(u64, f64, Option<u64>)]) -> Series {
+        let sample = |&(second, rate, millis): &(u64, f64, Option<u64>)| Sample {
+            at: Moment::from_nanos(second * SECOND),
+            rate,
+            trouble: 0.0,
+            service: millis.map(|millis| (Duration::from_millis(millis), Duration::from_millis(10 * millis))),
+        };
+        samples.iter().map(sample).collect()
+    }
+
+    fn plain(labels: &[String]) -> Vec<String> {
+        labels.iter().map(|label| label.replace('\u{a0}', " ")).collect()
+    }
+
+    #[test]
+    fn a_line_is_where_its_figures_are() {
+        let series = series(&[(100, 0.0, None), (101, 5.0, None), (400, 10.0, None)]);
+        let scale = Scale::of_rates(&series);
+        assert_eq!(plain(&scale.labels), ["10.0", "5.0", "0"]);
+        let picture = Picture::new(NOW, &series, &scale, "\"<words>");
+        let svg = picture.grid().line("rate", RATE).area("fill", RATE, None).done();
+        for part in [
+            "aria-label=\"&quot;&lt;words&gt;\"",
+            "class=\"grid\" d=\"M0 0.0H300M0 50.0H300M0 100.0H300\"",
+            "class=\"rate\" d=\"M0.0 100.0L1.0 50.0M300.0 0.0h0\"",
+            "class=\"fill\" d=\"M0.0 100.0L1.0 50.0L1.0 100.0L0.0 100.0Z",
+        ] {
+            assert!(svg.as_str().contains(part), "{part} in {}", svg.as_str());
+        }
+    }
+
+    #[test]
+    fn times_go_by_decades() {
+        let series = series(&[(399, 1.0, Some(3)), (400, 1.0, Some(100))]);
+        let scale = Scale::of_times(&series);
+        assert_eq!(plain(&scale.labels), ["1 s", "100 ms", "10 ms", "1 ms"]);
+        let picture = Picture::new(NOW, &series, &scale, "");
+        let svg = picture.line("half", HALF).area("band", NEARLY_ALL, Some(HALF)).done();
+        for part in [
+            "class=\"half\" d=\"M299.0 84.1L300.0 33.3\"",
+            "class=\"band\" d=\"M299.0 50.8L300.0 0.0L300.0 33.3L299.0 84.1Z\"",
+        ] {
+            assert!(svg.as_str().contains(part), "{part} in {}", svg.as_str());
+        }
+    }
+
+    #[test]
+    fn nothing_has_a_scale_too() {
+        assert_eq!(plain(&Scale::of_rates(&Series::new()).labels), ["1.0", "0.50", "0"]);
+        assert_eq!(plain(&Scale::of_times(&Series::new()).labels), ["10 ms", "1 ms"]);
+        let zero = series(&[(400, 1.0, Some(0))]);
+        assert_eq!(plain(&Scale::of_times(&zero).labels), ["10 µs", "1 µs"]);
+    }
+
+    #[test]
+    fn a_small_picture_has_a_point_for_five_seconds() {
+        let samples: Vec<_> =
+            (100..400_u32).map(|second| (second.into(), second.into(), Some(second.into()))).collect();
+        let coarse = coarse(&series(&samples));
+        assert_eq!((coarse.len(), coarse[0].rate), (60, 102.0));
+        assert_eq!(coarse[0].service.unwrap().0, Duration::from_millis(104));
+    }
+}

@@ -1,0 +1,104 @@
+//! What is where: answers requests from what was read of the status.
+
+use std::time::Duration;
+
+use crate::core::moment::Moment;
+use crate::observer::health::Health;
+use crate::observer::history::History;
+use crate::observer::page;
+use crate::status::Status;
+use crate::wire::http::{self, Body, Request, Response};
+
+/// The observer's site.
+#[derive(Debug, Default)]
+pub struct Site {
+    status: Option<Result<Status, String>>,
+    unix_time: Duration,
+    history: History,
+}
+
+impl Site {
+    /// Takes the status as it was read just now, or the reason why it could not be; `unix_time` is the time since
+    /// 1970-01-01 00:00 UTC. Meant to be called once a second, and before an answer that is to be fresh.
+    pub fn handle_status(&mut self, now: Moment, unix_time: Duration, status: Result<Status, String>) {
+        if let Ok(status) = &status {
+            self.history.handle_status(now, status);
+        }
+        self.unix_time = unix_time;
+        self.status = Some(status);
+    }
+
+    /// The event for all who have subscribed, as it is sent.
+    #[must_use]
+    pub fn event(&self, now: Moment) -> String {
+        http::event("status", &page::event(now, self.status(), &self.history))
+    }
+
+    /// The response to a request.
+    #[must_use]
+    pub fn respond(&self, now: Moment, request: &Request) -> Response {
+        match request.path.as_str() {
+            "/" => self.page(now),
+            "/events" => Response::events(),
+            "/healthz" => self.healthz(),
+            "/readyz" => self.readyz(),
+            "/status.json" => self.status_json(),
+            // The page brings its own; who asks for another only wants to know that there is none.
+            "/favicon.ico" => Response::text(204, ""),
+            _ => Response::text(404, "there is: / /status.json /metrics /healthz /readyz /events\n"),
+        }
+    }
+
+    fn status(&self) -> Result<&Status, &str> {
+        match &self.status {
+            Some(Ok(status)) => Ok(status),
+            Some(Err(reason)) => Err(reason),
+            None => Err("Nothing was read yet"),
+        }
+    }
+
+    fn page(&self, now: Moment) -> Response {
+        Response {
+            status: if self.status().is_ok() { 200 } else { 503 },
+            content_type: "text/html; charset=utf-8",
+            policy: page::POLICY,
+            body: Body::Text(page::page(now, self.status(), &self.history)),
+        }
+    }
+
+    /// Whether this process works and sees a system.
+    fn healthz(&self) -> Response {
+        match self.status() {
+            Ok(_) => Response::text(200, "ok\n"),
+            Err(reason) => unavailable(reason),
+        }
+    }
+
+    /// Whether clients get ports.
+    fn readyz(&self) -> Response {
+        let health = Health::of(self.status());
+        let (status, word) = if health.is_ready() { (200, "ready") } else { (503, "not ready") };
+        let mut text = format!("{word}: {}\n", health.summary);
+        for trouble in &health.troubles {
+            text.push_str(trouble);
+            text.push('\n');
+        }
+        Response::text(status, text)
+    }
+
+    /// What `osps status --json` prints.
+    fn status_json(&self) -> Response {
+        let json = self.status().map_err(str::to_owned);
+        match json.and_then(|status| status.to_json().map_err(|error| error.to_string())) {
+            Ok(json) => {
+                let body = Body::Text(format!("{json}\n"));
+                Response { content_type: "application/json", body, ..Response::text(200, "") }
+            }
+            Err(reason) => unavailable(&reason),
+        }
+    }
+}
+
+fn unavailable(reason: &str) -> Response {
+    Response::text(503, format!("{reason}\n"))
+}
