@@ -120,6 +120,7 @@ pub fn osps(registry: &Registry) -> ExitCode {
     let (who, done) = match text.as_slice() {
         [_, "principal"] => ("osps principal".to_owned(), role::principal::run(registry)),
         [_, "secondary", slot] => (format!("osps secondary {slot}"), role::secondary::run(registry)),
+        [_, "observer"] => ("osps observer".to_owned(), role::observer::run()),
         [_, "pingpong-secondary", dir] => {
             ("osps pingpong".to_owned(), role::pingpong::run_secondary(Path::new(dir)))
         }

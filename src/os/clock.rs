@@ -1,5 +1,7 @@
 //! The only place that reads a clock.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::core::moment::Moment;
@@ -11,4 +13,11 @@ pub fn now() -> Moment {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
     Moment::from_nanos(seconds * 1_000_000_000 + nanos)
+}
+
+/// The time since 1970 began (UTC), for people and programs of other machines. It may jump: nothing is decided by it.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the place where the time of day is read")]
+pub fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -2,6 +2,7 @@
 
 pub mod launch;
 pub mod liveness;
+pub mod observer;
 pub mod pingpong;
 pub mod principal;
 pub mod secondary;

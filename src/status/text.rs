@@ -21,6 +21,9 @@ impl Status {
             self.pid,
             self.listen.join(", ")
         );
+        if !self.observe.is_empty() {
+            let _ = writeln!(text, "observed on {}", self.observe.join(", "));
+        }
         let Ledger { accepted, done, failed, expired, open, refused, rejected } = self.ledger;
         let _ = writeln!(
             text,
@@ -43,7 +46,7 @@ impl Status {
             "\n{:<12} {:>7} {:<9} {:>8} {:>6} {:>8} {:>9} {:>6} {:>9} {:>7}",
             "SERVER", "PID", "STATE", "RESTARTS", "KILLS", "RTT us", "ANSWERED", "OPEN", "DONE", "FAILED"
         );
-        for server in &self.servers {
+        for server in self.servers.iter().chain(&self.observer) {
             let name = name(server.role, server.slot);
             let state = server.state.as_str();
             let or_dash =
