@@ -13,6 +13,7 @@ pub mod figures;
 pub mod health;
 pub mod history;
 mod html;
+pub mod metrics;
 mod page;
 mod site;
 mod tables;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::core::moment::Moment;
 use crate::observer::health::Health;
 use crate::observer::history::History;
+use crate::observer::metrics::{self, Format};
 use crate::observer::page;
 use crate::status::Status;
 use crate::wire::http::{self, Body, Request, Response};
@@ -13,7 +14,9 @@ use crate::wire::http::{self, Body, Request, Response};
 #[derive(Debug, Default)]
 pub struct Site {
     status: Option<Result<Status, String>>,
-    unix_time: Duration,
+    /// The watchdog that was seen last, and when it was started, since 1970-01-01 00:00 UTC. It is not computed
+    /// anew each time: then it would change with every step of the wall clock.
+    started: Option<(u32, Duration)>,
     history: History,
 }
 
@@ -23,8 +26,11 @@ impl Site {
     pub fn handle_status(&mut self, now: Moment, unix_time: Duration, status: Result<Status, String>) {
         if let Ok(status) = &status {
             self.history.handle_status(now, status);
+            if self.started.is_none_or(|(pid, _)| pid != status.pid) {
+                let started = unix_time.saturating_sub(Duration::from_millis(status.uptime_ms));
+                self.started = Some((status.pid, started));
+            }
         }
-        self.unix_time = unix_time;
         self.status = Some(status);
     }
 
@@ -40,6 +46,7 @@ impl Site {
         match request.path.as_str() {
             "/" => self.page(now),
             "/events" => Response::events(),
+            "/metrics" => self.metrics(Format::wanted(&request.accept)),
             "/healthz" => self.healthz(),
             "/readyz" => self.readyz(),
             "/status.json" => self.status_json(),
@@ -63,6 +70,17 @@ impl Site {
             content_type: "text/html; charset=utf-8",
             policy: page::POLICY,
             body: Body::Text(page::page(now, self.status(), &self.history)),
+        }
+    }
+
+    fn metrics(&self, format: Format) -> Response {
+        let started = self.started.map(|(_, started)| started).unwrap_or_default();
+        let text = self.status().map_err(str::to_owned);
+        match text
+            .and_then(|status| metrics::render(status, started, format).map_err(|error| error.to_string()))
+        {
+            Ok(text) => Response { content_type: format.content_type(), ..Response::text(200, text) },
+            Err(reason) => unavailable(&reason),
         }
     }
 
