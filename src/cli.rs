@@ -111,6 +111,12 @@ impl Level {
     }
 }
 
+/// What `osps`, `osps-client` and `osps-stress` can be told, in this order: for manual pages and completions.
+#[must_use]
+pub fn commands() -> [clap::Command; 3] {
+    [Osps::command(), client::Arguments::command(), stress::Arguments::command()]
+}
+
 /// Runs `osps`, or a program of one's own that is `osps` with these handlers.
 #[must_use]
 pub fn osps(registry: &Registry) -> ExitCode {

@@ -42,7 +42,7 @@ use crate::os::process::file_of;
                        70  the input cannot be read, or the output cannot be written\n  \
                        78  configuration"
 )]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(flatten)]
     common: Common,
     /// Where the principal listens: HOST:PORT or unix:PATH [default: as configured, 127.0.0.1:2222]

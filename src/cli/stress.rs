@@ -44,7 +44,7 @@ const MAX_PAYLOAD: u64 = 64 << 20;
     after_help = "Ctrl-C ends it early, with a report; again: at once. Exit codes: 0 no request has failed; 64 usage; \
                   69 some have, or a limit is in the way; 70 internal; 73 a file cannot be written; 78 configuration."
 )]
-struct Arguments {
+pub(super) struct Arguments {
     #[command(flatten)]
     common: Common,
     /// Where the principal listens: HOST:PORT or unix:PATH [default: as configured, 127.0.0.1:2222]
