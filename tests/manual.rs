@@ -176,3 +176,11 @@ fn every_key_of_the_configuration_is_in_the_shipped_one_and_in_the_manual() {
     }
     assert!(tables >= 2, "watchdog and request at least");
 }
+
+#[test]
+fn the_changelog_of_the_package_is_of_this_version() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/debian/changelog");
+    let text = fs::read_to_string(path).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(text.starts_with(&format!("osps ({version}-1) ")), "{text}");
+}
