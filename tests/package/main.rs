@@ -19,7 +19,7 @@ use serde_json::Value;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const CONFIGURATION: &str = "/etc/osps/osps.toml";
 
-/// Where the release build of these tests stands: their own, for it is not optimised as a real one is.
+/// Where the release build of these tests stands: their own, for it is not optimised as a real one is, to save time.
 fn target() -> PathBuf {
     Path::new(ROOT).join("target/package")
 }
@@ -29,7 +29,7 @@ fn cargo(arguments: &[&str]) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(arguments).current_dir(ROOT).env("CARGO_TARGET_DIR", target());
     cargo.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-    cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
+    cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0");
     cargo
 }
 
