@@ -7,15 +7,51 @@ use std::time::Duration;
 use crate::core::latency::BOUNDS_US;
 use crate::core::moment::{Moment, nanos};
 use crate::observer::figures;
-use crate::observer::history::{KEPT, Sample, Series};
+use crate::observer::history::{Sample, Series};
 use crate::observer::html::Html;
 
-const WIDTH: f64 = KEPT.as_secs() as f64;
 const HEIGHT: f64 = 100.0;
 /// Points that are further apart are not joined.
 const JOINED_WITHIN: Duration = Duration::from_secs(10);
 /// What becomes one point of a small picture.
 const SMALL_STEP: Duration = Duration::from_secs(5);
+
+/// How far back a picture goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    seconds: u16,
+    /// In words.
+    pub words: &'static str,
+    /// What stands below, all as far from one another.
+    pub labels: &'static [&'static str],
+}
+
+const SPANS: [Span; 3] = [
+    Span {
+        seconds: 60,
+        words: "the last minute",
+        labels: &["1 min ago", "50 s", "40 s", "30 s", "20 s", "10 s", "now"],
+    },
+    Span {
+        seconds: 120,
+        words: "the last two minutes",
+        labels: &["2 min ago", "90 s", "60 s", "30 s", "now"],
+    },
+    Span {
+        seconds: 300,
+        words: "the last five minutes",
+        labels: &["5 min ago", "4 min", "3 min", "2 min", "1 min", "now"],
+    },
+];
+
+impl Span {
+    /// As far as there are samples: the beginning of a series is not lost in an empty picture.
+    #[must_use]
+    pub fn of(now: Moment, series: &Series) -> Self {
+        let oldest = series.front().map_or(0, |sample| now.since(sample.at).as_secs());
+        SPANS.into_iter().find(|span| oldest <= u64::from(span.seconds)).unwrap_or(SPANS[2])
+    }
+}
 
 /// A scale from the bottom to the top of a picture.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,8 +122,8 @@ type Value = fn(&Sample) -> Option<f64>;
 
 /// Jobs that ended.
 pub const RATE: Value = |sample| Some(sample.rate);
-/// Jobs that failed or expired.
-pub const TROUBLE: Value = |sample| Some(sample.trouble);
+/// Jobs that failed or expired; a line only where there were some.
+pub const TROUBLE: Value = |sample| Some(sample.trouble).filter(|&trouble| trouble > 0.0);
 /// How long half were served.
 pub const HALF: Value = |sample| sample.service.map(|(half, _)| seconds(half));
 /// How long 99 of a hundred were served at most.
@@ -96,6 +132,7 @@ pub const NEARLY_ALL: Value = |sample| sample.service.map(|(_, nearly_all)| seco
 /// A picture of a series as it is seen from `now`.
 pub struct Picture<'a> {
     now: Moment,
+    span: Span,
     series: &'a Series,
     scale: &'a Scale,
     html: Html,
@@ -104,11 +141,11 @@ pub struct Picture<'a> {
 impl<'a> Picture<'a> {
     /// An empty picture; `words` tell who cannot see it what it shows.
     #[must_use]
-    pub fn new(now: Moment, series: &'a Series, scale: &'a Scale, words: &str) -> Self {
+    pub fn new(now: Moment, span: Span, series: &'a Series, scale: &'a Scale, words: &str) -> Self {
         let mut html = Html::default();
-        let head = "<svg viewBox=\"0 0 300 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"";
-        html.around(head, words, "\">");
-        Self { now, series, scale, html }
+        html.around("<svg viewBox=\"0 0 ", &span.seconds.to_string(), " 100\" preserveAspectRatio=\"none\"");
+        html.around(" role=\"img\" aria-label=\"", words, "\">");
+        Self { now, span, series, scale, html }
     }
 
     /// Lines across, where the scale has labels.
@@ -117,7 +154,8 @@ impl<'a> Picture<'a> {
         let gaps = u32::try_from(self.scale.labels.len()).unwrap_or(2).max(2) - 1;
         let mut path = String::new();
         for line in 0..=gaps {
-            let _ = write!(path, "M0 {:.1}H300", HEIGHT * f64::from(line) / f64::from(gaps));
+            let _ =
+                write!(path, "M0 {:.1}h{}", HEIGHT * f64::from(line) / f64::from(gaps), self.span.seconds);
         }
         self.path("grid", &path);
         self
@@ -171,8 +209,9 @@ impl<'a> Picture<'a> {
         let mut runs: Vec<Vec<(f64, f64)>> = Vec::new();
         let mut last = None;
         for sample in self.series {
-            let Some(value) = value(sample) else { continue };
-            let point = (WIDTH - self.now.since(sample.at).as_secs_f64(), self.scale.place(value));
+            let across = f64::from(self.span.seconds) - self.now.since(sample.at).as_secs_f64();
+            let Some(value) = value(sample).filter(|_| across >= 0.0) else { continue };
+            let point = (across, self.scale.place(value));
             let is_near = last.is_some_and(|last| sample.at.since(last) <= JOINED_WITHIN);
             match runs.last_mut() {
                 Some(run) if is_near => run.push(point),
@@ -237,11 +276,11 @@ mod tests {
         let series = series(&[(100, 0.0, None), (101, 5.0, None), (400, 10.0, None)]);
         let scale = Scale::of_rates(&series);
         assert_eq!(plain(&scale.labels), ["10.0", "5.0", "0"]);
-        let picture = Picture::new(NOW, &series, &scale, "\"<words>");
+        let picture = Picture::new(NOW, Span::of(NOW, &series), &series, &scale, "\"<words>");
         let svg = picture.grid().line("rate", RATE).area("fill", RATE, None).done();
         for part in [
             "aria-label=\"&quot;&lt;words&gt;\"",
-            "class=\"grid\" d=\"M0 0.0H300M0 50.0H300M0 100.0H300\"",
+            "class=\"grid\" d=\"M0 0.0h300M0 50.0h300M0 100.0h300\"",
             "class=\"rate\" d=\"M0.0 100.0L1.0 50.0M300.0 0.0h0\"",
             "class=\"fill\" d=\"M0.0 100.0L1.0 50.0L1.0 100.0L0.0 100.0Z",
         ] {
@@ -254,14 +293,24 @@ mod tests {
         let series = series(&[(399, 1.0, Some(3)), (400, 1.0, Some(100))]);
         let scale = Scale::of_times(&series);
         assert_eq!(plain(&scale.labels), ["1 s", "100 ms", "10 ms", "1 ms"]);
-        let picture = Picture::new(NOW, &series, &scale, "");
+        let picture = Picture::new(NOW, Span::of(NOW, &series), &series, &scale, "");
         let svg = picture.line("half", HALF).area("band", NEARLY_ALL, Some(HALF)).done();
         for part in [
-            "class=\"half\" d=\"M299.0 84.1L300.0 33.3\"",
-            "class=\"band\" d=\"M299.0 50.8L300.0 0.0L300.0 33.3L299.0 84.1Z\"",
+            "class=\"half\" d=\"M59.0 84.1L60.0 33.3\"",
+            "class=\"band\" d=\"M59.0 50.8L60.0 0.0L60.0 33.3L59.0 84.1Z\"",
         ] {
             assert!(svg.as_str().contains(part), "{part} in {}", svg.as_str());
         }
+    }
+
+    #[test]
+    fn a_picture_goes_as_far_back_as_there_are_samples() {
+        let seconds = |second| Span::of(NOW, &series(&[(second, 1.0, None)])).seconds;
+        assert_eq!([400, 340, 339, 280, 279, 100, 0].map(seconds), [60, 60, 120, 120, 300, 300, 300]);
+        let old = series(&[(0, 5.0, None), (400, 5.0, None)]);
+        let scale = Scale::of_rates(&old);
+        let svg = Picture::new(NOW, SPANS[0], &old, &scale, "").line("rate", RATE).done();
+        assert!(svg.as_str().contains("d=\"M60.0 16.7h0\""), "{}", svg.as_str());
     }
 
     #[test]

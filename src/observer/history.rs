@@ -19,6 +19,8 @@ const MOST_SAMPLES: usize = 340;
 /// What quantiles are taken over, and in which steps that moves.
 const WINDOW: Duration = Duration::from_secs(60);
 const WINDOW_STEP: Duration = Duration::from_secs(10);
+/// What the use of CPU is taken over: the kernel counts it in hundredths of a second.
+const CPU_WINDOW: Duration = Duration::from_secs(10);
 /// No type has this name.
 const ALL_TYPES: &str = "";
 
@@ -78,6 +80,8 @@ pub struct History {
     quantiles: BTreeMap<String, Quantiles>,
     /// Jobs that ended, a second, by slot.
     slot_rates: BTreeMap<u16, f64>,
+    /// CPU times of older readings, in milliseconds by pid, the oldest first.
+    cpu: VecDeque<(Moment, BTreeMap<u32, u64>)>,
     /// Cores in use, by pid.
     cores: BTreeMap<u32, f64>,
 }
@@ -96,6 +100,7 @@ impl History {
             self.add(&last, &new);
         }
         self.mark(&new);
+        self.use_of_cpu(&new);
         self.last = Some(new);
     }
 
@@ -149,7 +154,16 @@ impl History {
         }
         push(&mut self.total, all.sample(new.at, seconds));
         self.slot_rates = per_second(&last.slots, &new.slots, seconds);
-        self.cores = per_second(&last.cpu_ms, &new.cpu_ms, seconds * 1000.0);
+    }
+
+    fn use_of_cpu(&mut self, new: &Counters) {
+        self.cpu.retain(|(at, _)| new.at.since(*at) <= CPU_WINDOW);
+        let share = |(pid, &now): (&u32, &u64)| {
+            let (at, before) = self.cpu.iter().find_map(|(at, all)| Some((*at, *all.get(pid)?)))?;
+            Some((*pid, rate(now.saturating_sub(before), new.at.since(at).as_secs_f64() * 1000.0)))
+        };
+        self.cores = new.cpu_ms.iter().filter_map(share).collect();
+        self.cpu.push_back((new.at, new.cpu_ms.clone()));
     }
 
     fn mark(&mut self, new: &Counters) {
@@ -336,7 +350,7 @@ mod tests {
         assert_eq!(history.total().len(), 301);
         assert_eq!((history.types.len(), history.quantiles.len()), (MOST_TYPES, MOST_TYPES + 1));
         assert!(history.of_type("echo").is_some(), "it has had the most jobs");
-        assert!(history.marks.len() <= 7);
+        assert!(history.marks.len() <= 7 && history.cpu.len() <= 11);
         // A clock that stands adds nothing.
         for _ in 0..1000 {
             history.handle_status(second(999), &status);

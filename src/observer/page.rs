@@ -2,13 +2,14 @@
 //! first and in the events after it, so a browser without JavaScript shows the same.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::core::moment::Moment;
-use crate::observer::chart::{HALF, NEARLY_ALL, Picture, RATE, Scale, TROUBLE};
+use crate::observer::chart::{HALF, NEARLY_ALL, Picture, RATE, Scale, Span, TROUBLE};
 use crate::observer::health::{Health, Level};
-use crate::observer::history::History;
+use crate::observer::history::{History, Sample};
 use crate::observer::html::Html;
 use crate::observer::{figures, tables};
 use crate::status::{Connections, Ledger, Refusals, Status};
@@ -20,8 +21,8 @@ const SCRIPT: &str = include_str!("page.js");
 /// What the page may do: use its own style and its own script, known by their hashes, and get events from where it
 /// came from. Nothing else is loaded, and nobody may frame it.
 pub const POLICY: &str = "default-src 'none'; \
-    style-src 'sha256-0q/bHt/yIfOe5oOUx7daIDMU19BKISNpF3J79Bm1uGc='; \
-    script-src 'sha256-uiHYe4HW1TMJJNH63FzQeITJi9sRdiQt9zBDs9xtFG4='; \
+    style-src 'sha256-MHQUZ19u3//dtO1QawYGvsyUVj+wZY21jUwMq4o3/qQ='; \
+    script-src 'sha256-TrFbIkblgEjITRSqSLLilFTGfEgrMV2k5MOsmQwnnk8='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The pieces of the page, by the `id` of the element that each fills.
@@ -33,6 +34,18 @@ struct Event<'a> {
     title: String,
     level: &'static str,
     pieces: BTreeMap<&'static str, &'a str>,
+    samples: Vec<Point>,
+}
+
+/// A sample, for who points at it in a chart: its age in seconds, jobs that ended a second, those that failed or
+/// expired, and the median and the 99th percentile of service times in milliseconds.
+type Point = (f64, f64, f64, Option<(f64, f64)>);
+
+fn point(now: Moment, sample: &Sample) -> Point {
+    let rounded = |value: f64| (value * 1000.0).round() / 1000.0;
+    let millis = |time: Duration| rounded(time.as_secs_f64() * 1000.0);
+    let service = sample.service.map(|(half, nearly_all)| (millis(half), millis(nearly_all)));
+    (rounded(now.since(sample.at).as_secs_f64()), rounded(sample.rate), rounded(sample.trouble), service)
 }
 
 /// The whole page, of a status or the reason why there is none.
@@ -65,8 +78,10 @@ pub fn event(now: Moment, status: Result<&Status, &str>, history: &History) -> S
     let health = Health::of(status);
     let pieces = pieces(now, status, &health, history);
     let pieces = pieces.iter().map(|(id, html)| (*id, html.as_str())).collect();
-    // Strings as JSON cannot fail.
-    serde_json::to_string(&Event { title: title(&health), level: level(&health), pieces }).unwrap_or_default()
+    let samples = history.total().iter().map(|sample| point(now, sample)).collect();
+    // Strings and numbers as JSON cannot fail.
+    let event = Event { title: title(&health), level: level(&health), pieces, samples };
+    serde_json::to_string(&event).unwrap_or_default()
 }
 
 fn title(health: &Health) -> String {
@@ -142,36 +157,48 @@ fn key_figures(status: &Status, history: &History) -> Html {
 
 fn charts(now: Moment, history: &History) -> Html {
     let series = history.total();
-    let last = series.back();
-    let scale = Scale::of_rates(series);
-    let words = last.map_or_else(String::new, |last| format!(": {} now", figures::rate(last.rate)));
-    let picture =
-        Picture::new(now, series, &scale, &format!("Jobs per second, the last five minutes{words}"));
-    let picture = picture.grid().area("fill", RATE, None).line("rate", RATE).line("trouble", TROUBLE);
+    let (span, last) = (Span::of(now, series), series.back());
     let mut html = Html::default();
+    let scale = Scale::of_rates(series);
+    let figure = last.map_or_else(String::new, |last| format!(": {} now", figures::rate(last.rate)));
+    let words = format!("Jobs per second, {}{figure}", span.words);
+    let picture = Picture::new(now, span, series, &scale, &words).grid();
+    let picture = picture.area("fill", RATE, None).line("rate", RATE).line("trouble", TROUBLE).done();
     let legend = "<span class=\"key rate\">ended</span> <span class=\"key trouble\">failed or expired</span>";
-    chart(&mut html, "Jobs per second", legend, &scale, &picture.done());
+    chart(&mut html, "rates", "Jobs per second", legend, (span, &scale), &picture);
     let scale = Scale::of_times(series);
-    let words = last.and_then(|last| last.service).map_or_else(String::new, |(half, nearly_all)| {
+    let figure = last.and_then(|last| last.service).map_or_else(String::new, |(half, nearly_all)| {
         format!(": median {}, 99 % within {} now", figures::time(half), figures::time(nearly_all))
     });
-    let picture = Picture::new(now, series, &scale, &format!("Service time, the last five minutes{words}"));
-    let picture = picture.grid().area("band", NEARLY_ALL, Some(HALF)).line("half", HALF);
+    let words = format!("Service time, {}{figure}", span.words);
+    let picture = Picture::new(now, span, series, &scale, &words).grid();
+    let picture =
+        picture.area("band", NEARLY_ALL, Some(HALF)).line("half", HALF).line("nearly", NEARLY_ALL).done();
     let legend = "<span class=\"key half\">median</span> <span class=\"key nearly\">99 % within</span>";
-    chart(&mut html, "Service time", legend, &scale, &picture.line("nearly", NEARLY_ALL).done());
+    chart(&mut html, "times", "Service time", legend, (span, &scale), &picture);
     html
 }
 
-fn chart(html: &mut Html, title: &'static str, legend: &'static str, scale: &Scale, picture: &Html) {
-    html.raw("<figure><figcaption><h2>").raw(title).raw("</h2> <span class=\"keys\">").raw(legend);
-    html.raw("</span></figcaption><div class=\"plot\"><div class=\"upright\" aria-hidden=\"true\">");
+/// A picture with its title, its scales, and room for what the pointer is on.
+fn chart(
+    html: &mut Html,
+    class: &'static str,
+    title: &'static str,
+    legend: &'static str,
+    (span, scale): (Span, &Scale),
+    picture: &Html,
+) {
+    html.raw("<figure class=\"").raw(class).raw("\"><figcaption><h2>").raw(title);
+    html.raw("</h2> <span class=\"keys\">").raw(legend).raw("</span></figcaption>");
+    html.raw("<div class=\"plot\"><div class=\"upright\" aria-hidden=\"true\">");
     for label in &scale.labels {
         html.around("<span>", label, "</span>");
     }
-    html.raw("</div>").append(picture).raw("</div><div class=\"across\" aria-hidden=\"true\">");
-    html.raw(
-        "<span>5 min ago</span><span>4</span><span>3</span><span>2</span><span>1</span><span>now</span>",
-    );
+    html.raw("</div><div class=\"picture\">").append(picture).raw("</div></div>");
+    html.raw("<div class=\"across\" aria-hidden=\"true\">");
+    for label in span.labels {
+        html.raw("<span>").raw(label).raw("</span>");
+    }
     html.raw("</div></figure>");
 }
 

@@ -120,3 +120,88 @@ impl Site {
 fn unavailable(reason: &str) -> Response {
     Response::text(503, format!("{reason}\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observer::example;
+    use crate::status::ServerState;
+
+    const NOW: Moment = Moment::from_nanos(5_000_000_000);
+    const UNIX_TIME: Duration = Duration::from_secs(1_700_000_000);
+
+    fn get(site: &Site, path: &str) -> (u16, String) {
+        let request = Request {
+            path: path.into(),
+            is_head: false,
+            accept: String::new(),
+            keep_alive: true,
+            is_old: false,
+        };
+        let Response { status, body, .. } = site.respond(NOW, &request);
+        let Body::Text(text) = body else { panic!("events at {path}") };
+        (status, text)
+    }
+
+    fn site(status: Result<Status, &str>) -> Site {
+        let mut site = Site::default();
+        site.handle_status(NOW, UNIX_TIME, status.map_err(str::to_owned));
+        site
+    }
+
+    #[test]
+    fn all_is_there_and_nothing_else() {
+        let (site, status) = (site(Ok(example::status())), example::status());
+        assert_eq!(get(&site, "/healthz"), (200, "ok\n".to_owned()));
+        assert_eq!(get(&site, "/readyz"), (200, "ready: Both secondaries serve\n".to_owned()));
+        assert_eq!(get(&site, "/status.json"), (200, status.to_json().unwrap() + "\n"));
+        assert!(get(&site, "/").1.starts_with("<!DOCTYPE html>"));
+        assert!(get(&site, "/metrics").1.contains("\nosps_start_time_seconds 1699996275.0\n"));
+        assert_eq!(get(&site, "/favicon.ico").0, 204);
+        for path in ["", "/x", "//", "/status.json/", "/../etc/passwd", "/%2e%2e", "*"] {
+            assert_eq!(get(&site, path).0, 404, "{path}");
+        }
+    }
+
+    #[test]
+    fn without_a_status_the_reason_is_told() {
+        for (site, reason) in [
+            (site(Err("no osps is running")), "no osps is running"),
+            (Site::default(), "Nothing was read yet"),
+        ] {
+            for path in ["/", "/metrics", "/healthz", "/readyz", "/status.json"] {
+                let (status, text) = get(&site, path);
+                assert!(status == 503 && text.contains(reason), "{path}: {status} {text}");
+            }
+            assert!(site.event(NOW).contains(reason));
+        }
+    }
+
+    #[test]
+    fn who_is_not_ready_says_what_is_missing() {
+        let mut status = example::status();
+        (status.servers[1].state, status.servers[2].state) = (ServerState::Suspect, ServerState::Down);
+        let expected =
+            "not ready: No secondary serves\nsecondary 1 does not answer probes\nsecondary 2 is down\n"
+                .to_owned();
+        assert_eq!(get(&site(Ok(status)), "/readyz"), (503, expected));
+    }
+
+    #[test]
+    fn the_start_of_a_system_does_not_move_with_the_wall_clock() {
+        let started = |site: &Site| {
+            let (_, text) = get(site, "/metrics");
+            text.lines().find(|line| line.starts_with("osps_start_time_seconds ")).unwrap().to_owned()
+        };
+        let mut site = site(Ok(example::status()));
+        let before = started(&site);
+        site.handle_status(NOW, UNIX_TIME + Duration::from_secs(77), Ok(example::status()));
+        assert_eq!(started(&site), before);
+        site.handle_status(
+            NOW,
+            UNIX_TIME + Duration::from_secs(77),
+            Ok(Status { pid: 7, ..example::status() }),
+        );
+        assert_ne!(started(&site), before, "another watchdog");
+    }
+}

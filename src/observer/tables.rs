@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::core::moment::Moment;
-use crate::observer::chart::{HALF, NEARLY_ALL, Picture, RATE, Scale, TROUBLE, coarse};
+use crate::observer::chart::{HALF, NEARLY_ALL, Picture, RATE, Scale, Span, TROUBLE, coarse};
 use crate::observer::figures;
 use crate::observer::history::{History, shown_types};
 use crate::observer::html::Html;
@@ -19,8 +19,8 @@ const MOST_DEATHS: usize = 12;
 /// Ports of a type that are shown one by one.
 const MOST_PORTS: usize = 6;
 
-/// A column: its heading, and its class.
-type Column = (&'static str, &'static str);
+/// A column: its heading, its class, and what stands before a value where there are no columns.
+type Column = (&'static str, &'static str, &'static str);
 
 /// A table that is being written.
 struct Table {
@@ -33,7 +33,7 @@ impl Table {
         let mut html = Html::default();
         html.raw("<table role=\"table\"><caption>").raw(caption).raw("</caption>");
         html.raw("<thead role=\"rowgroup\"><tr role=\"row\">");
-        for (heading, class) in columns {
+        for (heading, class, _) in columns {
             html.raw("<th scope=\"col\" role=\"columnheader\" class=\"").raw(class).raw("\">");
             html.raw(heading).raw("</th>");
         }
@@ -46,9 +46,9 @@ impl Table {
         debug_assert_eq!(cells.len() + 1, self.columns.len());
         self.html.raw("<tr role=\"row\" class=\"").raw(class).raw("\"><th scope=\"row\" role=\"rowheader\">");
         self.html.append(head).raw("</th>");
-        for ((heading, class), cell) in self.columns.iter().skip(1).zip(cells) {
-            self.html.raw("<td role=\"cell\" class=\"").raw(class).raw("\" data-label=\"").raw(heading);
-            self.html.raw("\">").append(cell).raw("</td>");
+        for ((_, class, label), cell) in self.columns.iter().skip(1).zip(cells) {
+            self.html.raw("<td role=\"cell\" class=\"").raw(class).raw("\" data-label=\"").raw(label);
+            self.html.raw("\"><div>").append(cell).raw("</div></td>");
         }
         self.html.raw("</tr>");
     }
@@ -93,16 +93,16 @@ fn left_out(html: &mut Html, number: usize, words: &'static str) {
 }
 
 const PROCESSES: &[Column] = &[
-    ("Process", "who"),
-    ("State", "state"),
-    ("Pid", "number"),
-    ("Jobs/s", "number"),
-    ("Open", "number"),
-    ("CPU", "number"),
-    ("Memory", "number"),
-    ("Round trip", "number"),
-    ("Restarts", "number"),
-    ("Kills", "number"),
+    ("Process", "who", "Process"),
+    ("State", "state", "State"),
+    ("Pid", "number", "Pid"),
+    ("Jobs/s", "number", "Jobs/s"),
+    ("Open", "number", "Open"),
+    ("CPU", "number", "CPU"),
+    ("Memory", "number", "Memory"),
+    ("Round trip", "number", "Round trip"),
+    ("Restarts", "number", "Restarts"),
+    ("Kills", "number", "Kills"),
 ];
 
 /// The tree of processes.
@@ -150,6 +150,8 @@ fn row_of(table: &mut Table, server: &Server, history: &History) {
         name.raw(" <span class=\"aside\">predecessor</span>");
     }
     let [cpu, memory] = usage(server.pid, server.usage, history);
+    // The observer has connections, and no jobs.
+    let open = if server.role == "observer" { or_dash(None) } else { count(server.open) };
     let of_slot = |number| if is_predecessor { or_dash(None) } else { count(number) };
     let mut restarts = of_slot(server.restarts);
     if server.recycled > 0 {
@@ -159,7 +161,7 @@ fn row_of(table: &mut Table, server: &Server, history: &History) {
         state(server.state, server.reason.unwrap_or_default()),
         or_dash(server.pid.map(|pid| pid.to_string())),
         or_dash(rate.map(figures::rate)),
-        count(server.open),
+        open,
         cpu,
         memory,
         or_dash(server.rtt_us.map(|micros| figures::time(Duration::from_micros(micros)))),
@@ -195,16 +197,16 @@ fn usage(pid: Option<u32>, usage: Usage, history: &History) -> [Html; 2] {
 }
 
 const REQUESTS: &[Column] = &[
-    ("Type", "who"),
-    ("Jobs/s", "number"),
-    ("Rate, 5 min", "picture"),
-    ("Served in", "number"),
-    ("Served in, 5 min", "picture"),
-    ("Waited", "number"),
-    ("Done", "number"),
-    ("Failed", "number"),
-    ("Expired", "number"),
-    ("Ports", "ports"),
+    ("Type", "who", "Type"),
+    ("Jobs/s", "number", "Jobs/s"),
+    ("Lately", "picture half", ""),
+    ("Served in", "number time", "Served in"),
+    ("Lately", "picture", ""),
+    ("Waited", "number time", "Waited"),
+    ("Done", "number", "Done"),
+    ("Failed", "number", "Failed"),
+    ("Expired", "number", "Expired"),
+    ("Ports", "ports", "Ports"),
 ];
 
 /// Request types, each with its last minutes.
@@ -223,13 +225,14 @@ pub fn requests(now: Moment, status: &Status, history: &History) -> Html {
 
 fn request(now: Moment, name: &str, status: &Status, history: &History) -> Option<[Html; 9]> {
     let ends = status.requests.get(name)?;
+    let span = Span::of(now, history.total());
     let series = history.of_type(name).map(coarse).unwrap_or_default();
     let rate = history.of_type(name).and_then(|series| Some(series.back()?.rate));
     let scale = Scale::of_rates(&series);
-    let rates = Picture::new(now, &series, &scale, "jobs per second, the last five minutes");
+    let rates = Picture::new(now, span, &series, &scale, &format!("Jobs per second, {}", span.words));
     let rates = rates.area("fill", RATE, None).line("rate", RATE).line("trouble", TROUBLE);
     let scale = Scale::of_times(&series);
-    let times = Picture::new(now, &series, &scale, "service times, the last five minutes");
+    let times = Picture::new(now, span, &series, &scale, &format!("Service times, {}", span.words));
     let times = times.area("band", NEARLY_ALL, Some(HALF)).line("half", HALF).line("nearly", NEARLY_ALL);
     let quantiles = history.quantiles(name);
     Some([
@@ -269,12 +272,12 @@ fn ports(name: &str, status: &Status) -> Html {
 }
 
 const OBITUARIES: &[Column] = &[
-    ("Who", "who"),
-    ("Pid", "number"),
-    ("When", "when"),
-    ("Cause", "cause"),
-    ("Why and how", "why"),
-    ("Jobs", "number"),
+    ("Who", "who", "Who"),
+    ("Pid", "number", "Pid"),
+    ("When", "when", "When"),
+    ("Cause", "cause", "Cause"),
+    ("Why and how", "why", "Why and how"),
+    ("Jobs", "number", "Jobs"),
 ];
 
 /// Who has died, the latest first.
