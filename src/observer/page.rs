@@ -21,7 +21,7 @@ const SCRIPT: &str = include_str!("page.js");
 /// What the page may do: use its own style and its own script, known by their hashes, and get events from where it
 /// came from. Nothing else is loaded, and nobody may frame it.
 pub const POLICY: &str = "default-src 'none'; \
-    style-src 'sha256-MHQUZ19u3//dtO1QawYGvsyUVj+wZY21jUwMq4o3/qQ='; \
+    style-src 'sha256-ImNT5eOlPEuO0APLzAShDw6NvMEtQrKh7SBagyf2yqw='; \
     script-src 'sha256-TrFbIkblgEjITRSqSLLilFTGfEgrMV2k5MOsmQwnnk8='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

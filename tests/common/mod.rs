@@ -72,6 +72,13 @@ pub fn example(name: &str) -> PathBuf {
     path
 }
 
+/// What `tests/browser/install.sh` has installed.
+pub fn installed(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools").join(name);
+    assert!(path.exists(), "{path:?} is missing: tests/browser/install.sh");
+    path
+}
+
 /// A command for the `osps-client` binary.
 pub fn osps_client() -> Command {
     Command::new(env!("CARGO_BIN_EXE_osps-client"))
