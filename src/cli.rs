@@ -19,6 +19,7 @@ use crate::os::rundir::Rundir;
 use crate::role;
 use crate::role::watchdog::Sources;
 use crate::status;
+use crate::top;
 use crate::wire::control::{self as wire, Request};
 
 pub use client::osps_client;
@@ -26,6 +27,11 @@ pub use stress::osps_stress;
 
 /// A configuration that is read again by a running system is no longer than this.
 const MOST_BYTES: u64 = 1 << 20;
+
+const TOP_HELP: &str = "Keys: q quits, ? explains the others and the columns. It reads shared memory and /proc, and \
+                        asks nobody: it works while servers hang. Without colours where NO_COLOR is set or TERM \
+                        names a terminal that has none, in ASCII where the locale is not UTF-8. Where standard output \
+                        is no terminal, or TERM is \"dumb\", it prints what \"osps status\" prints and ends.";
 
 #[derive(Debug, Parser)]
 #[command(
@@ -64,6 +70,13 @@ enum Command {
         /// As one JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// Show the same live in the terminal; where there is none, once
+    #[command(after_help = TOP_HELP)]
+    Top {
+        /// How long from one look to the next, at least 100ms
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
+        interval: Duration,
     },
     /// Stop the running system gracefully and wait until it has ended; again: at once
     Stop,
@@ -177,6 +190,14 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
                 print(&status.to_text())
             }
         }
+        Some(Command::Top { interval }) => {
+            let rundir = rundir(&load_for_tools()?);
+            if top::has_terminal() {
+                top::run(&rundir, interval)
+            } else {
+                print(&status::read(&rundir)?.to_text())
+            }
+        }
         Some(Command::Stop) => control::stop(&rundir(&load_for_tools()?)),
         Some(Command::Reload) => ask(Request::Reload),
         Some(Command::Scale { secondaries }) => ask(Request::Scale(secondaries)),
@@ -242,6 +263,18 @@ fn load_for_tools(common: &Common) -> Result<Config, Failure> {
 fn duration(text: &str) -> Result<Duration, String> {
     let time = humantime_serde::re::humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if time.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(time) }
+}
+
+/// How often `osps top` may look.
+fn interval(text: &str) -> Result<Duration, String> {
+    let (least, most) = (top::LEAST_INTERVAL, top::MOST_INTERVAL);
+    let interval = duration(text)?;
+    if (least..=most).contains(&interval) {
+        Ok(interval)
+    } else {
+        let [least, most] = [least, most].map(humantime_serde::re::humantime::format_duration);
+        Err(format!("must be from {least} to {most}"))
+    }
 }
 
 fn rundir(config: &Config) -> Rundir {

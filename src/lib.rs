@@ -18,7 +18,7 @@
 //! [`Server`] and [`handler`] are for who writes a handler of his own, [`client`] for who writes a
 //! client.
 //!
-//! [`stress`] is the load generator `osps-stress`.
+//! [`stress`] is the load generator `osps-stress`, [`top`] the live view `osps top`.
 //!
 //! `docs/design.md` says why it is so, `docs/protocol.md` what others may rely on.
 
@@ -35,6 +35,7 @@ pub mod role;
 pub mod server;
 pub mod status;
 pub mod stress;
+pub mod top;
 pub mod wire;
 
 pub use server::Server;

@@ -6,7 +6,7 @@
 //! each probe (`docs/performance.md`). One is installed all the same, for threads that should not be there.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use mio::event::Source;
 use mio::unix::SourceFd;
@@ -64,6 +64,12 @@ impl Signals {
             arrived.extend(signal);
         }
         Ok(())
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

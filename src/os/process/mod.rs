@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::net::sockopt::socket_peercred;
@@ -139,6 +139,22 @@ pub fn pass_to_this_thread(signals: &[rustix::process::Signal]) -> io::Result<()
         unsafe { sigaction(signal, &action) }?;
     }
     Ok(())
+}
+
+/// Does what a signal does by default to a process that takes it as an event: ends this one, or stops it until it is
+/// continued. Then it is an event again.
+///
+/// # Errors
+/// What `sigaction(2)`, `raise(3)` and `pthread_sigmask(3)` say.
+pub fn obey(signal: rustix::process::Signal) -> io::Result<()> {
+    let blocked: Signal = signal.as_raw().try_into()?;
+    disposition(blocked, SigHandler::SigDfl)?;
+    // It waits until it is let in.
+    raise(blocked)?;
+    let mask = SigSet::from(blocked);
+    mask.thread_unblock()?;
+    mask.thread_block()?;
+    pass_to_this_thread(&[signal])
 }
 
 extern "C" fn pass_on(signal: libc::c_int) {
