@@ -216,7 +216,9 @@ fn shows_a_frozen_secondary(columns: u16, rows: u16) {
     assert!(lines[2].contains("clients: "), "{}", lines[2]);
     assert!(lines.last().unwrap().starts_with("q quit  ? help"));
     let pid = system.pid(1);
-    assert_eq!(row(&lines, "secondary 1").unwrap()[..3], ["ready", "S", &pid.to_string()]);
+    // It may be at work, asleep, or suspected for a moment where the machine is busy.
+    let cells = row(&lines, "secondary 1").unwrap();
+    assert!(["S", "R"].contains(&cells[1]) && cells[2] == pid.to_string(), "{cells:?}");
     top.until("bars", |lines| lines[3..6].iter().any(|line| line.contains(['█', '▇', '▆', '▅'])));
     system.signal(pid, Signal::SIGSTOP);
     top.until("a suspect that is stopped", |lines| {
@@ -249,6 +251,7 @@ fn it_works_while_everybody_hangs() {
     let system = system(PATIENT);
     let mut top = Terminal::top(&system, (80, 24), &[]);
     top.line("the table", |line| line.starts_with("secondary 2"));
+    system.until("an answer", |status| System::server(status, 0)["answered_ms_ago"].is_u64());
     for pid in system.pids() {
         system.signal(pid, Signal::SIGSTOP);
     }
