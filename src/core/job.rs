@@ -74,6 +74,35 @@ impl End {
     }
 }
 
+/// A job that has ended, as whoever learns of its end knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its number.
+    pub number: JobNumber,
+    /// The request type; it may be none, where somebody has written over it.
+    pub kind: TypeIndex,
+    /// Who asked for it.
+    pub client: IpAddr,
+    /// When it was given.
+    pub given_at: Moment,
+    /// When it was claimed, if that is known.
+    pub claimed_at: Option<Moment>,
+    /// Who claimed it; zero where nobody has.
+    pub holder: Incarnation,
+    /// How it ended.
+    pub end: End,
+}
+
+impl Ended {
+    /// The job at an entry, while that is still its own; `None` where there is no such entry.
+    #[must_use]
+    pub fn at(table: &impl Table, index: u32, word: Word, end: End) -> Option<Self> {
+        let Job { kind, client, given_at, .. } = table.job(index)?;
+        let claimed_at = table.claimed_at(index).filter(|_| word.holder != 0);
+        Some(Self { number: word.number, kind, client, given_at, claimed_at, holder: word.holder, end })
+    }
+}
+
 /// Why a job has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::core::admission::Admission;
-use crate::core::job::{End, Incarnation, JobNumber, State, Table, Word};
+use crate::core::job::{End, Ended, Incarnation, JobNumber, State, Table, Word};
 use crate::core::moment::Moment;
 use crate::core::recycling::{Recycling, Wear, Worn};
 use crate::core::slots::GROUP_SIGNAL_WITHIN;
@@ -316,24 +316,27 @@ impl<T: Table> Service<T> {
         self.table.note_group(job.index, group);
     }
 
-    /// The exchange of a job is over: ends the job, and tells the principal.
-    pub fn handle_end(&mut self, now: Moment, job: JobRef, end: End) {
+    /// The exchange of a job is over: ends the job, and tells the principal. Returns what was known of it; `None`
+    /// where somebody else has ended it.
+    pub fn handle_end(&mut self, now: Moment, job: JobRef, end: End) -> Option<Ended> {
         self.open = self.open.saturating_sub(1);
         let word = self.table.state(job.index).ok().filter(|word| {
             word.state == State::Claimed && word.number == job.number && word.holder == self.incarnation
         });
         // Somebody else may have ended it, and has told.
-        let Some(word) = word else {
-            return;
-        };
+        let word = word?;
+        // The entry may be another job's as soon as this one has ended.
+        let ended = Ended::at(&self.table, job.index, word, end)?;
         self.table.note_end(job.index, now);
         if let End::Failed(reason) = end {
             self.table.note_reason(job.index, reason);
         }
-        if self.table.swap(job.index, word, word.in_state(end.state())) {
-            let command = if end == End::Done { Command::Fin(job) } else { Command::Err(job) };
-            self.actions.push_back(Action::Tell(command));
+        if !self.table.swap(job.index, word, word.in_state(end.state())) {
+            return None;
         }
+        let command = if end == End::Done { Command::Fin(job) } else { Command::Err(job) };
+        self.actions.push_back(Action::Tell(command));
+        Some(ended)
     }
 
     /// Jobs that it has claimed and not ended.

@@ -371,6 +371,7 @@ impl Machine {
     pub fn turn_is_over(&mut self, proc: Proc, memory: Option<Memory>) {
         let Some(mut memory) = memory else {
             self.audit.coverage.count("died in the middle of a turn");
+            self.audit.records.cut_short(proc);
             self.end(proc, Exit::Signal(9));
             self.audit_facts();
             self.audit_after_crash();

@@ -163,6 +163,9 @@ const MUST_HAPPEN: &[&str] = &[
     "killed: TimeLimit",
     "no room for who came uninvited",
     "ordered to drain",
+    "recorded: Done",
+    "recorded: Expired",
+    "recorded: Failed",
     "recovered",
     "recycled",
     "recycled, and took longer than grace",
@@ -280,7 +283,7 @@ fn a_seed_has_one_world() {
 #[test]
 fn who_is_wrong_is_found_out() {
     use Rule as R;
-    let wrongs: [(Sabotage, &[Rule]); 40] = [
+    let wrongs: [(Sabotage, &[Rule]); 41] = [
         (Sabotage::DropAnswers, &[R::AnswersProtect]),
         (Sabotage::ForgetExits, &[R::NobodyForgotten, R::NothingToTheDead]),
         (Sabotage::TrustTooEarly, &[R::ProbeOnlyTheReady]),
@@ -309,6 +312,7 @@ fn who_is_wrong_is_found_out() {
         (Sabotage::ReportTwice, &[R::ReportsAreTrue]),
         (Sabotage::ForgetStarts, &[R::ReportsAreTrue, R::UnclaimedExact]),
         (Sabotage::ForgetExpiries, &[R::Reported, R::UnclaimedExact]),
+        (Sabotage::ForgetRecords, &[R::RecordedOnce]),
         (Sabotage::ForgetReasons, &[R::ReportsAreTrue]),
         (Sabotage::ForgetUninvited, &[R::Recovers]),
         (Sabotage::ForgetTracked, &[R::ItsOwnJob]),

@@ -60,6 +60,8 @@ pub enum Sabotage {
     ForgetStarts,
     /// does not tell that nobody came for a job.
     ForgetExpiries,
+    /// leaves no record of jobs of which no secondary can tell.
+    ForgetRecords,
     /// does not look why a job failed.
     ForgetReasons,
     /// does not hear that somebody came uninvited.

@@ -174,7 +174,9 @@ impl Secondary {
         self.until.remove(&conn);
         sys.system_call();
         sys.close(conn, if end == End::Done { Step::Closed(conn) } else { Step::Broken(conn) });
-        self.service.handle_end(self.now, job, end);
+        if let Some(ended) = self.service.handle_end(self.now, job, end) {
+            sys.audit_record(&ended);
+        }
     }
 
     pub fn read_tube(&mut self, sys: &mut Machine) -> Progress {

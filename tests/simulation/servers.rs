@@ -143,6 +143,12 @@ impl Principal {
                     sys.complain(Rule::BooksExact, format!("entry {entry} of slot {slot} had to be mended"));
                 }
                 // Nobody runs commands here.
+                Action::Ended { job, .. } => {
+                    // Who forgets reasons is to be found out by what clients hear.
+                    if !matches!(sys.sabotage, Sabotage::ForgetRecords | Sabotage::ForgetReasons) {
+                        sys.audit_record(&job);
+                    }
+                }
                 Action::EndFamily { .. } => {}
                 Action::RefuseWaiting => self.refuse_all_waiting(sys),
                 Action::StopAccepting => self.stop_accepting(sys),

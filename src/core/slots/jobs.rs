@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use crate::core::crowd::Network;
 use crate::core::dispatch::NoSlot;
 use crate::core::following::News;
-use crate::core::job::{ClientId, End, Garbage, Incarnation, Job, JobNumber, Reason, State, Table, Word};
+use crate::core::job::{
+    ClientId, End, Ended, Garbage, Incarnation, Job, JobNumber, Reason, State, Table, Word,
+};
 use crate::core::moment::Moment;
 use crate::core::slots::{Action, Books, Followed, Given, Placed, Slot, Slots, Timer};
 use crate::wire::tube::{Command, JobRef};
@@ -319,8 +321,23 @@ impl<B: Books> Slots<B> {
         let given = slot.given[entry as usize];
         // What stands there may be of an earlier job, unless this one's secondary has ended it.
         let told = self.books.table(index).reason(entry).filter(|_| word.holder != 0);
-        let reason = given.lost.or(told);
+        let end = match word.state {
+            State::Done => End::Done,
+            State::Expired => End::Expired,
+            State::Failed | State::Free | State::Waiting | State::Claimed => {
+                End::Failed(given.lost.or(told).unwrap_or(Reason::SecondaryLost))
+            }
+        };
+        // A secondary that ends a job says why it fails, and tells of it.
+        let is_told = match end {
+            End::Done => word.holder != 0,
+            End::Failed(_) => given.lost.is_none() && told.is_some(),
+            End::Expired => false,
+        };
+        let ended = Ended::at(self.books.table(index), entry, word, end);
         if self.books.settle(index, entry, word) {
+            let untold = ended.filter(|_| !is_told);
+            self.actions.extend(untold.map(|job| Action::Ended { slot: index, job }));
             slot.given[entry as usize] = Given::default();
             slot.free.push(entry);
             given.network.into_iter().for_each(|network| self.shares.remove(network));
@@ -330,13 +347,6 @@ impl<B: Books> Slots<B> {
         if let Given { number, client: Some(client), tracked, claimed: was_claimed, .. } = given
             && (tracked || !was_claimed)
         {
-            let end = match word.state {
-                State::Done => End::Done,
-                State::Expired => End::Expired,
-                State::Failed | State::Free | State::Waiting | State::Claimed => {
-                    End::Failed(reason.unwrap_or(Reason::SecondaryLost))
-                }
-            };
             self.actions.push_back(Action::Report { client, number, news: News::Ended { end, was_claimed } });
         }
     }
@@ -349,5 +359,82 @@ impl<B: Books> Slots<B> {
         let load = self.dispatch.load_mut(slot);
         load.open = change(load.open);
         self.books.set_open(slot, load.open);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::slots::tests::{PlainBooks, at, claim, job, serving};
+
+    /// A job that waits in the slot 0, and where.
+    fn given(books: &PlainBooks) -> (Slots<&PlainBooks>, JobRef) {
+        let mut slots = serving(books);
+        slots.handle_suspicion(at(2), 1, 1, true);
+        let number = slots.give(job(at(2)), None).unwrap().number;
+        let is_its = |entry: &u32| books.tables[0].state(*entry).unwrap().number == number;
+        let index = (0..2).find(is_its).unwrap();
+        (slots, JobRef { index, number })
+    }
+
+    /// The jobs of which the principal is to tell: who had claimed them, since when, and how they ended.
+    fn told(slots: &mut Slots<&PlainBooks>) -> Vec<(Incarnation, Option<Moment>, End)> {
+        let ended = std::iter::from_fn(|| slots.poll_action()).filter_map(|action| match action {
+            Action::Ended { slot: 0, job } => Some((job.holder, job.claimed_at, job.end)),
+            _ => None,
+        });
+        ended.collect()
+    }
+
+    #[test]
+    fn of_a_job_that_its_secondary_has_ended_that_one_tells() {
+        for end in [End::Done, End::Failed(Reason::Exit(3))] {
+            let books = PlainBooks::default();
+            let (mut slots, job) = given(&books);
+            claim(&books, 0, job.index, 1);
+            if let End::Failed(reason) = end {
+                books.tables[0].note_reason(job.index, reason);
+            }
+            let word = books.tables[0].state(job.index).unwrap();
+            books.tables[0].overwrite(job.index, word.in_state(end.state()));
+            slots.handle_end(0, job);
+            assert_eq!((told(&mut slots), slots.dispatch().open()), (vec![], 0));
+        }
+    }
+
+    #[test]
+    fn of_all_others_the_principal_tells_once() {
+        let lost = End::Failed(Reason::SecondaryLost);
+        let books = PlainBooks::default();
+        let (mut slots, job) = given(&books);
+        claim(&books, 0, job.index, 1);
+        books.tables[0].note_claim(job.index, at(9));
+        // It was about to fail: that is its own reason, and not what ended it.
+        books.tables[0].note_reason(job.index, Reason::TimeLimit);
+        slots.handle_exited(at(2000), 0, 1, false);
+        slots.look_through(0);
+        assert_eq!(told(&mut slots), [(1, Some(at(9)), lost)]);
+
+        let books = PlainBooks::default();
+        let (mut slots, _) = given(&books);
+        slots.handle_timeout(at(5002));
+        slots.look_through(0);
+        assert_eq!(told(&mut slots), [(0, None, End::Expired)]);
+
+        let books = PlainBooks::default();
+        let (mut slots, job) = given(&books);
+        books.tables[0].overwrite(job.index, Word::waiting(77));
+        slots.look_through(0);
+        assert_eq!(told(&mut slots), [(0, None, lost)], "somebody has written over it");
+
+        // A principal dies when it has failed a job, and before that is in the books.
+        let books = PlainBooks::default();
+        let (_, job) = given(&books);
+        claim(&books, 0, job.index, 1);
+        let word = books.tables[0].state(job.index).unwrap();
+        books.tables[0].overwrite(job.index, word.in_state(State::Failed));
+        let mut second = Slots::new(&books, 2, crate::core::slots::tests::SETTINGS, 2);
+        second.handle_takeover(at(3), vec![vec![], vec![]]);
+        assert_eq!(told(&mut second), [(1, None, lost)]);
     }
 }

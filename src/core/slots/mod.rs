@@ -21,7 +21,7 @@ use std::time::Duration;
 use crate::core::crowd::Network;
 use crate::core::dispatch::Dispatch;
 use crate::core::following::News;
-use crate::core::job::{ClientId, Incarnation, Job, JobNumber, Reason, Table, Word};
+use crate::core::job::{ClientId, Ended, Incarnation, Job, JobNumber, Reason, Table, Word};
 use crate::core::list::{Ends, Links};
 use crate::core::moment::Moment;
 use crate::core::restart::Restart;
@@ -152,6 +152,13 @@ pub enum Action {
         number: JobNumber,
         /// What.
         news: News,
+    },
+    /// A job has ended of which no secondary can tell: nobody came for it, or it was lost with its own.
+    Ended {
+        /// Where it was given.
+        slot: usize,
+        /// The job.
+        job: Ended,
     },
     /// Refuse the requests that wait for a secondary.
     RefuseWaiting,

@@ -12,7 +12,7 @@ use crate::wire::tube::JobRef;
 
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CAPACITY: usize = 2;
-const SETTINGS: Settings =
+pub(super) const SETTINGS: Settings =
     Settings { max_jobs: 2, claim_within: Duration::from_secs(5), grace: Duration::from_secs(10) };
 
 /// A job table in plain memory.
@@ -141,8 +141,10 @@ pub(super) fn job(now: Moment) -> Job {
     Job { kind: 0, client: HOME, given_at: now, jeton: None }
 }
 
+/// All but what is told of jobs that have ended: that is `super::jobs`' own.
 pub(super) fn actions(slots: &mut Slots<&PlainBooks>) -> Vec<Action> {
-    std::iter::from_fn(|| slots.poll_action()).collect()
+    let all = std::iter::from_fn(|| slots.poll_action());
+    all.filter(|action| !matches!(action, Action::Ended { .. })).collect()
 }
 
 /// Two slots whose first secondaries are ready.

@@ -83,6 +83,8 @@ impl Principal {
                         "secondary {number}: somebody wrote into entry {entry} of the job table: mended"
                     );
                 }
+                // The books know of it.
+                Action::Ended { .. } => {}
                 Action::EndFamily { group } => self.end_family(reactor, group),
                 Action::Report { client, number, news } => self.report(reactor, client, number, news),
                 Action::RefuseWaiting => {

@@ -31,6 +31,8 @@ pub struct Story {
     /// The principal that killed its holder because its handler did not come back in time.
     timed_out: Option<Proc>,
     pub end: Option<End>,
+    /// Who has written its end into its table.
+    pub ended_by: Option<Proc>,
 }
 
 fn ending(state: State) -> usize {
@@ -66,7 +68,20 @@ impl Machine {
         self.audit.coverage.count("given");
         let Job { kind, client, given_at, jeton } = job;
         let (claimed_by, blamed, until, timed_out, end) = (None, None, None, None, None);
-        let story = Story { slot, kind, client, given_at, jeton, claimed_by, blamed, until, timed_out, end };
+        let ended_by = None;
+        let story = Story {
+            slot,
+            kind,
+            client,
+            given_at,
+            jeton,
+            claimed_by,
+            blamed,
+            until,
+            timed_out,
+            end,
+            ended_by,
+        };
         self.audit.reports.given(number, jeton);
         let again = self.audit.stories.insert(number, story).is_some();
         self.ensure(!again, Rule::BooksExact, || format!("number {number} was given twice"));
@@ -155,7 +170,8 @@ impl Machine {
             _ if story.timed_out == Some(fact.by) => End::Failed(Reason::TimeLimit),
             _ => End::Failed(Reason::SecondaryLost),
         };
-        self.audit.stories.entry(number).and_modify(|story| story.end = Some(end));
+        let by = Some(fact.by);
+        self.audit.stories.entry(number).and_modify(|story| (story.end, story.ended_by) = (Some(end), by));
         self.audit.by_type[story.kind][ending(word.state)] += 1;
         self.audit.by_slot[story.slot][ending(word.state)] += 1;
     }
@@ -230,6 +246,7 @@ impl Machine {
     /// When nothing is open, the books say exactly what happened.
     pub fn audit_closed_books(&mut self) {
         self.audit_books();
+        self.audit_each_end_was_recorded();
         let audit = &self.audit;
         let by_type: Vec<[u64; 3]> = (0..TYPES)
             .map(|kind| audit.page.ends(kind))

@@ -1,6 +1,7 @@
 //! What may never happen, and what must, checked against the world itself.
 
 mod jobs;
+mod records;
 mod reports;
 mod rest;
 mod succession;
@@ -23,6 +24,7 @@ use crate::machine::Proc;
 use crate::net::ConnId;
 use crate::plan::{Plan, TYPES};
 use jobs::Story;
+use records::Records;
 use reports::Reports;
 use rest::Stage;
 use succession::Succession;
@@ -72,6 +74,8 @@ pub enum Rule {
     ReportsAreTrue,
     /// A job counts as unclaimed until it is reported, and no longer.
     UnclaimedExact,
+    /// A job that has ended has one record, of the end that it had.
+    RecordedOnce,
     /// Nobody is turned away while a job waits for it, or without a reason.
     NobodyRejected,
     /// One principal at a time writes in books, tables and its record.
@@ -152,6 +156,7 @@ pub struct Audit {
     stories: BTreeMap<JobNumber, Story>,
     conns: BTreeMap<JobNumber, ConnId>,
     reports: Reports,
+    pub records: Records,
     /// Ends that happened, by type and by slot: done, failed, expired.
     by_type: [[u64; 3]; TYPES],
     by_slot: Vec<[u64; 3]>,
@@ -185,6 +190,7 @@ impl Audit {
             stories: BTreeMap::new(),
             conns: BTreeMap::new(),
             reports: Reports::default(),
+            records: Records::default(),
             by_type: [[0; 3]; TYPES],
             by_slot: vec![[0; 3]; slots],
             succession: Succession::default(),
