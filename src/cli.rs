@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, DEFAULT_FILE};
@@ -21,6 +22,7 @@ use crate::role::watchdog::Sources;
 use crate::status;
 use crate::top;
 use crate::wire::control::{self as wire, Request};
+use crate::wire::logline::{Format, Logging};
 
 pub use client::osps_client;
 pub use stress::osps_stress;
@@ -40,13 +42,17 @@ const TOP_HELP: &str = "Keys: q quits, ? explains the others and the columns. It
     about = "A process-supervised TCP server: watchdog, principal and secondaries",
     long_about = "A process-supervised TCP server. Without a command it runs in the foreground: a watchdog \
                   starts the principal, the principal starts the secondaries. Stop it with Ctrl-C or \"osps stop\".",
-    after_help = "Logs go to standard error; RUST_LOG sets their level (default info). \
+    after_help = "Logs go to standard error; RUST_LOG sets their level (default info), --log-format or log_format their \
+                  format, access_log = true a record for each job. \
                   Exit codes: 0, 64 usage, 69 unavailable, 70 internal, 71 a server that could not be executed, \
                   73 cannot create, 75 already running, 77 no permission, 78 configuration."
 )]
 struct Osps {
     #[command(flatten)]
     common: Common,
+    /// For whom the log is written, over what the configuration says (log_format): people, or programs
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = format())]
+    log_format: Option<Format>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -130,6 +136,12 @@ pub fn commands() -> [clap::Command; 3] {
     [Osps::command(), client::Arguments::command(), stress::Arguments::command()]
 }
 
+/// A format of the log.
+fn format() -> impl TypedValueParser<Value = Format> {
+    let names = PossibleValuesParser::new(Format::ALL.map(|(_, name)| name));
+    names.map(|name| Format::named(&name).unwrap_or_default())
+}
+
 /// Runs `osps`, or a program of one's own that is `osps` with these handlers.
 #[must_use]
 pub fn osps(registry: &Registry) -> ExitCode {
@@ -164,8 +176,8 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
     let load_for_tools = || load_for_tools(&osps.common);
     let ask = |request| control::ask(&rundir(&load_for_tools()?), request);
     let load = || {
-        Config::load_with(config.as_deref(), runtime_dir.as_deref(), &registry.names())
-            .map_err(config_failure)
+        let loaded = Config::load_with(config.as_deref(), runtime_dir.as_deref(), &registry.names());
+        loaded.map(|config| in_format(config, osps.log_format)).map_err(config_failure)
     };
     // Before anything is begun, not by the tools: to make a handler may take a while.
     let try_handlers = |config: Config| match registry.check(&config) {
@@ -174,8 +186,12 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
     };
     match osps.command {
         None => {
-            let config = try_handlers(load()?)?;
-            role::watchdog::run(config, sources(&osps.common))
+            // Who cannot start says so in the format that was asked for.
+            let format = osps.log_format.unwrap_or_default();
+            crate::os::log::set_logging(Logging { format, access: false });
+            let config = load()?;
+            crate::os::log::set_logging(config.logging());
+            role::watchdog::run(try_handlers(config)?, sources(&osps.common, osps.log_format))
         }
         Some(Command::Check) => {
             let toml = try_handlers(load()?)?.to_toml().map_err(|error| Failure::new(Code::Config, error))?;
@@ -208,8 +224,13 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
     }
 }
 
+/// What was said on the command line is over what the file says.
+fn in_format(config: Config, format: Option<Format>) -> Config {
+    Config { log_format: format.unwrap_or(config.log_format), ..config }
+}
+
 /// Where a reload finds what is to be in force then: handlers are tried by the new principal.
-fn sources(common: &Common) -> Sources {
+fn sources(common: &Common, format: Option<Format>) -> Sources {
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     // What was found at the start is read again, and no other.
     let found = Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
@@ -230,7 +251,8 @@ fn sources(common: &Common) -> Sources {
         let (file, runtime_dir) = (file.as_deref(), runtime_dir.as_deref());
         let config = Config::load_for_tools(file, runtime_dir).map_err(config_failure)?;
         let handlers: Vec<&str> = config.request.iter().map(|request| request.handler.name()).collect();
-        Config::load_with(file, runtime_dir, &handlers).map_err(config_failure)
+        let loaded = Config::load_with(file, runtime_dir, &handlers).map_err(config_failure)?;
+        Ok(in_format(loaded, format))
     };
     Sources { configuration: Box::new(configuration), program: executed() }
 }
@@ -312,6 +334,6 @@ fn print(text: &str) -> Result<ExitCode, Failure> {
 }
 
 fn fail(program: &str, failure: &Failure) -> ExitCode {
-    crate::os::log::Lines::stderr().line(format!("{program}: {failure}\n").as_bytes());
+    crate::os::log::last_words(program, failure);
     failure.code.into()
 }

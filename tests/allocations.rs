@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -57,20 +58,24 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     println!("\nrunning 1 test");
-    a_request_allocates_nothing();
+    // Records of jobs cost none either.
+    ["", "access_log = true"].into_iter().for_each(a_request_allocates_nothing);
     println!("test a_request_allocates_nothing ... ok");
     println!("\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
     ExitCode::SUCCESS
 }
 
-fn a_request_allocates_nothing() {
+fn a_request_allocates_nothing(keys: &str) {
     // Nobody is probed meanwhile: that is not part of a request.
     let times = "[watchdog]\nperiod = \"60s\"\nsuspect_after = \"100s\"\nkill_after = \"200s\"\n";
-    let system = System::start_by("secondaries = 2", &format!("{REQUESTS}{times}"), |command| {
-        let mut server = Command::new(std::env::current_exe().unwrap());
-        server.args(command.get_args()).env(IS_SERVER, "1");
-        server
-    });
+    let system =
+        System::start_by(&format!("secondaries = 2\n{keys}"), &format!("{REQUESTS}{times}"), |command| {
+            let mut server = Command::new(std::env::current_exe().unwrap());
+            let config = command.get_args().last().map(Path::new).unwrap();
+            let log = File::options().append(true).open(config.with_file_name("stderr")).unwrap();
+            server.args(command.get_args()).env(IS_SERVER, "1").stderr(log);
+            server
+        });
     system.all_ready();
     let servers = &system.pids()[1..];
     let mut controls: Vec<TcpStream> = (0..4).map(|_| connect(system.address())).collect();
@@ -85,7 +90,9 @@ fn a_request_allocates_nothing() {
     // One more round trip for each, so that all have settled what they had to do.
     work(&mut controls, 8);
     let after: Vec<u64> = servers.iter().map(|&pid| allocations(pid)).collect();
-    assert_eq!(after, before, "principal, then secondaries, in {COUNTED} requests");
+    assert_eq!(after, before, "principal, then secondaries, in {COUNTED} requests, with \"{keys}\"");
+    let records = system.log().matches("access job=").count();
+    assert_eq!(records > COUNTED, !keys.is_empty(), "{records} records");
     system.books_are_exact();
 }
 

@@ -231,6 +231,19 @@ fn a_handler_that_panics_costs_the_jobs_of_its_process_and_nobody_else() {
 }
 
 #[test]
+fn a_panic_is_a_line_of_the_log_like_any_other() {
+    let system = System::start_example("primes", "secondaries = 1\nlog_format = \"json\"", PRIMES);
+    let mut panics = Tracked::begin(&system, "primes");
+    panics.data.write_all(b"17\n").unwrap();
+    assert_eq!(panics.end(), "secondary lost");
+    let lines = system.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>();
+    let says = |line: &&Value| line["message"].as_str().unwrap().starts_with("panicked at ");
+    let panicked = lines.iter().find(says).unwrap();
+    assert!(panicked["message"].as_str().unwrap().contains("somebody asked for 17"), "{panicked}");
+    assert_eq!((&panicked["level"], &panicked["role"]), (&"error".into(), &"secondary".into()));
+}
+
+#[test]
 fn a_job_that_waits_on_a_timer_for_too_long_fails_and_its_process_goes_on() {
     let slow =
         "[[request]]\nname = \"slow\"\nhandler = \"delay\"\ndelay = \"100s\"\ntime_limit = \"100ms\"\n";

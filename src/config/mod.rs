@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::core::supervision::Settings;
+use crate::wire::logline::{Format, Logging};
 
 pub use data_ports::DataPorts;
 pub use listen::{Address, Listen};
@@ -116,6 +117,10 @@ pub struct Config {
     /// With which group; where only `user` is given, that user's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// For whom the log is written.
+    pub log_format: Format,
+    /// The log has a record of each job that has ended.
+    pub access_log: bool,
     /// Supervision times.
     pub watchdog: Watchdog,
     /// The request types.
@@ -185,6 +190,8 @@ impl Config {
             max_memory: None,
             user: None,
             group: None,
+            log_format: Format::Human,
+            access_log: false,
             watchdog: Watchdog::default(),
             request: vec![
                 request("requetetype1", Handler::Delay, Some(20)),
@@ -287,6 +294,12 @@ impl Config {
         toml::to_string(self)
     }
 
+    /// What it says of the log.
+    #[must_use]
+    pub fn logging(&self) -> Logging {
+        Logging { format: self.log_format, access: self.access_log }
+    }
+
     /// The times of supervision, for the core.
     #[must_use]
     pub fn supervision(&self) -> Settings {
@@ -324,7 +337,8 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
         "environment" => "; a table is wanted, such as { LC_ALL = \"C\" }",
         "read" | "write" => "; a list of paths is wanted, such as [\"/usr\", \"/etc\"]",
         "user" | "group" => "; a name is wanted, in quotes",
-        "no_new_privs" => "; true or false is wanted",
+        "no_new_privs" | "access_log" => "; true or false is wanted",
+        "log_format" => "; \"human\" or \"json\" is wanted",
         "settings" => "; a table is wanted, such as { limit = 5 }",
         "runtime_dir" => "; a path such as \"/run/osps\" is wanted",
         _ => "",
@@ -433,6 +447,8 @@ mod tests {
             ("[[request]]\nname = \"a b\"\nhandler = \"echo\"", &["request.name", "a b"]),
             ("[[request]]\nname = \"a\"\nhandler = \"exek\"", &["request.handler", "exek", "exec", "delay"]),
             ("[[request]]\nname = \"a\"\nhandler = \"delay\"", &["request.delay", "\"a\"", "20ms"]),
+            ("log_format = \"xml\"", &["log_format", "xml", "\"human\"", "\"json\""]),
+            ("access_log = 1", &["access_log = 1", "true or false"]),
             ("admission = \"all\"", &["admission", "all", "address", "open"]),
             ("listen = ", &["line 1"]),
             ("\nclaim_within = \"5\"", &["line 2", "claim_within", "\"5\"", "10s"]),

@@ -17,6 +17,18 @@ pub enum Role {
     Observer,
 }
 
+impl Role {
+    /// `principal`, `secondary` or `observer`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Principal => "principal",
+            Self::Secondary => "secondary",
+            Self::Observer => "observer",
+        }
+    }
+}
+
 /// Names one process of the tree, for ever: no successor has the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name {

@@ -14,7 +14,7 @@
 use std::fmt;
 
 use crate::core::moment::Moment;
-use crate::core::name::{Name, Role};
+use crate::core::name::Name;
 use crate::core::supervision::Reason;
 use crate::os::pidfd::Exit;
 use crate::page::Page;
@@ -63,12 +63,7 @@ impl fmt::Display for Obituary {
     /// One line of `key=value` pairs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Name { role, slot, incarnation } = self.name;
-        write!(
-            f,
-            "obituary role={} slot={slot} incarnation={incarnation} pid={}",
-            role_name(role),
-            self.pid
-        )?;
+        write!(f, "obituary role={} slot={slot} incarnation={incarnation} pid={}", role.as_str(), self.pid)?;
         if self.recycled {
             write!(f, " cause=\"recycled\"")?;
         } else if let Some(exit) = self.exit {
@@ -92,21 +87,33 @@ impl fmt::Display for Obituary {
 }
 
 impl Obituary {
+    /// Writes it to the log: one line, for programs with its fields by the names that `status` has for them.
+    pub fn tell(&self, level: log::Level) {
+        let killed = self.killed.as_ref();
+        let cause =
+            if self.recycled { Some("recycled".to_owned()) } else { self.exit.map(|exit| exit.to_string()) };
+        log::log!(
+            target: crate::os::log::OBITUARY,
+            level,
+            role = self.name.role.as_str(),
+            slot = self.name.slot,
+            incarnation = self.name.incarnation,
+            pid = self.pid,
+            cause = cause.as_deref(),
+            killed = killed.map(|killed| killed.reason.as_str()),
+            state = killed.and_then(|killed| killed.letter),
+            wchan = killed.map(|killed| killed.wchan.as_str()).filter(|wchan| !wchan.is_empty()),
+            answered_ms_before = self.answered_ms(),
+            jobs = self.jobs;
+            "{self}"
+        );
+    }
+
     /// How long before its death it answered last, in ms.
     #[must_use]
     pub fn answered_ms(&self) -> Option<u64> {
         let since = self.at.since(self.answered_at?);
         Some(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-    }
-}
-
-/// `principal`, `secondary` or `observer`.
-#[must_use]
-pub fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Principal => "principal",
-        Role::Secondary => "secondary",
-        Role::Observer => "observer",
     }
 }
 

@@ -8,7 +8,7 @@
 //! | 10 | when it started (monotonic ns) |
 //! | 11 | how often the principal was started again |
 //! | 12 | 1 once a stop was asked for |
-//! | 13 | at which level all log: 0 as they were started, 1 off, 2 error ... 6 trace |
+//! | 13 | at which level all log (low byte: 0 as they were started, 1 off, 2 error ... 6 trace), and how (next byte: 0 as they were started, else [`Logging::pack`]) |
 //! | 14 | the pid of the principal that hands over, or has handed over last, to a successor |
 //! | 15 | kills of observers |
 //! | 16.. | kills by slot: word 0 the principal, word n secondary n |
@@ -19,6 +19,8 @@
 //!
 //! A record: name (role, slot, incarnation; 0: unused), pid, start time, probe number,
 //! when it was sent, verdict, round trip of the last answer in ns, spare.
+
+mod log;
 
 use std::path::Path;
 
@@ -32,7 +34,6 @@ use crate::page::obituary::{self, Ring};
 use crate::page::principal::{MAX_SLOTS, Room};
 use crate::page::{Access, HEADER_WORDS, Kind, Page, PageError, Source};
 use crate::wire::client::MAX_NAME_BYTES;
-use crate::wire::control::Level;
 
 const SELF_AT: usize = HEADER_WORDS;
 const KILLS_AT: usize = 16;
@@ -229,18 +230,6 @@ impl WatchdogPage {
     /// Tells everybody whether a stop was asked for.
     pub fn set_stopping(&self, stopping: bool) {
         self.page.set(SELF_AT + 4, u64::from(stopping));
-    }
-
-    /// At which level all are to log; `None`: as they were started.
-    #[must_use]
-    pub fn log_level(&self) -> Option<Level> {
-        let index = usize::try_from(self.page.get(SELF_AT + 5)).ok()?.checked_sub(1)?;
-        Level::ALL.get(index).map(|&(level, _)| level)
-    }
-
-    /// Tells everybody at which level to log.
-    pub fn set_log_level(&self, level: Option<Level>) {
-        self.page.set(SELF_AT + 5, level.map_or(0, |level| level as u64 + 1));
     }
 
     /// Whether that principal hands over, or has handed over, to a successor: its end is no loss.

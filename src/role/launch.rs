@@ -34,6 +34,7 @@ use crate::os::pidfd::Pidfd;
 use crate::os::process;
 use crate::page::LAYOUT_VERSION;
 use crate::wire::client::TypeIndex;
+use crate::wire::logline::{Logging, Speaker};
 use crate::wire::succession::Word;
 
 const SHEET: RawFd = 3;
@@ -92,10 +93,16 @@ pub struct Sheet {
     pub open_files: u64,
 }
 
-/// What every version of a sheet has.
+/// What every version of a sheet has, and what is to be known of the log before all else.
 #[derive(Deserialize)]
 struct Layout {
     layout: u32,
+    #[serde(default)]
+    slot: u16,
+    #[serde(default)]
+    incarnation: Incarnation,
+    #[serde(default)]
+    config: Logging,
 }
 
 impl Sheet {
@@ -182,12 +189,12 @@ pub fn spawn(
     process::spawn(program, &role, &descriptors)
 }
 
-/// Takes what the parent left under the known numbers.
+/// Takes what the parent left under the known numbers, and begins the log.
 ///
 /// # Errors
 /// A [`Failure`] where this process was not started by a watchdog or principal.
 pub fn receive(role: Role) -> Result<Launched, Failure> {
-    let sheet = read_sheet().inspect_err(|failure| refuse(role, failure))?;
+    let sheet = read_sheet(role).inspect_err(|failure| refuse(role, failure))?;
     if sheet.name().role != role {
         return Err(Failure::new(Code::Usage, "the launch sheet is for another role"));
     }
@@ -220,7 +227,7 @@ fn parent_lives(sheet: &Sheet) -> Result<(), Failure> {
     Err(Failure::new(Code::Unavailable, "the parent died during the start"))
 }
 
-fn read_sheet() -> Result<Sheet, Failure> {
+fn read_sheet(role: Role) -> Result<Sheet, Failure> {
     let by_hand = || {
         Failure::new(
             Code::Usage,
@@ -231,7 +238,10 @@ fn read_sheet() -> Result<Sheet, Failure> {
     let mut file = File::from(process::inherited(SHEET).map_err(|_| by_hand())?);
     // What fails for want of something is no reason to say that this server cannot start.
     file.read_to_end(&mut json).map_err(|error| Failure::internal("read the launch sheet", &error))?;
-    let Layout { layout } = serde_json::from_slice(&json).map_err(|_| by_hand())?;
+    let Layout { layout, slot, incarnation, config } =
+        serde_json::from_slice(&json).map_err(|_| by_hand())?;
+    let name = Some(Name { role, slot, incarnation });
+    crate::os::log::init(Speaker { name, pid: std::process::id() }, config);
     if layout != LAYOUT_VERSION {
         let other =
             format!("its pages have layout {LAYOUT_VERSION}, those of the running system layout {layout}");

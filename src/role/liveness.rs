@@ -41,8 +41,9 @@ impl Liveness {
         record::introduce(page, name.incarnation, pid, stat.start_time);
         let watchdog_page = WatchdogPage::attach(watchdog_page, Access::ReadOnly)
             .map_err(|error| Failure::internal("attach", &error))?;
-        crate::os::log::set_level(watchdog_page.log_level());
-        Ok(Self { name, watchdog, watchdog_page, orders, record: None })
+        let liveness = Self { name, watchdog, watchdog_page, orders, record: None };
+        liveness.log_as_told();
+        Ok(liveness)
     }
 
     /// Watches the orders and the watchdog itself under these keys, then declares the
@@ -61,6 +62,8 @@ impl Liveness {
         self.watchdog
             .watch(reactor, watchdog)
             .map_err(|error| Failure::internal("watch the watchdog", &error))?;
+        // A successor has begun with what was in force before.
+        self.log_as_told();
         record::declare_ready(page, reactor.now());
         process::die_gently_with_parent()
             .map_err(|error| Failure::internal("ask for the parent-death signal", &error))?;
@@ -77,9 +80,16 @@ impl Liveness {
         self.record = self.record.filter(current).or_else(|| self.watchdog_page.find(self.name));
         // A SIGUSR1 that is not the watchdog's finds no new number, and changes nothing.
         if let Some(watched) = self.record.and_then(|index| self.watchdog_page.load(index)) {
-            crate::os::log::set_level(self.watchdog_page.log_level());
+            self.log_as_told();
             record::answer(page, watched.probe, now);
             self.ring();
+        }
+    }
+
+    fn log_as_told(&self) {
+        crate::os::log::set_level(self.watchdog_page.log_level());
+        if let Some(logging) = self.watchdog_page.logging() {
+            crate::os::log::set_logging(logging);
         }
     }
 

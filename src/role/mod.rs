@@ -1,5 +1,6 @@
 //! The servers: shells that join the pure core to the kernel.
 
+pub mod access;
 pub mod launch;
 pub mod liveness;
 pub mod observer;

@@ -8,7 +8,7 @@ use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::refused::Refused;
-use crate::page::obituary::{Obituary, role_name};
+use crate::page::obituary::Obituary;
 use crate::page::principal::{Connections, Ends, Times};
 use crate::status::millis;
 
@@ -79,7 +79,7 @@ impl Death {
         let Name { role, slot, incarnation } = obituary.name;
         let killed = obituary.killed.as_ref();
         Self {
-            role: role_name(role),
+            role: role.as_str(),
             slot,
             incarnation,
             pid: obituary.pid,

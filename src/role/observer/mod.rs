@@ -75,7 +75,6 @@ struct Observer {
 /// A [`Failure`] where it cannot start.
 pub fn run() -> Result<ExitCode, Failure> {
     let launched = launch::receive(TreeRole::Observer)?;
-    crate::os::log::init(&launched.sheet.name().to_string());
     process::set_name(c"osps-observer");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[Signal::USR1, Signal::TERM])

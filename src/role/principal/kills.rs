@@ -60,7 +60,8 @@ impl Principal {
         let mut predecessors = self.slots[slot].predecessors.iter();
         if let Some(overdue) = predecessors.find(|predecessor| predecessor.incarnation == incarnation) {
             let pid = overdue.pidfd.pid();
-            log::warn!("secondary {}.{incarnation} (pid {pid}) is killed: its grace is over", number(slot));
+            let number = number(slot);
+            log::warn!("secondary {number}.{incarnation} (pid {pid}) is killed: its grace is over");
             if let Err(error) = overdue.pidfd.signal(Signal::KILL) {
                 log::warn!("cannot kill pid {pid}: {error}");
             }

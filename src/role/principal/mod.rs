@@ -152,7 +152,6 @@ struct Principal {
 /// A [`Failure`] where it cannot start.
 pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
     let launched = launch::receive(TreeRole::Principal)?;
-    crate::os::log::init(&launched.sheet.name().to_string());
     process::set_name(c"osps-principal");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[Signal::USR1, Signal::TERM])

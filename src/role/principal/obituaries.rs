@@ -87,7 +87,7 @@ impl Principal {
         }
         obituary.exit = Some(exit);
         let level = if expected && exit == Exit::Code(0) { log::Level::Info } else { log::Level::Warn };
-        log::log!(level, "{obituary}");
+        obituary.tell(level);
         if obituary.recycled {
             return;
         }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Admission;
-use crate::core::job::{Incarnation, Job};
+use crate::core::job::{Ended, Incarnation, Job};
 use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::slots::Action;
@@ -21,6 +21,7 @@ use crate::os::rundir;
 use crate::page::record::Condition;
 use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, PageError};
+use crate::role::access::AccessRecord;
 use crate::role::launch;
 use crate::role::principal::kills::Blocked;
 use crate::role::principal::obituaries::{Deceased, answered_at, reap};
@@ -83,8 +84,7 @@ impl Principal {
                         "secondary {number}: somebody wrote into entry {entry} of the job table: mended"
                     );
                 }
-                // The books know of it.
-                Action::Ended { .. } => {}
+                Action::Ended { slot, job } => self.tell_of(slot, &job),
                 Action::EndFamily { group } => self.end_family(reactor, group),
                 Action::Report { client, number, news } => self.report(reactor, client, number, news),
                 Action::RefuseWaiting => {
@@ -114,6 +114,14 @@ impl Principal {
                     reactor.stop();
                 }
             }
+        }
+    }
+
+    /// A job has ended that no secondary can tell of.
+    fn tell_of(&self, slot: usize, job: &Ended) {
+        if crate::os::log::tells_access() {
+            let (requests, slot) = (&self.config.request[..], number(slot));
+            AccessRecord { job, requests, slot, peer: job.client, peer_port: None, bytes: None }.tell();
         }
     }
 

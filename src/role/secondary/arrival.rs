@@ -1,7 +1,7 @@
 //! Data connections between their accept and the start of their exchange: whose job is it?
 
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mio::Interest;
 use mio::net::TcpStream;
@@ -17,6 +17,7 @@ use crate::handler::Client;
 use crate::os::clock;
 use crate::os::listener;
 use crate::os::reactor::{Handle, Ready, SourceId};
+use crate::role::access::Bytes;
 use crate::role::secondary::exchange::Exchange;
 use crate::role::secondary::{Key, Secondary, Timer};
 use crate::wire::client::TypeIndex;
@@ -30,7 +31,7 @@ pub struct Arrival {
     stream: TcpStream,
     id: Option<SourceId>,
     kind: TypeIndex,
-    client: IpAddr,
+    peer: SocketAddr,
     waits: Waits,
     /// Its peer will send nothing more.
     closed: bool,
@@ -48,8 +49,8 @@ enum Waits {
 }
 
 impl Arrival {
-    fn new(stream: TcpStream, kind: TypeIndex, client: IpAddr, waits: Waits, since: Moment) -> Self {
-        Self { stream, id: None, kind, client, waits, closed: false, since, timer: LazyTimer::default() }
+    fn new((stream, peer): (TcpStream, SocketAddr), kind: TypeIndex, waits: Waits, since: Moment) -> Self {
+        Self { stream, id: None, kind, peer, waits, closed: false, since, timer: LazyTimer::default() }
     }
 }
 
@@ -60,9 +61,10 @@ impl Secondary {
         reactor: &mut Handle<Key>,
         kind: TypeIndex,
         stream: TcpStream,
-        peer: std::net::SocketAddr,
+        peer: SocketAddr,
     ) {
         let (client, now) = (listener::client_address(peer), reactor.now());
+        let connection = (stream, SocketAddr::new(client, peer.port()));
         if self.service.is_behind() {
             // The doorbell may still be in the tube.
             let _ = self.read_tube();
@@ -70,14 +72,14 @@ impl Secondary {
         match self.service.welcome(kind, client, now) {
             Welcome::Admitted(job) => {
                 self.make_up_for(kind, client);
-                self.begin(reactor, kind, stream, client, job);
+                self.begin(reactor, kind, connection, job);
             }
             Welcome::Undecided => {
                 let waits = Waits::Bytes(arrival::Arrival::new(now));
-                let key = self.add_arrival(reactor, Arrival::new(stream, kind, client, waits, now));
+                let key = self.add_arrival(reactor, Arrival::new(connection, kind, waits, now));
                 self.decide(reactor, key);
             }
-            Welcome::Uninvited => self.uninvited(reactor, kind, stream, client),
+            Welcome::Uninvited => self.uninvited(reactor, kind, connection),
         }
     }
 
@@ -85,39 +87,40 @@ impl Secondary {
         &mut self,
         reactor: &mut Handle<Key>,
         kind: TypeIndex,
-        stream: TcpStream,
-        client: IpAddr,
+        connection: (TcpStream, SocketAddr),
         job: JobRef,
     ) {
         self.page.count_admitted();
         if self.runs.types[kind].is_some() {
-            self.open_run(reactor, kind, stream, client, job);
+            self.open_run(reactor, kind, connection, job);
             return;
         }
         if self.crews.crew(kind).is_some() {
-            self.open_asker(reactor, kind, stream, client, job);
+            self.open_asker(reactor, kind, connection, job);
             return;
         }
         let time_limit = self.config.request[kind].time_limit;
         if time_limit.is_some() {
             self.page.enter_handler(job, clock::now());
         }
-        let session = self.handlers.open(kind, || Client { address: client, job: job.number });
+        let address = connection.1.ip();
+        let session = self.handlers.open(kind, || Client { address, job: job.number });
         if time_limit.is_some() {
             self.page.leave_handler();
         }
-        self.open_exchange(reactor, Exchange::new(stream, job, session, reactor.now(), time_limit));
+        self.open_exchange(reactor, Exchange::new(connection, job, session, reactor.now(), time_limit));
     }
 
     /// Nobody waits for it: it is let in only where everybody is.
-    fn uninvited(&mut self, reactor: &mut Handle<Key>, kind: TypeIndex, stream: TcpStream, client: IpAddr) {
+    fn uninvited(&mut self, reactor: &mut Handle<Key>, kind: TypeIndex, connection: (TcpStream, SocketAddr)) {
+        let client = connection.1.ip();
         if self.config.admission != Admission::Open {
             self.reject(kind, client);
             return;
         }
         let now = reactor.now();
         self.service.ask_for_job(kind, client);
-        let key = self.add_arrival(reactor, Arrival::new(stream, kind, client, Waits::Job, now));
+        let key = self.add_arrival(reactor, Arrival::new(connection, kind, Waits::Job, now));
         let until = now + self.config.queue_within;
         self.arrivals[key].timer.arm(&mut self.timers, until, Timer::Arrival(key));
     }
@@ -153,7 +156,7 @@ impl Secondary {
         {
             self.dismiss(reactor, goes);
         }
-        let (network, since) = (Network::from(arrival.client), arrival.since);
+        let (network, since) = (Network::from(arrival.peer.ip()), arrival.since);
         let key = self.arrivals.insert(arrival);
         self.undecided.add(network, since, key);
         key
@@ -186,8 +189,8 @@ impl Secondary {
 
     fn decide(&mut self, reactor: &mut Handle<Key>, key: usize) {
         let now = reactor.now();
-        let Arrival { stream, kind, client, waits, closed, .. } = &mut self.arrivals[key];
-        let (kind, client, closed) = (*kind, *client, *closed);
+        let Arrival { stream, kind, peer, waits, closed, .. } = &mut self.arrivals[key];
+        let (kind, peer, client, closed) = (*kind, *peer, peer.ip(), *closed);
         let Waits::Bytes(undecided) = waits else {
             return;
         };
@@ -212,7 +215,8 @@ impl Secondary {
                 if taken.is_ok() {
                     self.seat(reactor, key, job);
                 } else {
-                    self.service.handle_end(reactor.now(), job, End::Failed(Reason::ConnectionLost));
+                    let end = End::Failed(Reason::ConnectionLost);
+                    self.end_job(reactor.now(), job, end, peer, Some(Bytes::default()));
                     self.dismiss(reactor, key);
                 }
             }
@@ -222,7 +226,7 @@ impl Secondary {
             }
             (None, Verdict::Plain | Verdict::Silent(_)) if self.config.admission == Admission::Open => {
                 let stream = self.leave(reactor, key);
-                self.uninvited(reactor, kind, stream, client);
+                self.uninvited(reactor, kind, (stream, peer));
             }
             (None, Verdict::Silent(until)) => self.wait_for_bytes(reactor, key, until),
             (None, _) => self.dismiss(reactor, key),
@@ -259,8 +263,8 @@ impl Secondary {
 
     /// Seats a connection that waits for a job, if there is one by now.
     fn seat_if_given(&mut self, reactor: &mut Handle<Key>, key: usize) -> bool {
-        let Arrival { kind, client, .. } = self.arrivals[key];
-        let job = self.service.claim_plain(kind, client, reactor.now());
+        let Arrival { kind, peer, .. } = self.arrivals[key];
+        let job = self.service.claim_plain(kind, peer.ip(), reactor.now());
         if let Some(job) = job {
             self.seat(reactor, key, job);
         }
@@ -268,16 +272,16 @@ impl Secondary {
     }
 
     fn seat(&mut self, reactor: &mut Handle<Key>, key: usize, job: JobRef) {
-        let Arrival { kind, client, .. } = self.arrivals[key];
+        let Arrival { kind, peer, .. } = self.arrivals[key];
         let stream = self.leave(reactor, key);
-        self.begin(reactor, kind, stream, client, job);
+        self.begin(reactor, kind, (stream, peer), job);
     }
 
     /// Closes a connection that nobody waits for.
     fn dismiss(&mut self, reactor: &mut Handle<Key>, key: usize) {
-        let Arrival { kind, client, .. } = self.arrivals[key];
+        let Arrival { kind, peer, .. } = self.arrivals[key];
         drop(self.leave(reactor, key));
-        self.reject(kind, client);
+        self.reject(kind, peer.ip());
     }
 
     /// This process ends: nobody of them gets a job here.
@@ -289,8 +293,8 @@ impl Secondary {
     }
 
     fn leave(&mut self, reactor: &mut Handle<Key>, key: usize) -> TcpStream {
-        let Arrival { mut stream, id, mut timer, client, since, .. } = self.arrivals.remove(key);
-        self.undecided.remove(client.into(), since, key);
+        let Arrival { mut stream, id, mut timer, peer, since, .. } = self.arrivals.remove(key);
+        self.undecided.remove(peer.ip().into(), since, key);
         timer.cancel(&mut self.timers);
         if let Some(id) = id {
             reactor.deregister(&mut stream, id);

@@ -1,6 +1,7 @@
 //! One data connection: moves bytes between the client and its session.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use mio::Interest;
@@ -14,6 +15,7 @@ use crate::os::clock;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, write_some};
 use crate::page::secondary::SecondaryPage;
+use crate::role::access::Bytes;
 use crate::role::secondary::linger::Closing;
 use crate::role::secondary::{Key, READ_BYTES, Secondary, Timer};
 use crate::wire::tube::JobRef;
@@ -24,6 +26,8 @@ const OUTPUT_LIMIT: usize = 64 * 1024;
 /// An exchange under way.
 pub struct Exchange {
     stream: TcpStream,
+    peer: SocketAddr,
+    bytes: Bytes,
     id: Option<SourceId>,
     job: JobRef,
     session: AnySession,
@@ -54,7 +58,7 @@ enum Io {
 impl Exchange {
     /// An exchange that has just been admitted.
     pub fn new(
-        stream: TcpStream,
+        (stream, peer): (TcpStream, SocketAddr),
         job: JobRef,
         session: AnySession,
         now: Moment,
@@ -62,6 +66,8 @@ impl Exchange {
     ) -> Self {
         Self {
             stream,
+            peer,
+            bytes: Bytes::default(),
             id: None,
             job,
             session,
@@ -136,6 +142,7 @@ impl Exchange {
             match self.unread.read(&mut self.stream, buffer).map_err(|error| why_broken(&error))? {
                 Received::Bytes(length) => {
                     self.quiet_since = now;
+                    self.bytes.received += length as u64;
                     let input = &buffer[..length];
                     in_time(self.call(now, page, output, |session, turn| session.on_input(input, turn)))?;
                     if length == buffer.len() {
@@ -157,10 +164,12 @@ impl Exchange {
         if !self.unsent.is_empty() {
             self.unsent.append(output);
             let sent = write_some(&mut self.stream, &self.unsent)?;
+            self.bytes.sent += sent as u64;
             self.unsent.drain(..sent);
             return Ok(());
         }
         let sent = write_some(&mut self.stream, output)?;
+        self.bytes.sent += sent as u64;
         self.unsent.extend_from_slice(&output[sent..]);
         output.clear();
         Ok(())
@@ -279,7 +288,7 @@ impl Secondary {
     /// Closes the connection, unless the caller keeps it, and tells how its job ended.
     pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) -> Closing {
         let mut exchange = self.exchanges.remove(key);
-        self.service.handle_end(reactor.now(), exchange.job, end);
+        self.end_job(reactor.now(), exchange.job, end, exchange.peer, Some(exchange.bytes));
         exchange.timer.cancel(&mut self.timers);
         if let Some(id) = exchange.id {
             reactor.deregister(&mut exchange.stream, id);

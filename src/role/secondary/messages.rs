@@ -1,6 +1,6 @@
 //! The clients of workers: each sends one message and ends its input, and gets one answer.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use mio::Interest;
 use mio::net::TcpStream;
@@ -12,6 +12,7 @@ use crate::core::timers::LazyTimer;
 use crate::core::workers::Place;
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Unread, WRITE_BUDGET, write_some};
+use crate::role::access::Bytes;
 use crate::role::secondary::exchange::why_broken;
 use crate::role::secondary::{Key, Secondary, Timer};
 use crate::wire::client::TypeIndex;
@@ -21,6 +22,8 @@ use crate::wire::tube::JobRef;
 /// A client with its job.
 pub struct Asker {
     stream: TcpStream,
+    peer: SocketAddr,
+    bytes: Bytes,
     id: Option<SourceId>,
     /// Its job.
     pub job: JobRef,
@@ -82,12 +85,13 @@ impl Secondary {
         &mut self,
         reactor: &mut Handle<Key>,
         kind: TypeIndex,
-        stream: TcpStream,
-        client: IpAddr,
+        (stream, peer): (TcpStream, SocketAddr),
         job: JobRef,
     ) {
         let key = self.crews.askers.insert(Asker {
             stream,
+            peer,
+            bytes: Bytes::default(),
             id: None,
             job,
             kind,
@@ -100,7 +104,7 @@ impl Secondary {
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registered = reactor.register(&mut asker.stream, Key::Asker(key), interest);
         if let Some(crew) = self.crews.crew(kind) {
-            crew.pool.handle_job(key, Network::from(client));
+            crew.pool.handle_job(key, Network::from(peer.ip()));
         }
         match registered {
             Ok(id) => {
@@ -175,7 +179,10 @@ impl Secondary {
         };
         let end = answer.len().min(*sent + WRITE_BUDGET);
         match write_some(&mut asker.stream, &answer[*sent..end]) {
-            Ok(length) => *sent += length,
+            Ok(length) => {
+                *sent += length;
+                asker.bytes.sent += length as u64;
+            }
             Err(error) => {
                 self.fail_asker(reactor, key, why_broken(&error));
                 return Progress::Drained;
@@ -228,7 +235,7 @@ impl Secondary {
     /// Closes the connection and tells how its job ended.
     pub(super) fn close_asker(&mut self, reactor: &mut Handle<Key>, key: Place, end: End) {
         let mut asker = self.crews.askers.remove(key);
-        self.service.handle_end(reactor.now(), asker.job, end);
+        self.end_job(reactor.now(), asker.job, end, asker.peer, Some(asker.bytes));
         asker.timer.cancel(&mut self.timers);
         if let Some(id) = asker.id {
             reactor.deregister(&mut asker.stream, id);
@@ -249,6 +256,7 @@ impl Asker {
             match self.unread.read(&mut self.stream, buffer) {
                 Ok(Received::Bytes(length)) => {
                     self.quiet_since = now;
+                    self.bytes.received += length as u64;
                     if message.len() - HEADER_BYTES + length > limit {
                         return Read::Failed(Reason::MessageTooLong);
                     }

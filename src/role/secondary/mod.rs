@@ -1,5 +1,6 @@
 //! The secondary: accepts on its own ports, runs the handlers, tells the principal.
 
+mod access;
 mod arrival;
 mod commands;
 mod crews;
@@ -154,7 +155,6 @@ struct Secondary {
 pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
     let launched = launch::receive(TreeRole::Secondary)?;
     let name = launched.sheet.name();
-    crate::os::log::init(&name.to_string());
     process::set_name(c"osps-secondary");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     // What a command leaves behind comes to us, and ends with its job.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use mio::Interest;
@@ -70,7 +70,7 @@ impl Runs {
 struct Run {
     job: JobRef,
     kind: TypeIndex,
-    client: IpAddr,
+    peer: SocketAddr,
     stage: Stage,
 }
 
@@ -96,11 +96,10 @@ impl Secondary {
         &mut self,
         reactor: &mut Handle<Key>,
         kind: TypeIndex,
-        stream: TcpStream,
-        client: IpAddr,
+        (stream, peer): (TcpStream, SocketAddr),
         job: JobRef,
     ) {
-        let key = self.runs.all.insert(Run { job, kind, client, stage: Stage::Waiting { stream, id: None } });
+        let key = self.runs.all.insert(Run { job, kind, peer, stage: Stage::Waiting { stream, id: None } });
         let may_start = self.command_type(kind).is_some_and(|of| of.running < of.max_parallel);
         if may_start {
             self.start_run(reactor, key);
@@ -114,8 +113,8 @@ impl Secondary {
     }
 
     fn queue_run(&mut self, reactor: &mut Handle<Key>, key: usize) {
-        let Run { kind, client, stage, .. } = &mut self.runs.all[key];
-        let (kind, network) = (*kind, Network::from(*client));
+        let Run { kind, peer, stage, .. } = &mut self.runs.all[key];
+        let (kind, network) = (*kind, Network::from(peer.ip()));
         if let Stage::Waiting { stream, id } = stage {
             match reactor.register(stream, Key::Run(key), Interest::READABLE) {
                 Ok(registered) => *id = Some(registered),
@@ -315,14 +314,14 @@ impl Secondary {
             let now = reactor.now();
             let _ = (0..LAST_READS).find(|_| self.read_errors(now, key) == Progress::Drained);
         }
-        let Run { job, kind, client, stage } = self.runs.all.remove(key);
+        let Run { job, kind, peer, stage } = self.runs.all.remove(key);
         match stage {
             Stage::Waiting { mut stream, id } => {
                 if let Some(id) = id {
                     reactor.deregister(&mut stream, id);
                 }
                 if let Some(of) = self.command_type(kind) {
-                    of.waiting.remove(client.into(), |&waits| waits == key);
+                    of.waiting.remove(peer.ip().into(), |&waits| waits == key);
                 }
             }
             Stage::Running { mut errors, mut timer, leader, .. } => {
@@ -337,7 +336,8 @@ impl Secondary {
                 }
             }
         }
-        self.service.handle_end(reactor.now(), job, end);
+        // Whoever has the connection as its own counts nothing for us.
+        self.end_job(reactor.now(), job, end, peer, None);
     }
 
     /// Starts jobs that wait, as far as their number allows. Those that have gone are passed over.

@@ -43,6 +43,7 @@ use crate::page::obituary::Obituary;
 use crate::page::observer::ObserverPage;
 use crate::page::principal::PrincipalPage;
 use crate::page::watchdog::WatchdogPage;
+use crate::wire::logline::Speaker;
 use crate::wire::order::Order;
 
 use control::ControlClient;
@@ -134,7 +135,7 @@ struct Watchdog {
 /// # Errors
 /// A [`Failure`] where it cannot start.
 pub fn run(config: Config, sources: Sources) -> Result<ExitCode, Failure> {
-    crate::os::log::init("watchdog");
+    crate::os::log::init(Speaker { name: None, pid: std::process::id() }, config.logging());
     process::set_name(c"osps-watchdog");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[Signal::USR2, Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP])

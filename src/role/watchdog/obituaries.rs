@@ -51,7 +51,7 @@ impl Watchdog {
 
     fn publish(&self, obituary: &Obituary, expected: bool) {
         let level = if expected { log::Level::Info } else { log::Level::Warn };
-        log::log!(level, "{obituary}");
+        obituary.tell(level);
         let name = obituary.name;
         let by_reload = match name.role {
             Role::Principal => self.principal_page.has_handed_over(name.incarnation),

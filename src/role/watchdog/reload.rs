@@ -418,6 +418,8 @@ impl Watchdog {
         let config = &force.config;
         self.tree.handle_settings(config.supervision(), config.watchdog.grace + config.claim_within);
         self.tree.handle_slots(force.slots);
+        crate::os::log::set_logging(config.logging());
+        self.page.set_logging(config.logging());
         let observed = config.observe.is_some();
         self.force = force;
         self.write_directory();

@@ -107,6 +107,7 @@ impl Watchdog {
         let heirlooms = Heirlooms::open(rundir, force.slots, config.request.len(), config.max_jobs as usize)
             .map_err(|error| Failure::new(Code::CannotCreate, format!("cannot open the pages: {error}")))?;
         page.introduce(pid, stat.start_time, now);
+        page.set_logging(config.logging());
         let control = listen_for_tools(rundir, reactor)?;
         let me = Pidfd::of_child(pid).map_err(|error| Failure::internal("open a pidfd of itself", &error))?;
         let stop_within = config.watchdog.grace + config.claim_within;
