@@ -163,6 +163,7 @@ pub fn osps(registry: &Registry) -> ExitCode {
             }
         }
     };
+    crate::os::log::finish();
     done.unwrap_or_else(|failure| fail(&who, &failure))
 }
 

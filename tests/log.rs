@@ -1,4 +1,4 @@
-//! The log: lines for programs, the record of each job; and that it never holds up anybody.
+//! The log: lines for programs, the record of each job, repeats; and that it never holds up anybody.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -282,6 +282,38 @@ fn a_log_that_nobody_reads_holds_up_no_job_and_what_was_dropped_is_told() {
 
 fn dropped(lines: &[Value]) -> Option<Value> {
     lines.iter().find(|line| line["dropped"].is_u64()).cloned()
+}
+
+#[test]
+fn what_repeats_is_counted_and_told_and_no_death_is_withheld() {
+    const ASKED: u64 = 16;
+    const SLOTS: u16 = 16;
+    let mut system = start_json(&format!("secondaries = {SLOTS}"), &format!("{REQUESTS}{TIMES}"));
+    for _ in 0..ASKED {
+        assert!(system.tool(&["log", "info"]).output().unwrap().status.success());
+    }
+    let victims: Vec<u32> = system.pids()[2..].to_vec();
+    assert_eq!(victims.len(), usize::from(SLOTS));
+    victims.iter().for_each(|&pid| system.signal(pid, Signal::SIGKILL));
+    system.until("others", |status| {
+        (1..=u64::from(SLOTS)).all(|slot| System::server(status, slot)["incarnation"] == 2)
+    });
+    system.all_ready();
+    assert!(system.stop().success());
+    let lines = parsed(&system.log());
+    let asked =
+        lines.iter().filter(|line| line["message"].as_str().unwrap().starts_with("a tool asks: log info"));
+    let (counted, told): (Vec<&Value>, Vec<&Value>) = asked.partition(|line| line["repeated"].is_u64());
+    let withheld: u64 = counted.iter().map(|line| line["repeated"].as_u64().unwrap()).sum();
+    assert_eq!(told.len() as u64 + withheld, ASKED, "{told:?} {counted:?}");
+    assert!(withheld > 0 && told.len() >= 10, "{told:?} {counted:?}");
+    let said = counted[0]["message"].as_str().unwrap();
+    let times = counted[0]["repeated"].as_u64().unwrap();
+    assert!(said.contains(&format!(": repeated {times} times in ")) && said.ends_with(" s"), "{said}");
+    for pid in victims {
+        let obituaries = lines.iter().filter(|line| line["obituary"]["pid"] == pid);
+        assert_eq!(obituaries.count(), 1, "of {pid}");
+    }
 }
 
 /// The data connection of a client that resets it.

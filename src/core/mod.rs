@@ -23,6 +23,7 @@ pub mod moment;
 pub mod name;
 pub mod recycling;
 pub mod refused;
+pub mod repeats;
 pub mod restart;
 pub mod service;
 pub mod shares;

@@ -2,24 +2,27 @@
 //!
 //! A paused pager, a full pipe, a terminal that was closed: the line is dropped and
 //! counted, and the count is told when lines can be written again. The same goes for a file
-//! that has reached the limit of its size (RLIMIT_FSIZE).
+//! that has reached the limit of its size (RLIMIT_FSIZE). What is said again and again is counted, too
+//! ([`crate::core::repeats`]).
 
 mod lines;
 mod record;
 mod recurrence;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::panic::PanicHookInfo;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, TryLockError};
 
-use log::LevelFilter;
+use log::{LevelFilter, Log as _};
 use nix::sys::signal::Signal;
 
-use crate::os::process;
+use crate::core::moment::Moment;
+use crate::core::repeats::{Repeats, Withheld};
+use crate::os::{clock, process};
 use crate::wire::control::Level;
-use crate::wire::logline::{Format, Logging, Speaker};
+use crate::wire::logline::{Format, Logging, Speaker, Text};
 
 pub use lines::Lines;
 use record::{Notice, line_of};
@@ -29,6 +32,26 @@ pub use recurrence::{Recurrence, Recurrences};
 pub const ACCESS: &str = "osps::access";
 /// The target of obituaries.
 pub const OBITUARY: &str = "osps::obituary";
+/// The target of what is said when a process is killed.
+pub const KILL: &str = "osps::kill";
+/// The target of what commands and workers write to their standard error.
+pub const STDERR: &str = "osps::stderr";
+
+/// Messages that do not differ up to there count as the same, in bytes.
+const COMPARED: usize = 1024;
+
+/// Where lines go, and what was said lately.
+struct Output {
+    lines: Lines,
+    repeats: Repeats<log::Level>,
+}
+
+impl Output {
+    fn new() -> Self {
+        Self { lines: Lines::stderr(), repeats: Repeats::default() }
+    }
+}
+
 /// What is installed.
 struct Logger {
     /// Knows what `RUST_LOG` lets through, and writes nothing.
@@ -36,7 +59,9 @@ struct Logger {
     /// What all log, over what the environment says: a [`LevelFilter`], or [`AS_STARTED`].
     level: AtomicUsize,
     speaker: Speaker,
-    lines: Mutex<Lines>,
+    output: Mutex<Output>,
+    /// When something is to be told that was withheld (monotonic ns).
+    due: AtomicU64,
 }
 
 /// What is of the event loop's library helps nobody who looks for a fault of his own.
@@ -63,22 +88,57 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
+        if self.enabled(record.metadata()) && (!is_counted(record) || self.is_to_be_told(record)) {
             let line = line_of(record, &self.speaker, format());
-            self.with_lines(|lines| lines.line(line.as_bytes()));
+            self.with_output(|output| output.lines.line(line.as_bytes()));
         }
     }
 
-    fn flush(&self) {}
+    /// Tells what is withheld: for the end of a process.
+    fn flush(&self) {
+        let now = clock::now();
+        self.with_output(|output| {
+            output.repeats.handle_end(now);
+            self.tell_withheld(output, now);
+        });
+    }
+}
+
+/// Whether it may be withheld where it repeats. What is told of a job, or of a death, is about that one; commands
+/// have an allowance of their own; and who wants to see every step wants to see every step.
+fn is_counted(record: &log::Record<'_>) -> bool {
+    record.level() <= log::Level::Info && ![ACCESS, OBITUARY, KILL, STDERR].contains(&record.target())
 }
 
 impl Logger {
+    fn is_to_be_told(&self, record: &log::Record<'_>) -> bool {
+        let mut text = Text::with_room(COMPARED);
+        let _ = write!(text, "{}", record.args());
+        let now = clock::now();
+        self.with_output(|output| {
+            let is_told = output.repeats.handle(now, record.level(), text.as_str());
+            self.tell_withheld(output, now);
+            is_told
+        })
+    }
+
+    fn tell_withheld(&self, output: &mut Output, now: Moment) {
+        while let Some(Withheld { level, text, times, within }) = output.repeats.poll(now) {
+            let seconds = within.as_secs().max(1);
+            let message = &format_args!("{text}: repeated {times} times in {seconds} s");
+            let notice = Notice { level, number: Some(("repeated", times)), message };
+            output.lines.line(notice.line(&self.speaker, format()).as_bytes());
+        }
+        let due = output.repeats.poll_timeout().map_or(u64::MAX, Moment::as_nanos);
+        self.due.store(due, Ordering::Relaxed);
+    }
+
     /// Nobody ever waits for it: a thread of somebody's handler, or a panic in the midst of this, writes past it.
-    fn with_lines<T>(&self, what: impl FnOnce(&mut Lines) -> T) -> T {
-        match self.lines.try_lock() {
-            Ok(mut lines) => what(&mut lines),
-            Err(TryLockError::Poisoned(lines)) => what(&mut lines.into_inner()),
-            Err(TryLockError::WouldBlock) => what(&mut Lines::stderr()),
+    fn with_output<T>(&self, what: impl FnOnce(&mut Output) -> T) -> T {
+        match self.output.try_lock() {
+            Ok(mut output) => what(&mut output),
+            Err(TryLockError::Poisoned(output)) => what(&mut output.into_inner()),
+            Err(TryLockError::WouldBlock) => what(&mut Output::new()),
         }
     }
 }
@@ -95,7 +155,8 @@ pub fn init(speaker: Speaker, logging: Logging) {
         by_environment: env_logger::Builder::from_env(environment).build(),
         level: AtomicUsize::new(AS_STARTED),
         speaker,
-        lines: Mutex::new(Lines::stderr()),
+        output: Mutex::new(Output::new()),
+        due: AtomicU64::new(u64::MAX),
     });
     if log::set_logger(logger).is_ok() {
         set_level(None);
@@ -132,6 +193,22 @@ pub fn tells_access() -> bool {
     log::log_enabled!(target: ACCESS, log::Level::Info)
 }
 
+/// A turn of the event loop: tells what was withheld for long enough.
+pub fn turn(now: Moment) {
+    if let Some(logger) = LOGGER.get()
+        && logger.due.load(Ordering::Relaxed) <= now.as_nanos()
+    {
+        logger.with_output(|output| logger.tell_withheld(output, now));
+    }
+}
+
+/// The process ends: tells all that was withheld.
+pub fn finish() {
+    if let Some(logger) = LOGGER.get() {
+        logger.flush();
+    }
+}
+
 /// Why a program ends that cannot go on, whatever is logged.
 pub fn last_words(program: &str, why: &dyn Display) {
     match format() {
@@ -161,7 +238,7 @@ fn say(level: log::Level, message: &dyn Display) {
 
 fn write(line: &[u8]) {
     match LOGGER.get() {
-        Some(logger) => logger.with_lines(|lines| lines.line(line)),
+        Some(logger) => logger.with_output(|output| output.lines.line(line)),
         None => Lines::stderr().line(line),
     }
 }

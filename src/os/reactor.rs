@@ -309,6 +309,7 @@ impl<K: Copy> Reactor<K> {
             role.on_deadline(handle);
         }
         role.settle(handle);
+        crate::os::log::turn(handle.now);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use crate::core::job::{Incarnation, Table};
 use crate::core::name::Name;
 use crate::core::supervision::Reason;
+use crate::os::log::KILL;
 use crate::os::proc;
 use crate::page::obituary::Condition;
 use crate::page::secondary::SecondaryPage;
@@ -47,6 +48,7 @@ impl Principal {
         *killed = Some(Condition { reason: Reason::TimeLimit, letter, wchan });
         let name = Name::secondary(number(slot), incarnation);
         log::warn!(
+            target: KILL,
             "killing {name} (pid {pid}, state {}): the handler of job {job} (\"{kind}\") has been at work for \
              {for_so_long:?}, and the job's time_limit of {limit:?} is over",
             letter.unwrap_or('?')
@@ -61,7 +63,7 @@ impl Principal {
         if let Some(overdue) = predecessors.find(|predecessor| predecessor.incarnation == incarnation) {
             let pid = overdue.pidfd.pid();
             let number = number(slot);
-            log::warn!("secondary {number}.{incarnation} (pid {pid}) is killed: its grace is over");
+            log::warn!(target: KILL, "secondary {number}.{incarnation} (pid {pid}) is killed: its grace is over");
             if let Err(error) = overdue.pidfd.signal(Signal::KILL) {
                 log::warn!("cannot kill pid {pid}: {error}");
             }
@@ -70,7 +72,7 @@ impl Principal {
 
     pub(super) fn kill_all(&mut self) {
         self.kills_all = true;
-        log::warn!("secondaries that do not end are killed");
+        log::warn!(target: KILL, "secondaries that do not end are killed");
         for slot in &self.slots {
             let current = slot.current.iter().map(|server| &server.pidfd);
             for pidfd in current.chain(slot.predecessors.iter().map(|predecessor| &predecessor.pidfd)) {

@@ -9,6 +9,7 @@ use mio::unix::SourceFd;
 
 use crate::core::allowance::Allowance;
 use crate::core::moment::Moment;
+use crate::os::log::STDERR;
 use crate::os::reactor::{Handle, Progress, SourceId};
 use crate::role::secondary::Key;
 use crate::wire::lines::Lines;
@@ -75,13 +76,13 @@ impl Errors {
 fn log(allowance: &mut Allowance, now: Moment, whose: &dyn std::fmt::Display, line: &[u8]) {
     if allowance.take(now) {
         tell_withheld(allowance, whose);
-        log::info!("{whose}: {}", line.escape_ascii());
+        log::info!(target: STDERR, "{whose}: {}", line.escape_ascii());
     }
 }
 
 fn tell_withheld(allowance: &mut Allowance, whose: &dyn std::fmt::Display) {
     let withheld = allowance.take_withheld();
     if withheld > 0 {
-        log::warn!("{whose}: {withheld} lines of standard error are left out: too many in a short time");
+        log::warn!(target: STDERR, "{whose}: {withheld} lines of standard error are left out: too many in a short time");
     }
 }

@@ -33,7 +33,7 @@ use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
 use crate::os::channel::Channel;
 use crate::os::fifo::READABLE;
-use crate::os::log::{Lines, Recurrence};
+use crate::os::log::{KILL, Lines, Recurrence};
 use crate::os::pidfd::{self, Pidfd};
 use crate::os::proc;
 use crate::os::process;
@@ -168,7 +168,7 @@ impl Watchdog {
         let orphans: Vec<Pidfd> = unknown.filter_map(|pid| Pidfd::of_child(pid).ok()).collect();
         for orphan in &orphans {
             if !orphan.has_ended() {
-                log::warn!("pid {} is an orphan of which nobody knows: killed", orphan.pid());
+                log::warn!(target: KILL, "pid {} is an orphan of which nobody knows: killed", orphan.pid());
             }
             if let Err(error) = orphan.signal(Signal::KILL) {
                 log::warn!("cannot kill pid {}: {error}", orphan.pid());

@@ -10,6 +10,7 @@ use crate::core::supervision::{Act, Evidence, Reason, RunState};
 use crate::core::tree::Action;
 use crate::exit::Code;
 use crate::os::clock;
+use crate::os::log::KILL;
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc::{self, CpuClock};
 use crate::os::reactor::Handle;
@@ -311,6 +312,7 @@ impl Watchdog {
         let letter = proc::stat(process.pid()).ok().map(|stat| stat.letter);
         let killed = KillCondition { reason, letter, wchan: proc::wchan(process.pid()) };
         log::warn!(
+            target: KILL,
             "killing {} (pid {}, state {}): {}",
             process.name,
             process.pid(),

@@ -13,7 +13,7 @@ use crate::core::mark;
 use crate::core::moment::Moment;
 use crate::core::tree::Tree;
 use crate::exit::{Code, Failure};
-use crate::os::log::{Lines, Recurrence};
+use crate::os::log::{KILL, Lines, Recurrence};
 use crate::os::pidfd::Pidfd;
 use crate::os::process::Identity;
 use crate::os::reactor::Handle;
@@ -229,7 +229,7 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
         }
     }
     for survivor in &survivors {
-        log::warn!("pid {} survives of a run that crashed: killed", survivor.pid());
+        log::warn!(target: KILL, "pid {} survives of a run that crashed: killed", survivor.pid());
         if let Err(error) = survivor.signal(Signal::KILL) {
             log::warn!("cannot kill pid {}: {error}", survivor.pid());
         }
