@@ -210,6 +210,43 @@ fn what_the_documents_name_exists() {
     }
 }
 
+#[test]
+fn the_operator_finds_each_warning_of_the_servers_explained() {
+    let document = fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    let (mut found, mut missing) = (0, Vec::new());
+    for (path, text) in files("src", ".rs").into_iter().filter(|(path, _)| !path.starts_with("src/stress")) {
+        let calls = ["log::warn!(", "log::error!("].iter().flat_map(|call| text.split(call).skip(1));
+        for said in calls.filter(|arguments| arguments.contains('"')).map(literal) {
+            // The longest of what stands between its values.
+            let pieces = said.split('{').map(|piece| piece.split_once('}').map_or(piece, |(_, rest)| rest));
+            let pieces = pieces.map(|piece| piece.trim_matches([' ', ':', ',', '"']));
+            found += 1;
+            if !document.contains(pieces.max_by_key(|piece| piece.len()).unwrap()) {
+                missing.push(format!("{}: {said}", path.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "docs/operations.md does not explain:\n{}", missing.join("\n"));
+    assert!(found > 70, "only {found}: they are written in another way");
+}
+
+/// The first string literal of a piece of code.
+fn literal(code: &str) -> String {
+    let from = &code[code.find('"').unwrap() + 1..];
+    let mut text = String::new();
+    let mut letters = from.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match (letter, letters.peek()) {
+            ('"', _) => break,
+            // The line goes on.
+            ('\\', Some('\n')) => while letters.next_if(|letter| letter.is_whitespace()).is_some() {},
+            ('\\', _) => text.extend(letters.next()),
+            (letter, _) => text.push(letter),
+        }
+    }
+    text
+}
+
 /// Tests that a document names as `tests/file.rs::name` or `src/file.rs::name`.
 fn tests_named_in(text: &str) -> Vec<(String, String)> {
     let quoted = text.split('`').skip(1).step_by(2);
