@@ -58,8 +58,11 @@ fn kinds(system: &System, pid: u32) -> BTreeMap<String, usize> {
 fn expected(common: &[(&str, usize)], files: &[&str]) -> BTreeMap<String, usize> {
     let files = files.iter().map(|file| (*file, 1));
     let standard = [("standard", 3), ("anon_inode:[eventpoll]", 1), ("anon_inode:[signalfd]", 1)];
-    let all = standard.into_iter().chain(common.iter().copied()).chain(files);
-    all.map(|(kind, number)| (kind.to_owned(), number)).collect()
+    let mut all = BTreeMap::new();
+    for (kind, number) in standard.into_iter().chain(common.iter().copied()).chain(files) {
+        *all.entry(kind.to_owned()).or_default() += number;
+    }
+    all
 }
 
 /// Waits until a process holds exactly that.
@@ -167,6 +170,14 @@ fn descriptors_that_the_watchdog_was_started_with_reach_no_server() {
     kill_and_wait(&system, 1..=2);
     kill_and_wait(&system, 0..=0);
     everybody_holds_what_it_should(&system, &[("/dev/zero", 18)]);
+}
+
+#[test]
+fn a_service_manager_costs_the_watchdog_a_socket_and_nobody_else_any() {
+    let system = start("secondaries = 2", "export NOTIFY_SOCKET=@osps-nobody-$$ WATCHDOG_USEC=2000");
+    everybody_holds_what_it_should(&system, &[("socket", 1)]);
+    kill_and_wait(&system, 0..=0);
+    everybody_holds_what_it_should(&system, &[("socket", 1)]);
 }
 
 #[test]

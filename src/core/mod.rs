@@ -21,6 +21,7 @@ pub mod list;
 pub mod mark;
 pub mod moment;
 pub mod name;
+pub mod notice;
 pub mod recycling;
 pub mod refused;
 pub mod repeats;

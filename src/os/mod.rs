@@ -13,6 +13,7 @@ pub mod fifo;
 pub mod landlock;
 pub mod listener;
 pub mod log;
+pub mod notify;
 pub mod pidfd;
 pub mod privileges;
 pub mod proc;

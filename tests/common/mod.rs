@@ -175,6 +175,16 @@ impl System {
         system
     }
 
+    /// As [`System::start_by`], of a server with handlers of its own.
+    pub fn start_example_by(
+        name: &str,
+        top: &str,
+        rest: &str,
+        dress: impl FnOnce(Command) -> Command,
+    ) -> Self {
+        Self::start_dressed(example(name), top, rest, dress)
+    }
+
     /// As [`System::start`], of a program at that path, which may become another.
     pub fn start_program(program: PathBuf, top: &str, rest: &str) -> Self {
         let system = Self::start_dressed(program, top, rest, |command| command);

@@ -13,10 +13,15 @@ impl Tree {
     /// The principal that serves, if it does: who is silent is about to be replaced anyway.
     #[must_use]
     pub fn serving_principal(&self) -> Option<Name> {
-        let Seat { name, state, ready_since, .. } = self.seats[0];
-        let serves = self.phase == Phase::Running && ready_since.is_some();
-        let answers = matches!(state, State::Healthy { .. } | State::Probed { .. });
-        (serves && answers).then_some(name)
+        (self.phase == Phase::Running && self.answers(0)).then_some(self.seats[0].name)
+    }
+
+    /// Whether the server in that seat is ready and answers; 0 is the principal's.
+    #[must_use]
+    pub fn answers(&self, slot: u16) -> bool {
+        self.seats.get(usize::from(slot)).is_some_and(|seat| {
+            seat.ready_since.is_some() && matches!(seat.state, State::Healthy { .. } | State::Probed { .. })
+        })
     }
 
     /// The principal in its seat, or the one that was there last.
@@ -83,6 +88,12 @@ impl Tree {
         self.timeout.set(None);
         let seats = u16::try_from(self.seats.len()).unwrap_or(u16::MAX);
         self.seats.extend((seats..=secondaries).map(|slot| Seat::empty(Name::secondary(slot, 0))));
+    }
+
+    /// The longest time that a graceful stop may take.
+    #[must_use]
+    pub fn stop_within(&self) -> Duration {
+        self.stop_within
     }
 
     /// From now on these times are in force.

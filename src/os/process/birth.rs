@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -21,11 +21,11 @@ use rustix::process::{Pid, getpid, getppid, set_parent_process_death_signal};
 
 use crate::exit::Code;
 use crate::os::pidfd::Pidfd;
-use crate::os::process::{HELD_SIGNALS, Strings, reset_dispositions};
+use crate::os::process::{HELD_SIGNALS, Strings, VARIABLES_OF_SERVICE_MANAGER, reset_dispositions};
 
 /// Starts this program again with `arguments`, or the one that is open as `program`; each descriptor gets
 /// the number beside it, all others are closed, and standard input is empty. `argv[0]` is `osps`, so that `ps`
-/// shows `osps secondary 2`.
+/// shows `osps secondary 2`. Its environment is ours, without what a service manager has said to us.
 ///
 /// The child starts with the signals above held back until a loop reads them, ignores the
 /// terminal's, and is killed when this process dies, until it says that SIGTERM will do
@@ -131,7 +131,10 @@ impl<'a> Birth<'a> {
         let moved = moved
             .map(|(fd, number)| Ok((fcntl_dupfd_cloexec(fd, highest + 1)?, number)))
             .collect::<io::Result<_>>()?;
-        let variables = std::env::vars_os().map(|(mut name, value)| {
+        let is_for_child = |(name, _): &(OsString, OsString)| {
+            !name.to_str().is_some_and(|name| VARIABLES_OF_SERVICE_MANAGER.contains(&name))
+        };
+        let variables = std::env::vars_os().filter(is_for_child).map(|(mut name, value)| {
             name.push("=");
             name.push(value);
             name

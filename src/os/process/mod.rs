@@ -53,6 +53,19 @@ const STRANGE_SIGNALS: [Signal; 8] = [
 const KEPT_SIGNALS: [Signal; 6] =
     [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGPIPE, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
 
+/// What a service manager says to the process that it starts, and to nobody else (sd_notify(3),
+/// sd_watchdog_enabled(3), sd_listen_fds(3)): a command that finds it would speak for us.
+const VARIABLES_OF_SERVICE_MANAGER: [&str; 8] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDS_FIRST_FD",
+    "LISTEN_FDNAMES",
+];
+
 /// Strings as `execve(2)` wants them.
 #[derive(Debug)]
 struct Strings {

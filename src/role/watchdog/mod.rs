@@ -6,6 +6,7 @@ mod bind;
 mod control;
 mod directory;
 mod heirlooms;
+mod manager;
 mod meeting;
 mod obituaries;
 mod observer;
@@ -49,6 +50,7 @@ use crate::wire::order::Order;
 use control::ControlClient;
 use directory::Look;
 use heirlooms::Heirlooms;
+use manager::ServiceManager;
 use processes::Process;
 use reload::{Force, Outcome, Reload};
 use tasks::Tasks;
@@ -127,6 +129,8 @@ struct Watchdog {
     /// Slots in which no secondary is wanted.
     resting: BTreeSet<u16>,
     announcements: Lines,
+    /// Who wants to hear how we are.
+    manager: Option<ServiceManager>,
     exit: Code,
 }
 
@@ -246,7 +250,8 @@ impl Role for Watchdog {
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.tree.poll_timeout()
+        let notice = self.manager.as_ref().and_then(ServiceManager::deadline);
+        self.tree.poll_timeout().into_iter().chain(notice).min()
     }
 
     fn on_deadline(&mut self, reactor: &mut Handle<Key>) {
@@ -264,5 +269,6 @@ impl Role for Watchdog {
             self.carry_out(reactor, action);
         }
         self.tend_tasks(reactor);
+        self.tell_manager(reactor.now());
     }
 }

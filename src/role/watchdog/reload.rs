@@ -308,20 +308,25 @@ impl Watchdog {
                 self.page.set_handing_over(None);
                 self.tree.handle_candidate_dismissed(reactor.now());
                 self.remove_candidate_orders(name);
-                self.reload_outcome = Some(Err(format!("nothing was changed: {why}")));
+                self.fail_reload(format!("nothing was changed: {why}"));
             }
             // What stops need not go back first: its processes are those of the new state.
             Some(Reload::Promoted { .. }) if self.tree.is_stopping() || self.page.is_stopping() => {
-                self.reload_outcome = Some(Err(why.to_owned()));
+                self.fail_reload(why.to_owned());
             }
             Some(Reload::Promoted { before, .. }) => {
                 self.force.bound.remove_socket_files_but(&before.bound);
                 self.bring_into_force(reactor.now(), *before);
-                self.reload_outcome = Some(Err(format!("what was in force before is again: {why}")));
+                self.fail_reload(format!("what was in force before is again: {why}"));
             }
             None => {}
         }
         self.stop_if_that_waits(reactor);
+    }
+
+    fn fail_reload(&mut self, why: String) {
+        self.note_failed_reload(&why);
+        self.reload_outcome = Some(Err(why));
     }
 
     fn stop_if_that_waits(&mut self, reactor: &mut Handle<Key>) {

@@ -28,6 +28,7 @@ use crate::page::{Access, PageError};
 use crate::role::watchdog::bind::Bound;
 use crate::role::watchdog::directory::{listen_for_tools, rundir_failure, write_pid};
 use crate::role::watchdog::heirlooms::Heirlooms;
+use crate::role::watchdog::manager::ServiceManager;
 use crate::role::watchdog::privileges;
 use crate::role::watchdog::reload::{Force, Sources};
 use crate::role::watchdog::tasks::Tasks;
@@ -140,6 +141,7 @@ impl Watchdog {
             tasks: Tasks::default(),
             resting: BTreeSet::new(),
             announcements: Lines::stdout(),
+            manager: ServiceManager::from_environment(now),
             exit: Code::Ok,
             force,
             sources,

@@ -111,9 +111,20 @@ impl Watchdog {
                     }
                 },
             };
+            if let (Request::Reload | Request::Scale(_), Answer::Error(why)) = (request, &answer) {
+                self.note_failed_reload(why);
+            }
             self.answer_tool(client, &answer);
         }
         self.tasks.0 = left;
+    }
+
+    /// Whether a reload, or a change of scale, is waited for, and not only for those who leave.
+    pub(super) fn has_reload_under_way(&self) -> bool {
+        self.tasks.0.iter().any(|task| match &task.goal {
+            Some(Goal::Reloaded { by }) => !by.as_ref().is_some_and(Self::only_leavers_are_left),
+            Some(_) | None => false,
+        })
     }
 
     /// However many signals come, one reload after the one under way is enough.
@@ -143,12 +154,14 @@ impl Watchdog {
         log::info!("{}: {request}", if client.is_some() { "a tool asks" } else { "a signal asks" });
         match request {
             Request::Reload => {
+                self.note_reload();
                 self.begin_reload(reactor, None)?;
                 self.answer_tool(client, &Answer::Progress("a new principal is started".to_owned()));
                 Ok(Goal::Reloaded { by: None })
             }
             Request::Stop => Err("stop has no turn".to_owned()),
             Request::Scale(secondaries) => {
+                self.note_reload();
                 self.begin_reload(reactor, Some(secondaries))?;
                 self.answer_tool(client, &Answer::Progress("a new principal is started".to_owned()));
                 Ok(Goal::Reloaded { by: None })
