@@ -13,12 +13,12 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, DEFAULT_FILE};
+use crate::config::{Config, ConfigError, DEFAULT_FILE, PassedAddresses};
 use crate::exit::{Code, Failure};
 use crate::handler::Registry;
 use crate::os::rundir::Rundir;
 use crate::role;
-use crate::role::watchdog::Sources;
+use crate::role::watchdog::{Passed, Sources};
 use crate::status;
 use crate::top;
 use crate::wire::control::{self as wire, Request};
@@ -176,8 +176,9 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
     let Common { config, runtime_dir } = &osps.common;
     let load_for_tools = || load_for_tools(&osps.common);
     let ask = |request| control::ask(&rundir(&load_for_tools()?), request);
-    let load = || {
-        let loaded = Config::load_with(config.as_deref(), runtime_dir.as_deref(), &registry.names());
+    let load = |passed: &PassedAddresses| {
+        let (file, runtime_dir) = (config.as_deref(), runtime_dir.as_deref());
+        let loaded = Config::load_passed(file, runtime_dir, Some(&registry.names()), passed);
         loaded.map(|config| in_format(config, osps.log_format)).map_err(config_failure)
     };
     // Before anything is begun, not by the tools: to make a handler may take a while.
@@ -190,12 +191,18 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
             // Who cannot start says so in the format that was asked for.
             let format = osps.log_format.unwrap_or_default();
             crate::os::log::set_logging(Logging { format, access: false });
-            let config = load()?;
+            let passed = Passed::take()?;
+            let addresses = passed.addresses();
+            let config = load(&addresses)?;
             crate::os::log::set_logging(config.logging());
-            role::watchdog::run(try_handlers(config)?, sources(&osps.common, osps.log_format))
+            let config = try_handlers(config)?;
+            let sources = sources(&osps.common, osps.log_format, addresses.as_in(&config));
+            role::watchdog::run(config, sources, passed)
         }
         Some(Command::Check) => {
-            let toml = try_handlers(load()?)?.to_toml().map_err(|error| Failure::new(Code::Config, error))?;
+            let toml = try_handlers(load(&PassedAddresses::default())?)?
+                .to_toml()
+                .map_err(|error| Failure::new(Code::Config, error))?;
             print(&toml)
         }
         Some(Command::Status { json }) => {
@@ -231,7 +238,7 @@ fn in_format(config: Config, format: Option<Format>) -> Config {
 }
 
 /// Where a reload finds what is to be in force then: handlers are tried by the new principal.
-fn sources(common: &Common, format: Option<Format>) -> Sources {
+fn sources(common: &Common, format: Option<Format>, passed: PassedAddresses) -> Sources {
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     // What was found at the start is read again, and no other.
     let found = Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
@@ -250,9 +257,9 @@ fn sources(common: &Common, format: Option<Format>) -> Sources {
         }
         // Which handlers there are is for the new program to say.
         let (file, runtime_dir) = (file.as_deref(), runtime_dir.as_deref());
-        let config = Config::load_for_tools(file, runtime_dir).map_err(config_failure)?;
+        let config = Config::load_passed(file, runtime_dir, None, &passed).map_err(config_failure)?;
         let handlers: Vec<&str> = config.request.iter().map(|request| request.handler.name()).collect();
-        let loaded = Config::load_with(file, runtime_dir, &handlers).map_err(config_failure)?;
+        let loaded = Config::load_passed(file, runtime_dir, Some(&handlers), &passed).map_err(config_failure)?;
         Ok(in_format(loaded, format))
     };
     Sources { configuration: Box::new(configuration), program: executed() }

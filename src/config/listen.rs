@@ -41,9 +41,17 @@ impl fmt::Display for Address {
 }
 
 /// One address, or a list of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Eq)]
 pub struct Listen {
     addresses: Vec<Address>,
+    /// Whoever wrote the configuration says so.
+    is_given: bool,
+}
+
+impl PartialEq for Listen {
+    fn eq(&self, other: &Self) -> bool {
+        self.addresses == other.addresses
+    }
 }
 
 impl Listen {
@@ -51,6 +59,25 @@ impl Listen {
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
+    }
+
+    /// Those of sockets that are there already.
+    pub(super) fn passed(addresses: &[Address]) -> Self {
+        Self { addresses: addresses.to_vec(), is_given: false }
+    }
+
+    /// Sockets of these addresses are there already: they are the addresses, unless the configuration has some.
+    ///
+    /// # Errors
+    /// The first that is not among those of the configuration.
+    pub(super) fn adopt<'a>(&mut self, passed: &'a [Address]) -> Result<(), &'a Address> {
+        if self.is_given {
+            return passed.iter().find(|address| !self.addresses.contains(address)).map_or(Ok(()), Err);
+        }
+        if !passed.is_empty() {
+            *self = Self::passed(passed);
+        }
+        Ok(())
     }
 
     /// Those that are no paths.
@@ -79,7 +106,7 @@ impl Listen {
 
 impl From<SocketAddr> for Listen {
     fn from(address: SocketAddr) -> Self {
-        Self { addresses: vec![Address::Tcp(address)] }
+        Self { addresses: vec![Address::Tcp(address)], is_given: false }
     }
 }
 
@@ -134,7 +161,7 @@ impl<'de> Visitor<'de> for Addresses {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Listen, E> {
-        Ok(Listen { addresses: vec![Self::one(text)?] })
+        Ok(Listen { addresses: vec![Self::one(text)?], is_given: true })
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<Listen, E> {
@@ -146,7 +173,7 @@ impl<'de> Visitor<'de> for Addresses {
         while let Some(text) = list.next_element::<String>()? {
             addresses.push(Self::one(&text)?);
         }
-        Ok(Listen { addresses })
+        Ok(Listen { addresses, is_given: true })
     }
 }
 
@@ -155,7 +182,8 @@ mod tests {
     use super::*;
 
     fn listen(addresses: &[&str]) -> Listen {
-        Listen { addresses: addresses.iter().map(|text| Address::parse(text).unwrap()).collect() }
+        let addresses = addresses.iter().map(|text| Address::parse(text).unwrap()).collect();
+        Listen { addresses, is_given: true }
     }
 
     #[test]

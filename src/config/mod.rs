@@ -7,6 +7,7 @@ mod check_requests;
 mod data_ports;
 mod listen;
 mod look;
+mod passed;
 mod reload;
 mod request;
 mod size;
@@ -23,6 +24,7 @@ use crate::wire::logline::{Format, Logging};
 
 pub use data_ports::DataPorts;
 pub use listen::{Address, Listen};
+pub use passed::PassedAddresses;
 pub use request::{Handler, Landlock, Mode, Request};
 pub use size::Size;
 
@@ -249,7 +251,7 @@ impl Config {
         runtime_dir: Option<&Path>,
         registered: &[&str],
     ) -> Result<Self, ConfigError> {
-        Self::read(file, runtime_dir, Some(registered))
+        Self::read(file, runtime_dir, Some(registered), &PassedAddresses::default())
     }
 
     /// As [`Config::load`], for tools: whether users, programs, paths and handlers are there does not
@@ -258,13 +260,14 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn load_for_tools(file: Option<&Path>, runtime_dir: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::read(file, runtime_dir, None)
+        Self::read(file, runtime_dir, None, &PassedAddresses::default())
     }
 
     fn read(
         file: Option<&Path>,
         runtime_dir: Option<&Path>,
         to_serve_with: Option<&[&str]>,
+        passed: &PassedAddresses,
     ) -> Result<Self, ConfigError> {
         let default = Path::new(DEFAULT_FILE);
         let file = file.or_else(|| default.exists().then_some(default));
@@ -276,6 +279,7 @@ impl Config {
             config.runtime_dir = runtime_dir.to_owned();
         }
         let name = file.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
+        config.adopt(&name, passed)?;
         config.check(&name, to_serve_with)?;
         Ok(config)
     }

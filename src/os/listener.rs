@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use mio::event::Source;
@@ -22,10 +22,7 @@ const SCARCITY_PAUSE: Duration = Duration::from_millis(50);
 /// backlog, the more clients can wait while a server is replaced.
 pub const BACKLOG: i32 = i32::MAX;
 
-/// Binds and listens; the socket is non-blocking and close-on-exec. Accepted sockets
-/// inherit `TCP_NODELAY` and `TCP_USER_TIMEOUT` (tcp(7)), which saves calls for each: a peer
-/// that for `user_timeout` takes nothing of what was sent to it is given up by the kernel,
-/// while one that reads slowly is not.
+/// Binds and listens; the socket is non-blocking and close-on-exec, and has the options of [`set_options`].
 ///
 /// # Errors
 /// What `socket(2)`, `bind(2)` or `listen(2)` say.
@@ -33,17 +30,27 @@ pub fn bind_listener(address: SocketAddr, user_timeout: Duration) -> io::Result<
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    sockopt::set_tcp_nodelay(&socket, true)?;
+    set_options(&socket, user_timeout)?;
     if address.is_ipv6() {
         // Else it would take the port of every IPv4 address as well (ipv6(7)).
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
-    let millis = u32::try_from(user_timeout.as_millis()).unwrap_or(u32::MAX);
-    sockopt::set_tcp_user_timeout(&socket, millis)?;
     bind(&socket, &address)?;
     listen(&socket, BACKLOG)?;
     Ok(socket.into())
+}
+
+/// What every TCP listener has. Accepted sockets inherit `TCP_NODELAY` and `TCP_USER_TIMEOUT` (tcp(7)), which saves
+/// calls for each: a peer that for `user_timeout` takes nothing of what was sent to it is given up by the kernel,
+/// while one that reads slowly is not.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn set_options(socket: impl AsFd, user_timeout: Duration) -> io::Result<()> {
+    let millis = u32::try_from(user_timeout.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    Ok(sockopt::set_tcp_user_timeout(&socket, millis)?)
 }
 
 /// The port a listener is bound to.

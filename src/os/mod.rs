@@ -4,6 +4,7 @@
 //! inherited descriptors, signal dispositions) and nowhere else.
 
 pub mod account;
+pub mod activation;
 pub mod alarm;
 pub mod channel;
 pub mod clock;

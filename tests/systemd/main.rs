@@ -1,16 +1,19 @@
-//! A service manager as systemd is one: it hears what the system says of itself (sd_notify(3)), and watches it.
+//! A service manager as systemd is one: it hears what the system says of itself (sd_notify(3)), watches it, and
+//! passes sockets to it (sd_listen_fds(3)).
 #![allow(clippy::unwrap_used)]
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod notices;
+mod sockets;
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use common::{PATIENCE, REQUESTS, System};
 
@@ -103,18 +106,47 @@ impl Manager {
 struct Launch<'a> {
     manager: Option<&'a Manager>,
     variables: &'a [(&'a str, &'a str)],
+    /// Two at most.
+    sockets: &'a [&'a dyn AsFd],
+    /// Their names, with colons between.
+    names: &'a str,
+    /// For which pid they are, in the words of the shell that becomes the watchdog.
+    pid: Option<&'a str>,
 }
 
 impl Launch<'_> {
-    /// Starts it, without waiting for more than the process.
+    /// Starts it, without waiting for more than the process. A shell gives the sockets their numbers, and learns its
+    /// pid, which the watchdog has then.
     fn start(&self, top: &str) -> System {
-        System::start_by(top, REQUESTS, |mut command| {
-            if let Some(manager) = self.manager {
-                command.env("NOTIFY_SOCKET", &manager.address);
+        let taken = ["exec ", "exec 3>&1 ", "exec 3>&1 4>&2 "][self.sockets.len()];
+        let pid = self.pid.unwrap_or("$$");
+        let script = format!("{taken} >>stdout 2>>stderr; export LISTEN_PID={pid}; exec \"$@\"");
+        System::start_by(top, REQUESTS, |command| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script, "sh"]).arg(command.get_program()).args(command.get_args());
+            for (number, socket) in self.sockets.iter().enumerate() {
+                let socket: OwnedFd = socket.as_fd().try_clone_to_owned().unwrap();
+                if number == 0 {
+                    shell.stdout(socket)
+                } else {
+                    shell.stderr(socket)
+                };
             }
-            command.envs(self.variables.iter().copied());
-            command
+            if !self.sockets.is_empty() {
+                shell.env("LISTEN_FDS", self.sockets.len().to_string()).env("LISTEN_FDNAMES", self.names);
+            }
+            if let Some(manager) = self.manager {
+                shell.env("NOTIFY_SOCKET", &manager.address);
+            }
+            shell.envs(self.variables.iter().copied());
+            shell
         })
+    }
+
+    /// Starts one that cannot start: its exit code and what it says.
+    fn fails(&self, top: &str) -> (Option<i32>, String) {
+        let mut system = self.start(top);
+        (system.ended().code(), system.log())
     }
 }
 

@@ -194,9 +194,10 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number <= 2 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: a role takes each number of its launch sheet once, before it opens anything
-    // of its own, so nobody else in this process owns it; whether it is open is checked
-    // right here, and given up without closing where it is not.
+    // SAFETY: a role takes each number of its launch sheet once, and the watchdog each that a
+    // service manager has passed, before it opens anything of its own, so nobody else in this
+    // process owns it; whether it is open is checked right here, and given up without closing
+    // where it is not.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     match fcntl_getfd(&fd) {
         Ok(flags) => {

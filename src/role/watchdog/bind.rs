@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,10 +11,12 @@ use rustix::io::Errno;
 
 use crate::config::{Address, Config, DataPorts, Listen};
 use crate::exit::{Code, Failure};
+use crate::os::activation::PassedSocket;
 use crate::os::clock;
 use crate::os::listener::{self, bind_listener};
 use crate::os::rundir::Owner;
 use crate::os::socket_file::SocketFile;
+use crate::role::watchdog::passed::Passed;
 use crate::role::watchdog::start::pause;
 
 /// How long binding is tried again after a crashed run: a survivor that was just being
@@ -46,6 +48,8 @@ struct Control {
 enum Socket {
     Tcp(TcpListener),
     Unix(SocketFile),
+    /// Bound by a service manager, whose it is: the file of a Unix socket, too.
+    Passed(OwnedFd),
 }
 
 /// The data listeners of a pair: one port on every host.
@@ -65,6 +69,16 @@ impl Control {
         Ok(Self { address: address.clone(), socket: socket? })
     }
 
+    fn adopt(address: Address, passed: PassedSocket, user_timeout: Duration) -> Result<Self, Failure> {
+        if matches!(address, Address::Tcp(_)) {
+            listener::set_options(&passed.socket, user_timeout).map_err(|error| {
+                let what = "a socket that was passed takes no options of TCP";
+                Failure::new(Code::Config, format!("cannot listen on {address}: {what}: {error}"))
+            })?;
+        }
+        Ok(Self { address, socket: Socket::Passed(passed.socket) })
+    }
+
     fn remove_file(&self) {
         if let Socket::Unix(file) = &self.socket
             && let Err(error) = file.remove()
@@ -79,16 +93,23 @@ impl AsFd for Control {
         match &self.socket {
             Socket::Tcp(listener) => listener.as_fd(),
             Socket::Unix(file) => file.as_fd(),
+            Socket::Passed(socket) => socket.as_fd(),
         }
     }
 }
 
 impl Bound {
-    /// Binds the control listeners, and for every (secondary, type) pair a data port on all hosts.
-    pub fn bind(config: &Config, after_crash: bool) -> Result<Self, Failure> {
+    /// Binds what was not passed: the control listeners and those of the observer, and for every (secondary, type) pair a data port on all
+    /// hosts.
+    pub fn bind(config: &Config, passed: Passed, after_crash: bool) -> Result<Self, Failure> {
         let patience = if after_crash { BIND_WITHIN } else { Duration::ZERO };
-        let nothing = Self { control: Vec::new(), data: Vec::new(), closing: 0, observe: Vec::new() };
-        nothing.bind_more(config, &BTreeSet::new(), config.secondaries, patience)
+        let mut there = Self { control: Vec::new(), data: Vec::new(), closing: 0, observe: Vec::new() };
+        for (address, socket) in passed.into_sockets() {
+            let is_observed = config.observes(&address);
+            let adopted = Rc::new(Control::adopt(address, socket, config.client_idle)?);
+            if is_observed { there.observe.push(adopted) } else { there.control.push(adopted) }
+        }
+        there.bind_more(config, &BTreeSet::new(), config.secondaries, patience)
     }
 
     /// What there is, and whatever else this configuration asks for. Types that are retired get nothing new.
@@ -232,6 +253,7 @@ fn addresses(listeners: &[Rc<Control>]) -> Vec<String> {
         Some(match &control.socket {
             Socket::Tcp(listener) => Address::Tcp(listener.local_addr().ok()?),
             Socket::Unix(file) => Address::Unix(file.path().to_owned()),
+            Socket::Passed(_) => control.address.clone(),
         })
     });
     addresses.map(|address| address.to_string()).collect()

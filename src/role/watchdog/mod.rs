@@ -10,6 +10,7 @@ mod manager;
 mod meeting;
 mod obituaries;
 mod observer;
+mod passed;
 mod principals;
 mod privileges;
 mod processes;
@@ -55,6 +56,7 @@ use processes::Process;
 use reload::{Force, Outcome, Reload};
 use tasks::Tasks;
 
+pub use passed::Passed;
 pub use reload::Sources;
 
 /// What the reactor gives back with an event.
@@ -134,18 +136,19 @@ struct Watchdog {
     exit: Code,
 }
 
-/// Runs the whole system until it is stopped.
+/// Runs the whole system until it is stopped. Sockets that were passed have to be those of addresses in `listen` or
+/// `observe` of the configuration.
 ///
 /// # Errors
 /// A [`Failure`] where it cannot start.
-pub fn run(config: Config, sources: Sources) -> Result<ExitCode, Failure> {
+pub fn run(config: Config, sources: Sources, passed: Passed) -> Result<ExitCode, Failure> {
     crate::os::log::init(Speaker { name: None, pid: std::process::id() }, config.logging());
     process::set_name(c"osps-watchdog");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     let mut reactor = Reactor::new(&[Signal::USR2, Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     process::become_subreaper().map_err(|error| Failure::internal("become a subreaper", &error))?;
-    let mut watchdog = Watchdog::start(config, sources, reactor.handle())?;
+    let mut watchdog = Watchdog::start(config, sources, passed, reactor.handle())?;
     reactor.run(&mut watchdog).map_err(|error| Failure::internal("run the event loop", &error))?;
     watchdog.finish();
     Ok(watchdog.exit.into())

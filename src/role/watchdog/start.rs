@@ -29,6 +29,7 @@ use crate::role::watchdog::bind::Bound;
 use crate::role::watchdog::directory::{listen_for_tools, rundir_failure, write_pid};
 use crate::role::watchdog::heirlooms::Heirlooms;
 use crate::role::watchdog::manager::ServiceManager;
+use crate::role::watchdog::passed::Passed;
 use crate::role::watchdog::privileges;
 use crate::role::watchdog::reload::{Force, Sources};
 use crate::role::watchdog::tasks::Tasks;
@@ -53,6 +54,7 @@ impl Watchdog {
     pub(super) fn start(
         config: Config,
         sources: Sources,
+        passed: Passed,
         reactor: &mut Handle<Key>,
     ) -> Result<Self, Failure> {
         let identity = config.identity().map_err(|error| Failure::new(Code::Config, error))?;
@@ -60,7 +62,7 @@ impl Watchdog {
         let rundir = Rundir::prepare(&config.runtime_dir, user).map_err(rundir_failure)?;
         let lock = take_lock(&rundir)?;
         let before = privileges::take_back(&rundir)?;
-        let set_up = Self::set_up_alone((config, sources), identity, &rundir, lock, reactor);
+        let set_up = Self::set_up_alone((config, sources, passed), identity, &rundir, lock, reactor);
         set_up.inspect_err(|_| {
             // Somebody may still be at work there, or start there again.
             let _ = before.map(|owner| rundir.give(owner));
@@ -68,7 +70,7 @@ impl Watchdog {
     }
 
     fn set_up_alone(
-        (mut config, sources): (Config, Sources),
+        (mut config, sources, passed): (Config, Sources, Passed),
         identity: Option<Identity>,
         rundir: &Rundir,
         lock: Lock,
@@ -78,7 +80,7 @@ impl Watchdog {
         let max_clients = config.max_clients;
         let places = Places { parking: fit_descriptor_limit(&mut config, secondaries)?, open_files };
         let after_crash = clean_up(rundir)?;
-        let bound = Bound::bind(&config, after_crash);
+        let bound = Bound::bind(&config, passed, after_crash);
         let set_up = bound.and_then(|bound| {
             let force = Force::first(config, max_clients, places, bound);
             Self::set_up((force, sources), rundir, lock, reactor)
