@@ -259,7 +259,8 @@ fn sources(common: &Common, format: Option<Format>, passed: PassedAddresses) -> 
         let (file, runtime_dir) = (file.as_deref(), runtime_dir.as_deref());
         let config = Config::load_passed(file, runtime_dir, None, &passed).map_err(config_failure)?;
         let handlers: Vec<&str> = config.request.iter().map(|request| request.handler.name()).collect();
-        let loaded = Config::load_passed(file, runtime_dir, Some(&handlers), &passed).map_err(config_failure)?;
+        let loaded =
+            Config::load_passed(file, runtime_dir, Some(&handlers), &passed).map_err(config_failure)?;
         Ok(in_format(loaded, format))
     };
     Sources { configuration: Box::new(configuration), program: executed() }
