@@ -45,7 +45,7 @@ fn forbid(files: &[(PathBuf, String)], words: &[&str], why: &str) {
 }
 
 #[test]
-fn the_core_and_the_wire_do_no_io() {
+fn the_core_the_wire_and_the_site_do_no_io() {
     let io = [
         "std::fs",
         "std::os",
@@ -69,6 +69,7 @@ fn the_core_and_the_wire_do_no_io() {
     ];
     forbid(&files("src/core", ".rs"), &io, "core is pure");
     forbid(&files("src/wire", ".rs"), &io, "wire is pure");
+    forbid(&files("src/observer", ".rs"), &io, "what the observer says is pure");
 }
 
 #[test]

@@ -239,3 +239,106 @@ proptest! {
         prop_assert!(requests.is_empty() && (sent.is_empty() || sent.starts_with(b"HTTP/1.1 ")));
     }
 }
+
+#[derive(Clone, Debug)]
+enum Op {
+    Say(Vec<u8>),
+    Pause(u64),
+    Event,
+    Take(usize),
+    EndOfInput,
+}
+
+fn some_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => some_bytes().prop_map(Op::Say),
+        3 => (1..70_000_u64).prop_map(Op::Pause),
+        2 => Just(Op::Event),
+        3 => (1..5_000_usize).prop_map(Op::Take),
+        2 => Just(Op::Take(usize::MAX)),
+        1 => Just(Op::EndOfInput),
+    ]
+}
+
+/// A shell with a client that takes what it likes.
+struct Shell {
+    conversation: Conversation,
+    now: Moment,
+    closed: bool,
+}
+
+impl Shell {
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Say(bytes) => {
+                for piece in bytes.chunks(4096) {
+                    if self.conversation.wants_input() {
+                        self.conversation.handle_input(self.now, piece);
+                        self.poll();
+                    }
+                }
+            }
+            Op::Pause(millis) => self.pause(Duration::from_millis(millis)),
+            Op::Event => {
+                let is_free = self.conversation.is_streaming() && self.conversation.output().is_empty();
+                assert_eq!(self.conversation.send_event(self.now, &"y".repeat(10_000)), is_free);
+            }
+            Op::Take(bytes) => {
+                let taken = bytes.min(self.conversation.output().len());
+                self.conversation.handle_written(self.now, taken);
+                self.poll();
+            }
+            Op::EndOfInput => {
+                self.conversation.handle_end_of_input();
+                self.poll();
+            }
+        }
+        assert!(
+            self.conversation.output().len() <= 11_000 && self.conversation.input.len() < 2 * MAX_HEAD_BYTES
+        );
+    }
+
+    fn poll(&mut self) {
+        while let Some(action) = self.conversation.poll_action(self.now).filter(|_| !self.closed) {
+            match action {
+                Action::Respond(request) if request.path == "/events" => {
+                    self.conversation.respond(self.now, &Response::events());
+                }
+                Action::Respond(_) => {
+                    self.conversation.respond(self.now, &Response::text(200, "x".repeat(10_000)));
+                }
+                Action::Close => self.closed = true,
+            }
+        }
+    }
+
+    fn pause(&mut self, pause: Duration) {
+        let until = self.now + pause;
+        while let Some(at) = self.conversation.poll_timeout().filter(|at| *at <= until && !self.closed) {
+            assert!(at > self.now, "a deadline that has passed");
+            self.now = at;
+            self.conversation.handle_timeout(at);
+            self.poll();
+        }
+        self.now = until;
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_done_memory_is_bounded_and_it_ends(ops in prop::collection::vec(some_op(), 0..20)) {
+        let mut shell = Shell { conversation: Conversation::new(START), now: START, closed: false };
+        for op in ops {
+            if !shell.closed {
+                shell.apply(op);
+            }
+        }
+        // It takes nothing any more and says nothing: it is let go, whatever was going on; only who listens to
+        // events, and has taken all, may stay.
+        if shell.conversation.is_streaming() {
+            shell.apply(Op::Event);
+        }
+        shell.pause(ALL_TAKEN_WITHIN + HEAD_WITHIN + IDLE);
+        prop_assert!(shell.closed, "{:?}", shell.conversation);
+    }
+}
