@@ -205,7 +205,7 @@ impl Watchdog {
         let (pid, start_time) = (sys.processes[pidfd].pid, sys.processes[pidfd].start_time);
         let record = self.page.watch(name, pid, start_time);
         if record.is_none() {
-            self.tree.handle_crowded(self.now);
+            self.tree.handle_crowded(self.now, name);
         }
         sys.watch_end(pidfd, WATCHDOG, Key::Ended(name));
         let cpu_at_probe = None;

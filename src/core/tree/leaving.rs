@@ -44,10 +44,13 @@ impl Tree {
             && self.seats[usize::from(name.slot)].state != State::Down
     }
 
-    /// There are more processes than can be supervised: the predecessor that has drained
-    /// longest must go.
-    pub fn handle_crowded(&mut self, now: Moment) {
+    /// There are more processes than can be supervised, now that this one is there: the predecessor that has drained
+    /// longest must go. For an observer nobody has to: it does without until there is room.
+    pub fn handle_crowded(&mut self, now: Moment, newcomer: Name) {
         self.timeout.set(None);
+        if newcomer.role == Role::Observer {
+            return;
+        }
         let mut living = self.predecessors.iter().filter(|seat| !matches!(seat.state, State::Killing { .. }));
         let oldest = living.clone().find(|seat| seat.drain_until.is_some()).or_else(|| living.next());
         if let Some(name) = oldest.map(|seat| seat.name) {

@@ -238,6 +238,18 @@ mod tests {
     }
 
     #[test]
+    fn nobody_has_to_go_where_there_is_no_room_for_it() {
+        let (mut tree, name) = observed();
+        tree.handle_started(at(5), Name::secondary(1, 2));
+        assert_eq!(actions(&mut tree), [Action::Drain(Name::secondary(1, 1))]);
+        tree.handle_crowded(at(6), name);
+        assert_eq!(actions(&mut tree), []);
+        tree.handle_crowded(at(6), Name::secondary(1, 2));
+        let killed = Action::To(Name::secondary(1, 1), Act::Kill(Reason::Crowded));
+        assert_eq!(actions(&mut tree), [killed]);
+    }
+
+    #[test]
     fn a_stop_at_once_ends_it_with_the_others() {
         let (mut tree, name) = observed();
         tree.handle_stop(at(10));

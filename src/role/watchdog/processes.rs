@@ -182,7 +182,7 @@ impl Watchdog {
         let record = self.page.watch(name, pidfd.pid(), start_time);
         if record.is_none() {
             log::error!("no record is free for {name}: it cannot be probed before a predecessor ends");
-            self.tree.handle_crowded(reactor.now());
+            self.tree.handle_crowded(reactor.now(), name);
         }
         if let Err(error) = pidfd.watch(reactor, Key::Ended(name)) {
             log::error!("cannot watch {name}: {error}");
