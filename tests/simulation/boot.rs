@@ -4,6 +4,7 @@ use osps::core::name::Role;
 
 use crate::kernel::{Exit, Life};
 use crate::machine::{Event, Machine, Memory, Proc};
+use crate::observer::Observer;
 use crate::principal::Principal;
 use crate::secondary::Secondary;
 
@@ -35,7 +36,7 @@ impl Machine {
                 Role::Principal => {
                     Principal::start(sys, proc, sheet).map(|it| Memory::Principal(Box::new(it)))
                 }
-                Role::Observer => unreachable!("none is wanted in these worlds"),
+                Role::Observer => Some(Memory::Observer(Box::new(Observer::start(sys, proc, sheet)))),
                 Role::Secondary => {
                     Secondary::start(sys, proc, sheet).map(|it| Memory::Secondary(Box::new(it)))
                 }

@@ -20,14 +20,14 @@ impl Machine {
         if self.is_quiet() || self.processes[proc].life != Life::Running {
             return;
         }
-        self.audit.succession.disturbed = true;
+        self.audit.succession.disturbed_by(self.role_of(proc));
         let how = self.dice.pick(&[Stuck::Stopped, Stuck::Waiting, Stuck::Spinning]);
         let kill_after = self.plan.settings.kill_after;
         let hard = self.plan.hard_on_principals && self.role_of(proc) == Some(Role::Principal);
         match self.dice.below(20) {
             _ if hard && self.dice.chance(700) => self.processes[proc].fuse = true,
             0..=1 => {
-                self.audit.coverage.count("died between two turns");
+                self.count_fault(proc, "died between two turns");
                 self.end(proc, Exit::Signal(9));
             }
             2..=6 => self.processes[proc].fuse = true,
@@ -47,11 +47,11 @@ impl Machine {
     /// SIGTERM to one process alone.
     fn terminate(&mut self, proc: Proc) {
         if proc != WATCHDOG {
-            let role = self.role_of(proc);
-            self.audit.coverage.count(format!(
-                "SIGTERM to a {}",
-                if role == Some(Role::Principal) { "principal" } else { "secondary" }
-            ));
+            self.audit.coverage.count(match self.role_of(proc) {
+                Some(Role::Principal) => "SIGTERM to a principal",
+                Some(Role::Observer) => "SIGTERM to an observer",
+                Some(Role::Secondary) | None => "SIGTERM to a secondary",
+            });
             self.processes[proc].excused = true;
             self.send(proc, Signal::Term);
         }
@@ -67,11 +67,20 @@ impl Machine {
     }
 
     fn be_stuck(&mut self, proc: Proc, mood: Mood) {
-        self.audit.coverage.count(match mood {
+        let what = match mood {
             Mood::Stuck(stuck) => format!("stuck: {stuck:?}"),
             Mood::Prompt | Mood::Late(..) => "late".to_owned(),
-        });
+        };
+        self.count_fault(proc, &what);
         self.set_mood(proc, mood);
+    }
+
+    /// What goes wrong with observers is counted once more, for itself.
+    pub fn count_fault(&mut self, proc: Proc, what: &str) {
+        self.audit.coverage.count(what.to_owned());
+        if self.role_of(proc) == Some(Role::Observer) {
+            self.audit.coverage.count(format!("observer: {what}"));
+        }
     }
 
     /// A mood that ends; some outlast everything.

@@ -30,6 +30,8 @@ pub enum FifoName {
     FromSecondary(u16, Option<Incarnation>),
     /// `orders.<n>`; 0 is the principal's, with an incarnation one's that is to take over.
     Orders(u16, Option<Incarnation>),
+    /// `orders.observer`
+    ObserverOrders,
 }
 
 const OF_A_SECONDARY: [fn(u16, Option<Incarnation>) -> FifoName; 3] =
@@ -152,6 +154,13 @@ impl Machine {
         (lines, more)
     }
 
+    pub fn steal_lines(&mut self, fifo: FifoId) {
+        if !self.fifos.all[fifo].lines.is_empty() {
+            self.audit.coverage.count("doorbells stolen");
+        }
+        self.fifos.all[fifo].lines.clear();
+    }
+
     /// `cat wdtube1 >/dev/null`, or `echo nonsense >wdtube1`, of any FIFO that has a name.
     pub fn disturb_fifos(&mut self, steals: bool) {
         let named: Vec<FifoId> = self.fifos.names.values().copied().collect();
@@ -160,10 +169,7 @@ impl Machine {
         }
         let fifo = self.dice.pick(&named);
         if steals {
-            if !self.fifos.all[fifo].lines.is_empty() {
-                self.audit.coverage.count("doorbells stolen");
-            }
-            self.fifos.all[fifo].lines.clear();
+            self.steal_lines(fifo);
         } else if self.put_lines(fifo, &[Line::Garbage]) {
             self.audit.coverage.count("garbage in a FIFO");
         }

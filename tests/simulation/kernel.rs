@@ -225,7 +225,7 @@ impl Machine {
         let rough = !self.is_quiet();
         if rough && self.dice.chance(self.plan.bad_starts / 4) {
             self.audit.coverage.count("spawn failed");
-            self.audit.succession.disturbed = true;
+            self.audit.succession.disturbed_by(Some(name.role));
             return None;
         }
         self.audit_spawn(parent, name, sheet.succeeds);
@@ -239,26 +239,33 @@ impl Machine {
         self.processes[proc].fuse = rough && self.dice.chance(self.plan.bad_starts / 8);
         let bad = rough && self.dice.chance(self.plan.bad_starts);
         match self.dice.below(24) {
+            // Where a principal says so all ends, so it must be rare.
+            9..=13 if bad && name.role == Role::Observer => self.says_that_it_cannot_start(proc),
             0..=13 if bad => {
-                self.audit.coverage.count("died before it was ready");
+                self.count_fault(proc, "died before it was ready");
                 self.soon(millis(30), Event::Fail(proc, Exit::Signal(11)));
             }
             14..=19 if bad => {
+                self.count_fault(proc, "slow to start");
                 let slow = settings.start_within;
                 self.after(slow * 5 / 6, slow * 4 / 3, Event::Boot(proc));
             }
             20..=21 if bad => {
-                self.audit.coverage.count("hung before it was ready");
+                self.count_fault(proc, "hung before it was ready");
                 let stuck = self.dice.pick(&[Stuck::Waiting, Stuck::Stopped, Stuck::Stopped]);
                 self.set_mood(proc, Mood::Stuck(stuck));
             }
-            22 if bad => {
-                self.audit.coverage.count(format!("{:?} said that it cannot start", name.role));
-                self.soon(millis(30), Event::Fail(proc, CANNOT_START));
-            }
+            22 if bad => self.says_that_it_cannot_start(proc),
             _ => self.after(millis(1), millis(30), Event::Boot(proc)),
         }
         Some(proc)
+    }
+
+    fn says_that_it_cannot_start(&mut self, proc: Proc) {
+        if let Some(role) = self.role_of(proc) {
+            self.audit.coverage.count(format!("{role:?} said that it cannot start"));
+        }
+        self.soon(millis(30), Event::Fail(proc, CANNOT_START));
     }
 
     /// A pid that nobody has, of a small range: those of the dead are used again before long.
@@ -315,7 +322,7 @@ impl Machine {
         self.trace.note(self.now, || format!("{hit}: SIGKILL, {why}"));
         self.processes[hit].doomed = true;
         self.processes[hit].dismissed = true;
-        self.audit.succession.disturbed = true;
+        self.audit.succession.disturbed_by(self.role_of(hit));
         // What waits in state D ends when the kernel lets it go.
         let waits = self.processes[hit].mood == Mood::Stuck(Stuck::Waiting) && self.audit.stops.is_empty();
         let latest = if waits && self.dice.chance(100) { millis(3000) } else { millis(3) };
@@ -438,7 +445,7 @@ impl Machine {
         self.trace.note(self.now, || format!("{proc}: ended, {exit:?}"));
         self.processes[proc].life = Life::Zombie(exit);
         self.memories[proc] = None;
-        self.audit.succession.disturbed |= exit != Exit::Code(0);
+        self.audit_end_of(proc, exit);
         self.net_of_the_dead(proc);
         self.wires_of_the_dead(proc);
         self.excuse_household(proc);
@@ -462,25 +469,6 @@ impl Machine {
         } else if !self.processes[parent].is_alive() {
             // Init asks in its stead.
             self.processes[proc].life = Life::Reaped;
-        }
-    }
-
-    /// The death of a principal is a reason to drain, unless all goes on under another.
-    fn excuse_household(&mut self, of: Proc) {
-        let Process { handed_over, pid, .. } = self.processes[of];
-        if !handed_over || !self.watchdog_page.is_handing_over(pid) {
-            for process in self.processes.iter_mut().filter(|process| process.belongs_to == of) {
-                process.excused = true;
-            }
-        }
-    }
-
-    /// Nobody takes over any more, whatever a principal has said before its end.
-    pub fn excuse_households_left(&mut self) {
-        for principal in 1..self.processes.len() {
-            if self.has_ended(principal) {
-                self.excuse_household(principal);
-            }
         }
     }
 

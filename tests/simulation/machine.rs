@@ -25,6 +25,7 @@ use crate::dice::Dice;
 use crate::fifo::Fifos;
 use crate::kernel::{Exit, Life, Mood, Process, Signals};
 use crate::net::{ConnId, Net};
+use crate::observer::Observer;
 use crate::plan::{Plan, TYPES, micros, millis};
 use crate::principal::Principal;
 use crate::reload::Wires;
@@ -125,6 +126,7 @@ pub enum Memory {
     Watchdog(Box<Watchdog>),
     Principal(Box<Principal>),
     Secondary(Box<Secondary>),
+    Observer(Box<Observer>),
 }
 
 impl Memory {
@@ -133,6 +135,7 @@ impl Memory {
             Self::Watchdog(watchdog) => &mut **watchdog,
             Self::Principal(principal) => &mut **principal,
             Self::Secondary(secondary) => &mut **secondary,
+            Self::Observer(observer) => &mut **observer,
         }
     }
 
@@ -370,7 +373,7 @@ impl Machine {
     /// Puts the memory back where the process lived to the end of its turn.
     pub fn turn_is_over(&mut self, proc: Proc, memory: Option<Memory>) {
         let Some(mut memory) = memory else {
-            self.audit.coverage.count("died in the middle of a turn");
+            self.count_fault(proc, "died in the middle of a turn");
             self.audit.records.cut_short(proc);
             self.end(proc, Exit::Signal(9));
             self.audit_facts();

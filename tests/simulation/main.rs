@@ -23,7 +23,10 @@ mod kernel;
 mod leaving;
 mod liveness;
 mod machine;
+mod meeting;
 mod net;
+mod observer;
+mod observing;
 mod plan;
 mod principal;
 mod promotion;
@@ -82,10 +85,13 @@ impl Place {
 /// What must have happened in some world, or the worlds are too tame.
 #[cfg(debug_assertions)]
 const MUST_HAPPEN: &[&str] = &[
+    "Observer restarted",
+    "Observer said that it cannot start",
     "Principal restarted",
     "Principal said that it cannot start",
     "SIGTERM to a principal",
     "SIGTERM to a secondary",
+    "SIGTERM to an observer",
     "SIGTERM to the group",
     "Secondary restarted",
     "Secondary said that it cannot start",
@@ -162,6 +168,34 @@ const MUST_HAPPEN: &[&str] = &[
     "killed: Stopping",
     "killed: TimeLimit",
     "no room for who came uninvited",
+    "observer: brought by a reload",
+    "observer: died before it was ready",
+    "observer: died between two turns",
+    "observer: died during a stop",
+    "observer: died in the middle of a turn",
+    "observer: given up",
+    "observer: hung before it was ready",
+    "observer: its order to go was stolen",
+    "observer: killed: GraceOver",
+    "observer: killed: NoAnswer",
+    "observer: killed: SlowStart",
+    "observer: killed: Spinning",
+    "observer: killed: Stopped",
+    "observer: killed: Stopping",
+    "observer: left without a watchdog",
+    "observer: not there at the end",
+    "observer: renewed by a reload",
+    "observer: served at the end",
+    "observer: slow to start",
+    "observer: spawn failed",
+    "observer: stayed down at the end",
+    "observer: stuck: Spinning",
+    "observer: stuck: Starved",
+    "observer: stuck: Stopped",
+    "observer: stuck: Waiting",
+    "observer: taken away by a reload",
+    "observer: told to go last",
+    "observer: wanted from the start",
     "ordered to drain",
     "recorded: Done",
     "recorded: Expired",
@@ -283,7 +317,7 @@ fn a_seed_has_one_world() {
 #[test]
 fn who_is_wrong_is_found_out() {
     use Rule as R;
-    let wrongs: [(Sabotage, &[Rule]); 41] = [
+    let wrongs: [(Sabotage, &[Rule]); 49] = [
         (Sabotage::DropAnswers, &[R::AnswersProtect]),
         (Sabotage::ForgetExits, &[R::NobodyForgotten, R::NothingToTheDead]),
         (Sabotage::TrustTooEarly, &[R::ProbeOnlyTheReady]),
@@ -297,6 +331,14 @@ fn who_is_wrong_is_found_out() {
         (Sabotage::MeetByPid, &[R::SignalOnlyWhoIsMeant]),
         (Sabotage::HurryTheWorn, &[R::HealthyLiveOn]),
         (Sabotage::LimitTheWorn, &[R::KillsHaveCause]),
+        (Sabotage::MistakeObserver, &[R::HealthyLiveOn]),
+        (Sabotage::ForgetObserver, &[R::Recovers]),
+        (Sabotage::KeepObserver, &[R::ObserverAsWanted]),
+        (Sabotage::TrustObserver, &[R::ObserverAsWanted]),
+        (Sabotage::NeedObserver, &[R::HealthyLiveOn, R::StopEnds]),
+        (Sabotage::HurryObserver, &[R::HealthyLiveOn]),
+        (Sabotage::LeaveObserver, &[R::StopEnds]),
+        (Sabotage::BelieveOrders, &[R::HealthyLiveOn]),
         (Sabotage::ForgetRedo, &[R::BooksExact]),
         (Sabotage::SettleTwice, &[R::BooksExact]),
         (Sabotage::KeepDeadClaims, &[R::BooksExact, R::Recovers]),

@@ -61,6 +61,10 @@ pub struct Plan {
     pub end: Moment,
     pub stops: Vec<Moment>,
     pub watchdog_dies: Option<Moment>,
+    /// Whether an observer is wanted from the start.
+    pub observed: bool,
+    /// How often one is wanted after a reload of the configuration, in a thousand.
+    pub observed_later: u64,
     /// Whether the kernel tells the CPU time of a process.
     pub cpu_is_known: bool,
     /// How often a turn of the watchdog comes much too late, in a thousand.
@@ -128,6 +132,9 @@ impl Plan {
             .then(|| Moment::default() + dice.up_to(quiet_from.since(Moment::default())));
         let queue_within = settings.kill_after / 2;
         let open = dice.chance(300);
+        let never = (false, 0);
+        let (observed, observed_later) =
+            dice.pick(&[never, never, (true, 1000), (true, 1000), (true, 500), (false, 500)]);
         Self {
             secondaries: dice.pick(&[1, 2, 2, 3, 3, 4, 5, 6]),
             max_jobs: dice.pick(&[2, 4, 8]),
@@ -148,6 +155,8 @@ impl Plan {
             end: quiet_from.max(stops.last().copied().unwrap_or_default()) + recovery(&settings, stop_within),
             stops,
             watchdog_dies,
+            observed,
+            observed_later,
             cpu_is_known: dice.chance(850),
             stalls: dice.pick(&[0, 0, 5, 300, 600, 850]),
             fifo_lines: dice.pick(&[4, 6, 40]),

@@ -14,19 +14,28 @@ use crate::watchdog::Watchdog;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
     /// The new principal gets ready to take over.
-    Preparing(Name, Proc),
+    Preparing(Candidate),
     /// The old one was told to hand over to it.
-    HandingOver(Name, Proc),
-    /// The old one has ended, and the new one is not ready yet.
-    Promoted(Name),
+    HandingOver(Candidate),
+    /// The old one has ended, and the new one is not ready yet. `before`: whether there was to be an observer.
+    Promoted { principal: Name, before: bool },
+}
+
+/// A principal that is to take over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    name: Name,
+    proc: Proc,
+    /// Whether there is to be an observer from then on.
+    observed: bool,
 }
 
 impl Reload {
     /// Who is to take over.
-    fn candidate(self) -> Option<(Name, Proc)> {
+    fn candidate(self) -> Option<Candidate> {
         match self {
-            Self::Preparing(name, proc) | Self::HandingOver(name, proc) => Some((name, proc)),
-            Self::Promoted(_) => None,
+            Self::Preparing(candidate) | Self::HandingOver(candidate) => Some(candidate),
+            Self::Promoted { .. } => None,
         }
     }
 }
@@ -47,6 +56,7 @@ impl Watchdog {
         assert!(sys.mkfifo(orders), "nobody had that name");
         let fifo = sys.open_fifo(orders).expect("it was created");
         let renews = sys.dice.chance(800);
+        let observed = if renews { sys.dice.chance(sys.plan.observed_later) } else { self.observed };
         let sheet = Sheet { succeeds: true, renews, ..Sheet::of(name, fifo, None) };
         let Some(pidfd) = sys.spawn(WATCHDOG, sheet) else {
             sys.unlink_fifo(orders);
@@ -56,7 +66,7 @@ impl Watchdog {
         // From now on people who want something of a slot tell it, too.
         let resting = sys.rested.clone();
         sys.processes[pidfd].sheet.iter_mut().for_each(|sheet| sheet.resting.clone_from(&resting));
-        self.reload = Some(Reload::Preparing(name, pidfd));
+        self.reload = Some(Reload::Preparing(Candidate { name, proc: pidfd, observed }));
         self.supervise(sys, name, pidfd, None, fifo);
     }
 
@@ -66,14 +76,13 @@ impl Watchdog {
             return Progress::Drained;
         };
         let candidate = self.reload.and_then(Reload::candidate);
-        let is_candidate = candidate.is_some_and(|(_, proc)| proc == who);
+        let is_candidate = candidate.is_some_and(|candidate| candidate.proc == who);
         let is_principal = sys.processes[who].name() == Some(self.tree.principal());
+        let is_meant = |successor| candidate.is_some_and(|candidate| candidate.proc == successor);
         match word {
             Word::Prepared if is_candidate => self.have_handed_over(sys),
             Word::Refused if is_candidate => self.give_up_reload(sys, "refused"),
-            Word::Kept(successor) if is_principal && candidate.is_some_and(|known| known.1 == successor) => {
-                self.give_up_reload(sys, "kept");
-            }
+            Word::Kept(successor) if is_principal && is_meant(successor) => self.give_up_reload(sys, "kept"),
             _ => sys.audit.coverage.count("a word came too late"),
         }
         Progress::Again
@@ -81,14 +90,15 @@ impl Watchdog {
 
     /// The candidate can take over: the one that serves is told to whom it hands over.
     fn have_handed_over(&mut self, sys: &mut Machine) {
-        let Some(Reload::Preparing(name, proc)) = self.reload else {
+        let Some(Reload::Preparing(candidate)) = self.reload else {
             return;
         };
         let principal = self.tree.serving_principal().and_then(|name| self.position(name));
         let principal = principal.map(|index| (self.processes[index].pid, self.processes[index].pidfd));
         self.page.set_handing_over(principal.map(|(pid, _)| pid));
-        self.reload = Some(Reload::HandingOver(name, proc));
-        let told = principal.is_some_and(|(_, pidfd)| sys.tell_principal(pidfd, Word::HandOver(proc)));
+        self.reload = Some(Reload::HandingOver(candidate));
+        let word = Word::HandOver(candidate.proc);
+        let told = principal.is_some_and(|(_, pidfd)| sys.tell_principal(pidfd, word));
         if !told {
             sys.audit.succession.disturbed = true;
             self.give_up_reload(sys, "it does not serve");
@@ -98,14 +108,19 @@ impl Watchdog {
     /// All stays as it is.
     pub fn give_up_reload(&mut self, sys: &mut Machine, why: &str) {
         match self.reload.take() {
-            Some(Reload::Preparing(name, _) | Reload::HandingOver(name, _)) => {
+            Some(Reload::Preparing(candidate) | Reload::HandingOver(candidate)) => {
                 sys.audit_reload_fails(why);
                 self.page.set_handing_over(None);
                 sys.excuse_households_left();
                 self.tree.handle_candidate_dismissed(self.now);
-                sys.unlink_fifo(FifoName::Orders(0, Some(name.incarnation)));
+                sys.unlink_fifo(FifoName::Orders(0, Some(candidate.name.incarnation)));
             }
-            Some(Reload::Promoted(_)) => sys.audit_reload_fails("the new principal ended before it served"),
+            Some(Reload::Promoted { before, .. }) => {
+                sys.audit_reload_fails("the new principal ended before it served");
+                if !self.page.is_stopping() {
+                    self.bring_into_force(sys, before);
+                }
+            }
             None => {}
         }
     }
@@ -116,15 +131,15 @@ impl Watchdog {
         while self.on_channel(sys, who) == Progress::Again {}
         let candidate = match self.reload {
             None => return false,
-            Some(Reload::Promoted(principal)) => {
+            Some(Reload::Promoted { principal, .. }) => {
                 if principal == name {
                     self.give_up_reload(sys, "");
                 }
                 return false;
             }
-            Some(Reload::Preparing(candidate, _) | Reload::HandingOver(candidate, _)) => candidate,
+            Some(Reload::Preparing(candidate) | Reload::HandingOver(candidate)) => candidate,
         };
-        if candidate == name {
+        if candidate.name == name {
             self.give_up_reload(sys, "the new principal ended");
             return false;
         }
@@ -144,13 +159,15 @@ impl Watchdog {
 
     /// The new principal has the place of the old one.
     fn promote(&mut self, sys: &mut Machine, old: Name) {
-        let Some((name, proc)) = self.reload.and_then(Reload::candidate) else {
+        let Some(Candidate { name, proc, observed }) = self.reload.and_then(Reload::candidate) else {
             return;
         };
         sys.audit_promoted(self.now, old, name, proc);
         sys.rename_fifo(FifoName::Orders(0, Some(name.incarnation)), FifoName::Orders(0, None));
+        let before = self.observed;
+        self.bring_into_force(sys, observed);
         sys.tell_principal(proc, Word::Proceed);
-        self.reload = Some(Reload::Promoted(name));
+        self.reload = Some(Reload::Promoted { principal: name, before });
         if sys.sabotage == Sabotage::DrainAtPromotion {
             for index in 0..self.processes.len() {
                 if self.processes[index].page.is_some() {
@@ -162,7 +179,7 @@ impl Watchdog {
 
     /// A principal is ready: perhaps the new one.
     pub fn reload_has_come_true(&mut self, sys: &mut Machine, name: Name) {
-        if self.reload == Some(Reload::Promoted(name)) {
+        if matches!(self.reload, Some(Reload::Promoted { principal, .. }) if principal == name) {
             self.reload = None;
             sys.audit_reload_succeeds();
         }

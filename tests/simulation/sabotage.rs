@@ -30,6 +30,20 @@ pub enum Sabotage {
     /// takes who leaves for its age for one that drains.
     HurryTheWorn,
 
+    /// takes the end of its observer for that of its principal.
+    MistakeObserver,
+    /// starts an observer once only.
+    ForgetObserver,
+    /// keeps its observer where a reload wants none.
+    KeepObserver,
+    /// believes that its observer always answers.
+    TrustObserver,
+    /// stops where its observer cannot start.
+    NeedObserver,
+    /// has its observer leave when a stop begins.
+    HurryObserver,
+    /// ends before its observer has.
+    LeaveObserver,
     /// has the secondaries drained when a principal takes over from another.
     DrainAtPromotion,
     /// takes any end of a principal for one that has handed over.
@@ -92,4 +106,8 @@ pub enum Sabotage {
     NeverWait,
     /// drains when its principal hands over.
     DrainAtHandover,
+
+    // An observer that ...
+    /// goes when it hears an order, but not because of what the watchdog has written.
+    BelieveOrders,
 }

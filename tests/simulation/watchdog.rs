@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use osps::core::moment::Moment;
 use osps::core::name::{Name, Role as TreeRole};
-use osps::core::slots::Occupied;
 use osps::core::supervision::{Act, Evidence};
 use osps::core::tree::{Action, Tree};
 use osps::page::Access;
-use osps::page::principal::{PrincipalPage, Slot};
+use osps::page::observer::ObserverPage;
+use osps::page::principal::PrincipalPage;
 use osps::page::record::{Condition, Record};
 use osps::page::secondary::SecondaryPage;
 use osps::page::watchdog::{RecordIndex, Verdict, WatchdogPage};
 use osps::wire::order::Order;
 
-use crate::audit::Rule;
 use crate::fifo::{FifoId, FifoName, Line};
 use crate::kernel::{CANNOT_START, Exit, Sheet};
 use crate::machine::{Key, Machine, Proc, Progress, Role, Signal, WATCHDOG};
@@ -24,13 +23,13 @@ use crate::promotion::Reload;
 use crate::sabotage::Sabotage;
 
 pub struct Watched {
-    name: Name,
+    pub name: Name,
     pub pidfd: Proc,
     pub pid: u32,
     start_time: u64,
     record: Option<RecordIndex>,
     pub page: Option<SecondaryPage>,
-    orders: FifoId,
+    pub orders: FifoId,
     cpu_at_probe: Option<Duration>,
     answered: u64,
 }
@@ -41,6 +40,10 @@ pub struct Watchdog {
     pub tree: Tree,
     pub page: WatchdogPage,
     pub principal_page: PrincipalPage,
+    /// Of the observer that was started last.
+    pub observer_page: Option<ObserverPage>,
+    /// Whether there is to be an observer.
+    pub observed: bool,
     pub processes: Vec<Watched>,
     pub reload: Option<Reload>,
     seen_changes: Option<u64>,
@@ -61,17 +64,21 @@ impl Watchdog {
             .expect("the audit created it");
         page.introduce(1, 1, sys.now);
         let tree = Tree::new(sys.now, sys.plan.secondaries, settings, sys.plan.stop_within, seed);
-        Self {
+        let mut watchdog = Self {
             now: sys.now,
             tree,
             page,
             principal_page,
+            observer_page: None,
+            observed: false,
             processes: Vec::new(),
             reload: None,
             seen_changes: None,
             over: false,
             busy: false,
-        }
+        };
+        watchdog.bring_into_force(sys, sys.plan.observed);
+        watchdog
     }
 
     fn look(&mut self, sys: &mut Machine) {
@@ -85,12 +92,12 @@ impl Watchdog {
         }
     }
 
-    fn look_at(&mut self, sys: &mut Machine, index: usize) {
+    pub fn look_at(&mut self, sys: &mut Machine, index: usize) {
         let process = &mut self.processes[index];
         if process.record.is_none() {
             process.record = self.page.watch(process.name, process.pid, process.start_time);
             let name = process.name;
-            if self.tree.is_draining(name) {
+            if self.tree.is_leaving(name) {
                 let bounded = self.tree.has_limit(name);
                 self.set_verdict(index, if bounded { Verdict::Draining } else { Verdict::Recycling });
             } else if self.tree.is_ready(name) {
@@ -101,6 +108,10 @@ impl Watchdog {
         let name = process.name;
         let record = match &process.page {
             Some(page) => page.record(),
+            None if name.role == TreeRole::Observer => match &self.observer_page {
+                Some(page) => page.record(),
+                None => return,
+            },
             None => self.principal_page.record(),
         };
         if record.incarnation == name.incarnation && record.pid == process.pid {
@@ -136,61 +147,6 @@ impl Watchdog {
         if record.answered != process.answered && sys.sabotage != Sabotage::DropAnswers {
             process.answered = record.answered;
             self.tree.handle_answer(now, name, record.answered);
-        }
-    }
-
-    fn look_at_slots(&mut self, sys: &mut Machine) -> bool {
-        let mut all_seen = true;
-        for number in 1..=sys.plan.secondaries {
-            let slot = self.principal_page.slot(number);
-            if !matches!(slot.occupied, Occupied::Starting | Occupied::Ready) {
-                continue;
-            }
-            let name = Name::secondary(number, slot.incarnation);
-            if !self.processes.iter().any(|process| process.name == name) {
-                all_seen &= self.meet_secondary(sys, name, slot);
-            }
-        }
-        all_seen
-    }
-
-    fn meet_secondary(&mut self, sys: &mut Machine, name: Name, slot: Slot) -> bool {
-        let ended: Vec<Name> = self
-            .processes
-            .iter()
-            .filter(|process| process.name.role == TreeRole::Secondary && process.name.slot == name.slot)
-            .filter(|process| sys.has_ended(process.pidfd))
-            .map(|process| process.name)
-            .collect();
-        for ended in ended {
-            self.on_ended(sys, ended);
-        }
-        for index in 0..self.processes.len() {
-            if self.processes[index].name.slot == name.slot {
-                self.look_at(sys, index);
-            }
-        }
-        let pidfd = match sys.pidfd(slot.pid, slot.start_time) {
-            Some(pidfd) if !sys.has_ended(pidfd) => pidfd,
-            Some(_) | None => return true,
-        };
-        sys.system_call();
-        let page = SecondaryPage::attach(&sys.rundir.secondary_page(name.slot), Access::ReadOnly);
-        let orders = sys.open_fifo(FifoName::Orders(name.slot, None));
-        let now = self.principal_page.slot(name.slot);
-        if now.pid != slot.pid || !matches!(now.occupied, Occupied::Starting | Occupied::Ready) {
-            sys.audit.coverage.count("met too late");
-            return false;
-        }
-        match (page, orders) {
-            (Ok(page), Some(orders)) => {
-                self.supervise(sys, name, pidfd, Some(page), orders);
-                true
-            }
-            (_, _) => {
-                sys.complain(Rule::NobodyForgotten, format!("the files of {name} are gone"));
-                false
-            }
         }
     }
 
@@ -249,6 +205,10 @@ impl Watchdog {
                     self.set_verdict(index, Verdict::Draining);
                     self.order(sys, index, Order::Drain);
                 }
+                if name.role == TreeRole::Observer {
+                    self.disturb_dismissal(sys, name);
+                    self.over |= self.tree.is_stopping() && sys.sabotage == Sabotage::LeaveObserver;
+                }
             }
             Action::Stop(name) => self.order_by_name(sys, name, Order::Stop),
             Action::StopNow(name) => self.order_by_name(sys, name, Order::StopNow),
@@ -257,9 +217,11 @@ impl Watchdog {
                 sys.audit.gives_up(self.now);
                 self.tree.handle_stop(self.now);
             }
-            Action::StartObserver(_) | Action::GiveUpObserver => {
-                unreachable!("none is wanted in these worlds")
+            Action::StartObserver(incarnation) => self.start_observer(sys, Name::observer(incarnation)),
+            Action::GiveUpObserver if sys.sabotage == Sabotage::NeedObserver => {
+                self.tree.handle_stop(self.now);
             }
+            Action::GiveUpObserver => {}
             Action::Finished => self.over = true,
         }
     }
@@ -307,10 +269,15 @@ impl Watchdog {
         let process = &mut self.processes[index];
         process.cpu_at_probe = sys.cpu(process.pidfd);
         let Some(record) = process.record else {
+            let name = process.name;
+            self.tree.handle_answer(self.now, name, number);
             return;
         };
         self.page.set_probe(record, number, self.now);
         sys.probe(process.pidfd);
+        if process.name.role == TreeRole::Observer && sys.sabotage == Sabotage::TrustObserver {
+            self.tree.handle_answer(self.now, process.name, number);
+        }
     }
 
     fn examine(&self, sys: &mut Machine, index: usize) -> Evidence {
@@ -324,7 +291,7 @@ impl Watchdog {
         Evidence { run_state, cpu_since_probe }
     }
 
-    fn on_ended(&mut self, sys: &mut Machine, name: Name) {
+    pub fn on_ended(&mut self, sys: &mut Machine, name: Name) {
         if let Some(index) = self.position(name)
             && let Some(exit) = sys.reap(WATCHDOG, self.processes[index].pidfd)
         {
@@ -360,8 +327,14 @@ impl Watchdog {
             }
         }
         sys.audit_exited(self.now, name, name == self.tree.principal());
+        let is_observer = name.role == TreeRole::Observer;
+        if is_observer {
+            Self::disturb_after_observer(sys);
+        }
+        let is_mistaken = is_observer && sys.sabotage == Sabotage::MistakeObserver;
+        let ended = if is_mistaken { self.tree.principal() } else { name };
         if sys.sabotage != Sabotage::ForgetExits {
-            self.tree.handle_exited(self.now, name, exit == CANNOT_START);
+            self.tree.handle_exited(self.now, ended, exit == CANNOT_START);
         }
     }
 
@@ -396,6 +369,11 @@ impl Watchdog {
         self.give_up_reload(sys, "the system stops");
         if sys.sabotage != Sabotage::IgnoreStops {
             self.tree.handle_stop(self.now);
+        }
+        if sys.sabotage == Sabotage::HurryObserver
+            && let Some(observer) = self.tree.observer()
+        {
+            self.order_by_name(sys, observer, Order::Drain);
         }
     }
 

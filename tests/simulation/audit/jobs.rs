@@ -206,7 +206,7 @@ impl Machine {
                 self.audit_books();
                 self.audit_followings(principal);
             }
-            Memory::Secondary(_) => {}
+            Memory::Secondary(_) | Memory::Observer(_) => {}
         }
     }
 

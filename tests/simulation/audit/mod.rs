@@ -1,6 +1,7 @@
 //! What may never happen, and what must, checked against the world itself.
 
 mod jobs;
+mod observing;
 mod records;
 mod reports;
 mod rest;
@@ -24,6 +25,7 @@ use crate::machine::Proc;
 use crate::net::ConnId;
 use crate::plan::{Plan, TYPES};
 use jobs::Story;
+use observing::Observing;
 use records::Records;
 use reports::Reports;
 use rest::Stage;
@@ -82,6 +84,10 @@ pub enum Rule {
     OneKeeper,
     /// A reload that nobody disturbs succeeds, and closes no control connection.
     ReloadsAreSmooth,
+    /// There is no observer where none is wanted, and one that is frozen or told to go does not stay.
+    ObserverAsWanted,
+    /// In a graceful stop the observer is told to go when all others have ended: not before, and not later.
+    ObserverIsLast,
     /// Without faults all is well before long.
     Recovers,
     /// The core's own assertion.
@@ -161,6 +167,7 @@ pub struct Audit {
     by_type: [[u64; 3]; TYPES],
     by_slot: Vec<[u64; 3]>,
     pub succession: Succession,
+    observing: Observing,
     /// The last principal ended its books in order.
     closed: bool,
     stage: Stage,
@@ -194,6 +201,7 @@ impl Audit {
             by_type: [[0; 3]; TYPES],
             by_slot: vec![[0; 3]; slots],
             succession: Succession::default(),
+            observing: Observing::default(),
             closed: false,
             stage: Stage::Recovering,
         }
@@ -225,7 +233,8 @@ impl Audit {
         };
         self.dossiers.insert(name, dossier);
         for (other, dossier) in &mut self.dossiers {
-            if other.slot == name.slot && *other != name && !dossier.recycles && !is_candidate {
+            let is_before = (other.role, other.slot) == (name.role, name.slot) && *other != name;
+            if is_before && !dossier.recycles && !is_candidate {
                 dossier.drains_since.get_or_insert(now);
             }
         }

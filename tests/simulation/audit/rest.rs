@@ -48,6 +48,7 @@ impl Machine {
                 self.audit_tests();
                 self.audit_closed_books();
                 self.audit_all_was_reported();
+                self.count_observer_at_rest();
                 self.over = true;
             }
         }
@@ -114,7 +115,8 @@ impl Machine {
             }
             expected += usize::from(slot > 0);
             let trusted = self.audit.dossiers.iter().any(|(name, dossier)| {
-                name.slot == slot
+                name.role != Role::Observer
+                    && name.slot == slot
                     && dossier.ready.is_some()
                     && !dossier.suspect
                     && !watchdog.tree.is_draining(*name)
@@ -123,6 +125,12 @@ impl Machine {
             let occupied = slot == 0 || self.audit.page.slot(slot).occupied == Occupied::Ready;
             if !trusted || !occupied {
                 return Some(format!("nobody serves in slot {slot}"));
+            }
+        }
+        if self.is_observer_owed() {
+            expected += 1;
+            if !self.is_observer_ready(watchdog) {
+                return Some("there is no observer that is ready".into());
             }
         }
         let here = self.processes.iter().filter(|process| process.life != Life::Reaped).count();

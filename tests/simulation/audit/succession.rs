@@ -4,7 +4,7 @@ use osps::core::moment::Moment;
 use osps::core::name::{Name, Role};
 
 use crate::audit::Rule;
-use crate::kernel::{Life, Mood};
+use crate::kernel::{Life, Mood, Process};
 use crate::machine::{Machine, Proc, WATCHDOG};
 use crate::net::{ConnId, Place, is_control};
 use crate::plan::TYPES;
@@ -23,6 +23,13 @@ pub struct Succession {
     pub disturbed: bool,
     /// The old principal goes on.
     pub kept: bool,
+}
+
+impl Succession {
+    /// Something is wrong with a process of that role. With an observer: that excuses nobody.
+    pub fn disturbed_by(&mut self, role: Option<Role>) {
+        self.disturbed |= role != Some(Role::Observer);
+    }
 }
 
 impl Machine {
@@ -147,6 +154,25 @@ impl Machine {
         (0..self.processes.len()).filter(is_of).collect()
     }
 
+    /// The death of a principal is a reason to drain, unless all goes on under another.
+    pub fn excuse_household(&mut self, of: Proc) {
+        let Process { handed_over, pid, .. } = self.processes[of];
+        if !handed_over || !self.watchdog_page.is_handing_over(pid) {
+            for process in self.processes.iter_mut().filter(|process| process.belongs_to == of) {
+                process.excused = true;
+            }
+        }
+    }
+
+    /// Nobody takes over any more, whatever a principal has said before its end.
+    pub fn excuse_households_left(&mut self) {
+        for principal in 1..self.processes.len() {
+            if self.has_ended(principal) {
+                self.excuse_household(principal);
+            }
+        }
+    }
+
     /// Of two that had descriptors of a connection one has died; or the only one that had.
     pub fn audit_end_of_connection(&mut self, conn: ConnId, dead: Proc, heir: Option<Proc>) {
         if !is_control(&self.net.conns[conn]) {
@@ -192,11 +218,9 @@ impl Machine {
         if slots.any(|slot| self.is_given_up(slot)) {
             return None;
         }
-        let inherited = |process: &&crate::kernel::Process| {
-            process.is_alive() && process.parent == WATCHDOG && !process.dismissed
-        };
-        let mut processes =
-            self.processes[1..].iter().filter(inherited).filter_map(crate::kernel::Process::name);
+        let inherited =
+            |process: &&Process| process.is_alive() && process.parent == WATCHDOG && !process.dismissed;
+        let mut processes = self.processes[1..].iter().filter(inherited).filter_map(Process::name);
         processes.find(|name| name.role == Role::Secondary)
     }
 }

@@ -8,6 +8,7 @@ use osps::core::supervision::{Act, Evidence, Reason, RunState};
 use osps::core::tree::Action;
 
 use crate::audit::Rule;
+use crate::audit::observing::LEAVES_WITHIN;
 use crate::kernel::{Life, Mood, Stuck};
 use crate::machine::{Machine, Memory, Proc, WATCHDOG};
 use crate::plan::millis;
@@ -25,7 +26,7 @@ impl Machine {
         self.ensure(unique, Rule::NamesAreUnique, || format!("{name} is started twice"));
         let beside = |process: &&crate::kernel::Process| {
             process.is_alive()
-                && process.name().is_some_and(|other| other.slot == name.slot)
+                && process.name().is_some_and(|other| (other.role, other.slot) == (name.role, name.slot))
                 && match name.role {
                     // One that is not to take over writes nothing while it dies.
                     Role::Principal => !(succeeds || process.is_candidate && process.dismissed),
@@ -64,7 +65,7 @@ impl Machine {
         self.ensure(another.is_none(), Rule::OneServes, || format!("{proc} accepts beside {another:?}"));
     }
 
-    /// A secondary ends by its own decision.
+    /// A secondary, or an observer, ends by its own decision.
     pub fn audit_ends_itself(&mut self, proc: Proc) {
         let excused = self.processes[proc].excused || self.has_ended(WATCHDOG) || self.is_worn(proc);
         let name = self.processes[proc].name();
@@ -75,6 +76,9 @@ impl Machine {
     fn is_worn(&mut self, proc: Proc) -> bool {
         self.audit_facts();
         let most = self.plan.max_jobs_served;
+        if self.role_of(proc) != Some(Role::Secondary) {
+            return false;
+        }
         let served = self.audit.stories.values().filter(|story| story.claimed_by == Some(proc)).count();
         most > 0 && served as u64 >= most * 4 / 5
     }
@@ -148,6 +152,7 @@ impl Machine {
             Action::Drain(name) => {
                 self.audit.coverage.count("ordered to drain");
                 if let Some(proc) = self.alive(name) {
+                    self.audit_last_to_go(now, name);
                     let caused = self.audit.dossiers[&name].drains_since.is_some();
                     self.ensure(caused, Rule::HealthyLiveOn, || format!("{name} is told to drain"));
                     self.processes[proc].excused = true;
@@ -161,10 +166,12 @@ impl Machine {
                 let wants = self.examined(name).is_some_and(|(state, _)| state == RunState::Running);
                 self.ensure(wants, Rule::Suspicion, || format!("{name} is forgiven"));
             }
-            Action::StartObserver(_) | Action::GiveUpObserver => {
-                self.ensure(false, Rule::StopEnds, || "there is no observer in these worlds".into());
+            Action::StartObserver(_) => self.audit_observer_starts(),
+            Action::GiveUpObserver => self.audit_observer_given_up(),
+            Action::GiveUp => {
+                self.audit.coverage.count("gave up");
+                self.audit_cannot_start(Role::Principal);
             }
-            Action::GiveUp => self.audit.coverage.count("gave up"),
             Action::Finished => {
                 self.ensure(stopping, Rule::StopEnds, || "finished, unasked".into());
             }
@@ -220,7 +227,7 @@ impl Machine {
             }
             Act::Kill(reason) => {
                 let twice = std::mem::replace(&mut dossier.killed, true);
-                self.audit.coverage.count(format!("killed: {reason:?}"));
+                self.count_fault(proc, &format!("killed: {reason:?}"));
                 self.ensure(!twice, Rule::KillOnce, || format!("{name} is killed again"));
                 self.audit_kill(now, name, reason);
             }
@@ -252,6 +259,7 @@ impl Machine {
         match self.memories[proc].as_ref()? {
             Memory::Principal(_) => Some(self.audit.page.record().answered),
             Memory::Secondary(secondary) => Some(secondary.answered()),
+            Memory::Observer(observer) => Some(observer.answered()),
             Memory::Watchdog(_) => {
                 debug_assert!(false, "{name} is no watchdog");
                 None
@@ -280,6 +288,7 @@ impl Machine {
             }
             Reason::Spinning => examined.is_some_and(|(state, burnt)| state == RunState::Running && burnt),
             Reason::NoAnswer => examined.is_some_and(|(state, _)| state != RunState::Gone),
+            Reason::GraceOver if name.role == Role::Observer => over(dossier.drains_since, LEAVES_WITHIN),
             Reason::GraceOver => over(dossier.drains_since, settings.grace),
             Reason::Crowded => dossier.drains_since.is_some(),
             Reason::Orphaned => {
@@ -303,6 +312,7 @@ impl Machine {
                 self.audit.coverage.count("stopped before it was ready");
             }
             Reason::NoAnswer | Reason::Stopped | Reason::Spinning => self.audit_silence(now, name, reason),
+            Reason::GraceOver if name.role == Role::Observer => self.audit_observer_overdue(now, name),
             Reason::SlowStart
             | Reason::GraceOver
             | Reason::Orphaned
@@ -328,6 +338,7 @@ impl Machine {
             format!("{name} is killed after {silent_for:?}, answered: {answered}")
         });
         if reason == Reason::NoAnswer {
+            self.audit.observing.unproven_kills.push(now);
             let last = self.audit.last_unproven_kill.replace(now);
             let rare = last.is_none_or(|last| now.since(last) >= self.plan.settings.period);
             self.ensure(rare, Rule::OneKillAPeriod, || format!("{name} is killed soon after {last:?}"));
@@ -345,6 +356,10 @@ impl Machine {
         let proc = self.audit.dossiers.get(&name).map(|dossier| dossier.proc);
         let ended = proc.is_some_and(|proc| self.has_ended(proc));
         self.ensure(ended, Rule::NobodyForgotten, || format!("{name} ({proc:?}) is buried alive"));
+        if name.role == Role::Observer {
+            let ready = self.audit.dossiers.get(&name).and_then(|dossier| dossier.ready);
+            self.audit_observer_ended(now, ready);
+        }
         self.audit.exited(now, name, orphans);
     }
 
@@ -357,10 +372,10 @@ impl Machine {
         let rests = self.audit.restless_turns <= 3;
         self.ensure(rests, Rule::NoBusyLoop, || "the core never sleeps".into());
         let dossiers = &self.audit.dossiers;
-        let serving: Vec<u16> = dossiers
+        let serving: Vec<(Role, u16)> = dossiers
             .iter()
             .filter(|(name, dossier)| !dossier.killed && !dossier.is_candidate && !tree.is_draining(**name))
-            .map(|(name, _)| name.slot)
+            .map(|(name, _)| (name.role, name.slot))
             .collect();
         let mut living: Vec<Name> = tree.living().collect();
         living.sort();
@@ -371,6 +386,7 @@ impl Machine {
             format!("the core knows {living:?}, there are {known:?}")
         });
         self.audit_stop_is_in_time(watchdog.now);
+        self.audit_observer(watchdog);
     }
 
     /// Once patience is over, nobody is left who was not killed.
