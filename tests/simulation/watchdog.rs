@@ -126,7 +126,7 @@ impl Watchdog {
         if !was_ready && is_ready {
             sys.audit.ready(now, name);
             self.tree.handle_ready(now, name);
-            self.set_verdict(index, Verdict::Healthy);
+            self.tell_health(index, name, Verdict::Healthy);
             self.reload_has_come_true(sys, name);
         }
         if record.condition == Condition::Recycling && !self.tree.is_draining(name) {
@@ -231,8 +231,8 @@ impl Watchdog {
             Act::Probe(number) => self.probe(sys, index, number),
             Act::Suspect | Act::Trust => {
                 let verdict = if act == Act::Trust { Verdict::Healthy } else { Verdict::Suspect };
-                if !self.tree.is_draining(name) {
-                    self.set_verdict(index, verdict);
+                self.tell_health(index, name, verdict);
+                if name.role != TreeRole::Observer && !self.tree.is_leaving(name) {
                     self.tell_principal_to_look(sys);
                 }
             }
@@ -390,6 +390,12 @@ impl Watchdog {
     fn set_verdict(&self, index: usize, verdict: Verdict) {
         if let Some(record) = self.processes[index].record {
             self.page.set_verdict(record, verdict);
+        }
+    }
+
+    fn tell_health(&self, index: usize, name: Name, verdict: Verdict) {
+        if !self.tree.is_leaving(name) {
+            self.set_verdict(index, verdict);
         }
     }
 

@@ -67,7 +67,8 @@ impl Tree {
     /// Whether a process that drains will be killed if it takes too long.
     #[must_use]
     pub fn has_limit(&self, name: Name) -> bool {
-        self.predecessors.iter().any(|seat| seat.name == name && seat.drain_until.is_some())
+        let mut leaving = self.predecessors.iter().chain(&self.observing.seat);
+        leaving.any(|seat| seat.name == name && seat.drain_until.is_some())
     }
 
     /// Moves the process in a seat to the predecessors and has it drained. Silent or not

@@ -66,8 +66,7 @@ impl Tree {
     /// Whether a process was ordered to end, as far as anybody was.
     #[must_use]
     pub fn is_leaving(&self, name: Name) -> bool {
-        let observer = self.observing.seat.filter(|seat| seat.name == name);
-        self.is_draining(name) || observer.is_some_and(|seat| seat.drain_until.is_some())
+        self.is_draining(name) || self.has_limit(name)
     }
 
     pub(super) fn seat_observer(&mut self, now: Moment, name: Name) {
@@ -204,6 +203,7 @@ mod tests {
         tree.handle_observed(at(10), true);
         tree.handle_observed(at(11), true);
         assert_eq!(actions(&mut tree), [Action::Drain(name)], "it is told once");
+        assert!(tree.is_leaving(name) && tree.has_limit(name) && !tree.is_draining(name));
         tree.handle_exited(at(12), name, false);
         assert_eq!(pass(&mut tree, 12, &[]), [Action::StartObserver(2)], "at once, however young it was");
         let name = Name::observer(2);

@@ -108,7 +108,7 @@ impl Watchdog {
         if process.record.is_none() {
             process.record = self.page.watch(process.name, process.pidfd.pid(), process.start_time);
             let name = process.name;
-            if self.tree.is_draining(name) {
+            if self.tree.is_leaving(name) {
                 let bounded = self.tree.has_limit(name);
                 self.set_verdict(index, if bounded { Verdict::Draining } else { Verdict::Recycling });
             } else if self.tree.is_ready(name) {
@@ -147,7 +147,7 @@ impl Watchdog {
         let is_ready = !matches!(record.condition, Condition::None | Condition::Starting);
         if !was_ready && is_ready {
             self.tree.handle_ready(now, name);
-            self.set_verdict(index, Verdict::Healthy);
+            self.tell_health(index, name, Verdict::Healthy);
             self.announce_ready(index);
         }
         if record.condition == Condition::Recycling && !self.tree.is_draining(name) {
@@ -241,17 +241,13 @@ impl Watchdog {
             Act::Probe(number) => self.probe(index, number, reactor.now()),
             Act::Suspect => {
                 log::warn!("{name} does not answer: suspect");
-                if !self.tree.is_draining(name) {
-                    self.set_verdict(index, Verdict::Suspect);
-                    self.order_principal(Order::Look);
-                }
+                self.tell_health(index, name, Verdict::Suspect);
+                self.have_principal_look(name);
             }
             Act::Trust => {
                 log::info!("{name} answers again");
-                if !self.tree.is_draining(name) {
-                    self.set_verdict(index, Verdict::Healthy);
-                    self.order_principal(Order::Look);
-                }
+                self.tell_health(index, name, Verdict::Healthy);
+                self.have_principal_look(name);
             }
             Act::Examine => {
                 let evidence = self.examine(index);
@@ -421,6 +417,20 @@ impl Watchdog {
     fn set_verdict(&self, index: usize, verdict: Verdict) {
         if let Some(record) = self.processes[index].record {
             self.page.set_verdict(record, verdict);
+        }
+    }
+
+    /// Tells everybody how a process is, unless it leaves: what is said of that must stay, for an order may be lost.
+    fn tell_health(&self, index: usize, name: Name, verdict: Verdict) {
+        if !self.tree.is_leaving(name) {
+            self.set_verdict(index, verdict);
+        }
+    }
+
+    /// Who gives jobs is to know how those are who serve them.
+    fn have_principal_look(&mut self, name: Name) {
+        if name.role != Role::Observer && !self.tree.is_leaving(name) {
+            self.order_principal(Order::Look);
         }
     }
 

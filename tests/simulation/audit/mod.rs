@@ -88,6 +88,8 @@ pub enum Rule {
     ObserverAsWanted,
     /// In a graceful stop the observer is told to go when all others have ended: not before, and not later.
     ObserverIsLast,
+    /// What is said of who leaves stays, whatever else is found out about it: an order may have been lost.
+    LeaversAreKnown,
     /// Without faults all is well before long.
     Recovers,
     /// The core's own assertion.

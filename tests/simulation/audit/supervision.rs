@@ -6,6 +6,7 @@ use osps::core::moment::Moment;
 use osps::core::name::{Name, Role};
 use osps::core::supervision::{Act, Evidence, Reason, RunState};
 use osps::core::tree::Action;
+use osps::page::watchdog::Verdict;
 
 use crate::audit::Rule;
 use crate::audit::observing::LEAVES_WITHIN;
@@ -387,6 +388,17 @@ impl Machine {
         });
         self.audit_stop_is_in_time(watchdog.now);
         self.audit_observer(watchdog);
+        self.audit_leavers(watchdog);
+    }
+
+    /// What is said of those who leave stays, whatever else is found out about them.
+    pub fn audit_leavers(&mut self, watchdog: &Watchdog) {
+        let page = &self.watchdog_page;
+        let forgotten = page.watched().find(|watched| {
+            let killed = self.audit.dossiers.get(&watched.name).is_none_or(|dossier| dossier.killed);
+            !killed && watchdog.tree.has_limit(watched.name) && watched.verdict != Verdict::Draining
+        });
+        self.ensure(forgotten.is_none(), Rule::LeaversAreKnown, || format!("it leaves: {forgotten:?}"));
     }
 
     /// Once patience is over, nobody is left who was not killed.
