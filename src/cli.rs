@@ -77,7 +77,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show the same live in the terminal; where there is none, once
+    /// Show what each process is doing, live in the terminal; where there is none, once
     #[command(after_help = TOP_HELP)]
     Top {
         /// How long from one look to the next, at least 100ms

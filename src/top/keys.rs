@@ -3,6 +3,9 @@
 //! A key is a byte, or a sequence that begins with ESC (ECMA-48, section 5.4; `xterm`'s ctlseqs). Whether an ESC is
 //! the key of that name or the beginning of a sequence, only time tells: over a network a sequence may arrive in
 //! pieces.
+//!
+//! The reader of crossterm 0.29 waits for the rest of a sequence however long that takes, and reads for ever where
+//! the terminal is gone; signals, and what is to be shown, cannot wait for it.
 
 /// A key that was pressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
