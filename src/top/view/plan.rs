@@ -28,7 +28,8 @@ pub enum Part {
 }
 
 const PARTS: usize = 11;
-/// Rows for deaths, with their heading, that are kept where there are none yet: nothing jumps when somebody dies.
+/// Rows for deaths, with their heading, that are kept where there are none yet and all else has its place: nothing
+/// jumps when somebody dies.
 const SOME_DEATHS: u16 = 5;
 
 /// What there is to show.
@@ -70,14 +71,15 @@ impl Plan {
         plan.give(Part::Books, 1, 2);
         plan.give(Part::Processes, 1, all_processes.min(10));
         plan.give(Part::Kinds, 1, all_kinds.min(5));
-        plan.give(Part::Deaths, 1, 3);
+        plan.give(Part::Deaths, 1, all_deaths.min(3));
         plan.give(Part::ProcessesRule, 1, 1);
         plan.give(Part::DeathsRule, 1, 1);
         if kinds > 0 {
             plan.give(Part::KindsRule, 1, 1);
         }
-        plan.give(Part::Deaths, 1, SOME_DEATHS);
+        plan.give(Part::Deaths, 1, all_deaths.min(SOME_DEATHS));
         plan.give(Part::Processes, 1, all_processes);
+        plan.give(Part::Deaths, 1, SOME_DEATHS);
         plan.give(Part::Kinds, 1, all_kinds.min(20));
         plan.give(Part::Graphs, 1, 6);
         plan.give(Part::Kinds, 1, all_kinds);

@@ -227,15 +227,15 @@ fn rows_that_do_not_fit_are_scrolled_to() {
     let model = model_at_work(40, |_| ());
     let mut controls = controls();
     let first = lines((80, 24), &model, &mut controls, UTF8);
-    assert!(first[23].ends_with(" 1-9 of 42"), "{}", first[23]);
+    assert!(first[23].ends_with(" 1-10 of 42"), "{}", first[23]);
     let _ = controls.press(Key::PageDown);
     let second = lines((80, 24), &model, &mut controls, UTF8);
-    assert!(second[23].ends_with(" 10-18 of 42"), "{}", second[23]);
-    assert!(second.iter().any(|line| line.starts_with("secondary 8  ready")), "{second:?}");
+    assert!(second[23].ends_with(" 11-20 of 42"), "{}", second[23]);
+    assert!(second.iter().any(|line| line.starts_with("secondary 9  ready")), "{second:?}");
     let _ = controls.press(Key::End);
     let last = lines((80, 24), &model, &mut controls, UTF8);
     assert!(
-        last[23].ends_with(" 34-42 of 42") && last.iter().any(|line| line.starts_with("secondary 40 ready"))
+        last[23].ends_with(" 33-42 of 42") && last.iter().any(|line| line.starts_with("secondary 40 ready"))
     );
 }
 
