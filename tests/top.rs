@@ -26,6 +26,9 @@ fn system(times: &str) -> System {
     System::start("secondaries = 2", &format!("{REQUESTS}\n{times}"))
 }
 
+/// What is written when a screen is complete: all attributes are reset.
+const END: &[u8] = b"\x1b[0m";
+
 /// A terminal in which a program runs.
 struct Terminal {
     master: File,
@@ -33,8 +36,9 @@ struct Terminal {
     /// Its modes before the program began.
     before: String,
     emulator: vt100::Parser,
-    /// All that was written to it.
+    /// All that was written to it, and how much of that the emulator has seen.
     written: Vec<u8>,
+    seen: usize,
     program: Child,
 }
 
@@ -77,7 +81,7 @@ impl Terminal {
         environment(&mut command, variables).stdin(end()).stdout(end()).stderr(end()).process_group(0);
         let program = command.spawn().unwrap();
         let emulator = vt100::Parser::new(some(rows), some(columns), 0);
-        Self { master, slave, before, emulator, written: Vec::new(), program }
+        Self { master, slave, before, emulator, written: Vec::new(), seen: 0, program }
     }
 
     /// `osps top` of a system, ten times a second.
@@ -85,13 +89,36 @@ impl Terminal {
         Self::open(system.tool(&["top", "--interval", "100ms"]), size, variables)
     }
 
-    /// Takes the next bit of what is written; returns whether there was any.
+    /// Takes what was written, up to the end of the next screen: none is looked at half drawn, none is passed over.
+    /// Returns whether there was a whole one.
     fn follow(&mut self) -> bool {
-        // Less than one screen: what is shown for a moment is seen.
-        let mut bytes = [0; 256];
+        loop {
+            let unseen = &self.written[self.seen..];
+            if let Some(end) = unseen.windows(END.len()).position(|bytes| bytes == END) {
+                self.show(self.seen + end + END.len());
+                return true;
+            }
+            if !self.receive() {
+                return false;
+            }
+        }
+    }
+
+    /// Takes all that was written.
+    fn drain(&mut self) {
+        while self.receive() {}
+        self.show(self.written.len());
+    }
+
+    fn show(&mut self, end: usize) {
+        self.emulator.process(&self.written[self.seen..end]);
+        self.seen = end;
+    }
+
+    fn receive(&mut self) -> bool {
+        let mut bytes = [0; 4096];
         match self.master.read(&mut bytes) {
             Ok(length) => {
-                self.emulator.process(&bytes[..length]);
                 self.written.extend_from_slice(&bytes[..length]);
                 length > 0
             }
@@ -111,9 +138,7 @@ impl Terminal {
     fn until(&mut self, what: &str, condition: impl Fn(&[String]) -> bool) -> Vec<String> {
         let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             eventually(what, || {
-                let mut has_more = true;
-                while has_more {
-                    has_more = self.follow();
+                while self.follow() {
                     let lines = self.lines();
                     if condition(&lines) {
                         return Some(lines);
@@ -156,10 +181,10 @@ impl Terminal {
     /// Waits until the program has ended.
     fn ended(&mut self) -> ExitStatus {
         let status = eventually("the end of the program", || {
-            while self.follow() {}
+            self.drain();
             self.program.try_wait().unwrap()
         });
-        while self.follow() {}
+        self.drain();
         status
     }
 
@@ -384,15 +409,15 @@ fn it_stops_as_a_job_of_a_shell_and_goes_on() {
         let flags = WaitPidFlag::WUNTRACED | WaitPidFlag::WNOHANG;
         let pid = top.pid();
         let stopped = eventually("that it has stopped", || {
-            while top.follow() {}
+            top.drain();
             waitpid(pid, Some(flags)).ok().filter(|status| *status != WaitStatus::StillAlive)
         });
         assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGTSTP));
-        while top.follow() {}
+        top.drain();
         top.is_given_back();
         top.signal(Signal::SIGCONT);
         eventually("that it has the terminal again", || {
-            while top.follow() {}
+            top.drain();
             (modes(&top.slave) != top.before && top.emulator.screen().alternate_screen()).then_some(())
         });
     }
