@@ -223,9 +223,18 @@ impl<'a> Picture<'a> {
     }
 }
 
+/// Draws through these points, each told from the one before: half as long as where it is, and each second is told
+/// anew. What was rounded away is not lost.
 fn trace(path: &mut String, points: &[(f64, f64)]) {
-    for (index, (x, y)) in points.iter().enumerate() {
-        let _ = write!(path, "{}{x:.1} {y:.1}", if index == 0 { 'M' } else { 'L' });
+    let tenths = |value: f64| (value * 10.0).round();
+    let mut before = None;
+    for point in points.iter().map(|&(x, y)| (tenths(x), tenths(y))) {
+        let (command, (x, y)) = match before {
+            None => ('M', point),
+            Some((x, y)) => ('l', (point.0 - x, point.1 - y)),
+        };
+        let _ = write!(path, "{command}{} {}", x / 10.0, y / 10.0);
+        before = Some(point);
     }
 }
 
@@ -281,8 +290,8 @@ mod tests {
         for part in [
             "aria-label=\"&quot;&lt;words&gt;\"",
             "class=\"grid\" d=\"M0 0.0h300M0 50.0h300M0 100.0h300\"",
-            "class=\"rate\" d=\"M0.0 100.0L1.0 50.0M300.0 0.0h0\"",
-            "class=\"fill\" d=\"M0.0 100.0L1.0 50.0L1.0 100.0L0.0 100.0Z",
+            "class=\"rate\" d=\"M0 100l1 -50M300 0h0\"",
+            "class=\"fill\" d=\"M0 100l1 -50l0 50l-1 0Z",
         ] {
             assert!(svg.as_str().contains(part), "{part} in {}", svg.as_str());
         }
@@ -295,10 +304,9 @@ mod tests {
         assert_eq!(plain(&scale.labels), ["1 s", "100 ms", "10 ms", "1 ms"]);
         let picture = Picture::new(NOW, Span::of(NOW, &series), &series, &scale, "");
         let svg = picture.line("half", HALF).area("band", NEARLY_ALL, Some(HALF)).done();
-        for part in [
-            "class=\"half\" d=\"M59.0 84.1L60.0 33.3\"",
-            "class=\"band\" d=\"M59.0 50.8L60.0 0.0L60.0 33.3L59.0 84.1Z\"",
-        ] {
+        for part in
+            ["class=\"half\" d=\"M59 84.1l1 -50.8\"", "class=\"band\" d=\"M59 50.8l1 -50.8l0 33.3l-1 50.8Z\""]
+        {
             assert!(svg.as_str().contains(part), "{part} in {}", svg.as_str());
         }
     }
@@ -310,7 +318,7 @@ mod tests {
         let old = series(&[(0, 5.0, None), (400, 5.0, None)]);
         let scale = Scale::of_rates(&old);
         let svg = Picture::new(NOW, SPANS[0], &old, &scale, "").line("rate", RATE).done();
-        assert!(svg.as_str().contains("d=\"M60.0 16.7h0\""), "{}", svg.as_str());
+        assert!(svg.as_str().contains("d=\"M60 16.7h0\""), "{}", svg.as_str());
     }
 
     #[test]

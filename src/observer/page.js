@@ -3,7 +3,7 @@
   // What the page shows comes as HTML in pieces, by the id of the element that each fills, and is put in place
   // where it differs. Only what the pointer is on in a chart is looked up here.
   const RETRY_MS = 2000;
-  const SILENCE_MS = 5000;
+  const SILENCE_MS = 15000;
   const link = document.getElementById("link");
   const shown = new Map();
   let samples = [];

@@ -22,7 +22,7 @@ const SCRIPT: &str = include_str!("page.js");
 /// came from. Nothing else is loaded, and nobody may frame it.
 pub const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-ImNT5eOlPEuO0APLzAShDw6NvMEtQrKh7SBagyf2yqw='; \
-    script-src 'sha256-TrFbIkblgEjITRSqSLLilFTGfEgrMV2k5MOsmQwnnk8='; \
+    script-src 'sha256-NkacNOu8CEMQmz8Yr/DBuRK1uOXaR976vL2V3z6q8DU='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The pieces of the page, by the `id` of the element that each fills.

@@ -28,7 +28,7 @@ def is_live_and_its_numbers_change(browser, url):
         before = browser.run(ACCEPTED)
         browser.until("more jobs", f"{ACCEPTED} > arguments[0]", before)
     browser.until("lines in the charts", "return document.querySelectorAll('figure path.rate, figure path.half')"
-                  ".length == 2 && document.querySelector('figure path.half').getAttribute('d').includes('L')")
+                  ".length == 2 && document.querySelector('figure path.half').getAttribute('d').includes('l')")
     assert browser.run("return document.title").endswith("OSPS")
 
 
