@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 
 use common::{REQUESTS, System, ask, breaks, connect, eventually, read_to_end, request, say};
@@ -130,6 +131,32 @@ fn one_that_is_frozen_is_killed_and_replaced() {
     let killed = status["obituaries"][0]["killed"].as_str().unwrap();
     assert!(killed.starts_with("stopped"), "{killed}");
     assert_eq!(get(address(&system), "/healthz").0, 200);
+}
+
+#[test]
+fn one_that_does_not_hear_its_order_to_go_reads_of_it() {
+    let times = "[watchdog]\nperiod = \"20ms\"\nkill_after = \"600s\"\nsuspect_after = \"300s\"";
+    let system = start("", times);
+    let orders = system.rundir().join("orders.observer");
+    // One that is stopped for too long is killed, and proves nothing.
+    eventually("one that goes by itself", || {
+        let (before, old) = (observer(&system), pid(&system));
+        system.signal(old, Signal::SIGSTOP);
+        let mut stolen = fs::File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(&orders)
+            .unwrap();
+        let mut reload = system.tool(&["reload"]).spawn().unwrap();
+        eventually("its order", || stolen.read(&mut [0; 64]).ok());
+        system.strike(old, Signal::SIGCONT);
+        assert!(reload.wait().unwrap().success());
+        let after = system.until("the next one", |status| {
+            status["observer"]["pid"] != old && status["observer"]["state"] == "ready"
+        });
+        (after["observer"]["kills"] == before["kills"]).then_some(())
+    });
 }
 
 #[test]

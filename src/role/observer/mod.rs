@@ -181,7 +181,12 @@ impl Role for Observer {
 
     fn on_signal(&mut self, reactor: &mut Handle<Key>, signal: Signal) {
         match signal {
-            Signal::USR1 => self.liveness.answer_probe(self.page.page(), reactor.now()),
+            Signal::USR1 => {
+                self.liveness.answer_probe(self.page.page(), reactor.now());
+                if self.liveness.is_to_drain() {
+                    reactor.stop();
+                }
+            }
             // It owes nothing to anybody, and browsers come again.
             _ => reactor.stop(),
         }
