@@ -121,3 +121,15 @@ fn promtool_has_nothing_to_complain_of() {
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
 }
+
+#[test]
+#[ignore = "needs promtool"]
+fn promtool_accepts_the_alerts_and_their_tests() {
+    for (what, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
+        let mut command = Command::new(installed("promtool"));
+        command.args([what, "rules", file]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/docs"));
+        let output = told(command, "");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+}

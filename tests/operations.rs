@@ -1,4 +1,4 @@
-//! What the guide for operators says: its configurations can be used.
+//! What the guide for operators says: its configurations can be used, its alerts are explained and tested.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -30,5 +30,19 @@ fn the_configurations_of_the_guide_can_be_used() {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{name}: {said}\n{configuration}");
         }
+    }
+}
+
+#[test]
+fn each_alert_is_explained_and_tried() {
+    let (rules, tests, guide) =
+        (document("alerts.yml"), document("alerts_test.yml"), document("operations.md"));
+    let alerts: Vec<&str> =
+        rules.lines().filter_map(|line| line.trim_start().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for alert in alerts {
+        assert!(guide.contains(&format!("| `{alert}` |")), "docs/operations.md does not explain {alert}");
+        let tried = [format!("alertname: {alert}\n"), format!("alertname: {alert},")];
+        assert!(tried.iter().any(|test| tests.contains(test)), "docs/alerts_test.yml does not try {alert}");
     }
 }

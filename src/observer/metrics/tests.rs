@@ -80,6 +80,21 @@ fn every_metric_has_its_line_in_the_documents() {
 }
 
 #[test]
+fn alerts_name_metrics_that_there_are() {
+    let lines = lines(&example::status(), Format::Text);
+    let is_part_of_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
+    let names: BTreeSet<&str> = lines.iter().filter_map(|line| line.split(['{', ' ']).next()).collect();
+    for rules in [include_str!("../../../docs/alerts.yml"), include_str!("../../../docs/alerts_test.yml")] {
+        let words: BTreeSet<&str> =
+            rules.split(|char| !is_part_of_name(char)).filter(|word| word.starts_with("osps_")).collect();
+        assert!(words.len() > 10, "{words:?}");
+        for word in words {
+            assert!(names.contains(word), "the alerts name {word}, which is no metric");
+        }
+    }
+}
+
+#[test]
 fn labels_are_escaped() {
     let mut status = example::status();
     status.requests.insert("a\"b\\c\nd".to_owned(), EndsOf { done: 1, failed: 0, expired: 0 });
