@@ -8,7 +8,7 @@
 //! | 10 | when it started (monotonic ns) |
 //! | 11 | how often the principal was started again |
 //! | 12 | 1 once a stop was asked for |
-//! | 13 | at which level all log (low byte: 0 as they were started, 1 off, 2 error ... 6 trace), and how (next byte: 0 as they were started, else [`Logging::pack`]) |
+//! | 13 | at which level all log (low byte: 0 as they were started, 1 off, 2 error ... 6 trace), and how (next byte: 0 as they were started, else [`crate::wire::logline::Logging::pack`]) |
 //! | 14 | the pid of the principal that hands over, or has handed over last, to a successor |
 //! | 15 | kills of observers |
 //! | 16.. | kills by slot: word 0 the principal, word n secondary n |
