@@ -93,6 +93,7 @@ impl Pages<'_> {
         servers.extend(
             self.watchdog
                 .watched()
+                .filter(|watched| watched.name.role == Role::Secondary)
                 .filter(|watched| matches!(watched.verdict, Verdict::Draining | Verdict::Recycling))
                 .map(|watched| self.predecessor_server(&watched, &tables)),
         );
@@ -341,5 +342,34 @@ impl Status {
     /// Never in practice: all of it can be written as JSON.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only secondaries have a row for each predecessor that still finishes.
+    #[test]
+    fn an_observer_that_was_told_to_end_is_no_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let rundir = Rundir::at(dir.path());
+        let observe = vec!["127.0.0.1:2221".to_owned()];
+        let directory = Directory { secondaries: 1, observe, ..Directory::default() };
+        let watchdog = WatchdogPage::create(&rundir.watchdog_page(), 1, &directory).unwrap();
+        let principal = PrincipalPage::create(&rundir.principal_page(), 1, 1).unwrap();
+        for name in [Name::observer(3), Name::secondary(1, 2)] {
+            let record = watchdog.watch(name, std::process::id(), 1).unwrap();
+            watchdog.set_verdict(record, Verdict::Draining);
+        }
+        let status = Pages { rundir: &rundir, watchdog, principal, directory, now: clock::now() }.status();
+        let rows: Vec<_> =
+            status.servers.iter().map(|server| (server.role, server.slot, server.state)).collect();
+        let down = ServerState::Down;
+        let expected =
+            [("principal", 0, down), ("secondary", 1, down), ("secondary", 1, ServerState::Draining)];
+        assert_eq!(rows, expected);
+        let observer = status.observer.unwrap();
+        assert_eq!((observer.state, observer.incarnation, observer.restarts), (ServerState::Draining, 3, 2));
     }
 }
