@@ -272,6 +272,38 @@ fn who_asks_for_nothing_keeps_nobody_out() {
     drop((idle, slow));
 }
 
+/// Far more than the kernel takes at once from the observer, or holds for the client.
+#[test]
+fn who_asks_for_much_at_once_gets_all_of_it_and_the_end() {
+    const REQUESTS: usize = 200;
+    let system = start("", PATIENT);
+    let mut stream = connect(address(&system));
+    let ask = |how: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{how}\r\n");
+    stream
+        .write_all([ask("").repeat(REQUESTS - 1), ask("Connection: close\r\n")].concat().as_bytes())
+        .unwrap();
+    let answers = read_to_end(&mut stream);
+    assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), REQUESTS);
+    assert!(answers.ends_with("</html>\n"), "{}", &answers[answers.len() - 100..]);
+}
+
+#[test]
+fn who_only_listens_leaves_places_for_those_who_ask() {
+    let system = start("", PATIENT);
+    let address = address(&system);
+    let listen = |_| {
+        let mut stream = connect(address);
+        stream.write_all(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).unwrap();
+        (stream, String::from_utf8(begin.to_vec()).unwrap())
+    };
+    let all: Vec<(TcpStream, String)> = (0..300).map(listen).collect();
+    assert_eq!(all.iter().filter(|(_, begin)| begin == "HTTP/1.1 200").count(), 128);
+    assert_eq!(all.iter().filter(|(_, begin)| begin == "HTTP/1.1 503").count(), 172);
+    assert_eq!(get(address, "/healthz").0, 200);
+}
+
 #[test]
 fn it_has_one_thread_and_holds_what_it_should() {
     let system = start("", "");

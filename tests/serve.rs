@@ -234,6 +234,13 @@ fn the_status_tells_how_long_jobs_took_and_what_processes_use() {
     // Each of them waited for its answer, which is a timer of 20 ms.
     assert!(times["service"]["sum_us"].as_u64().unwrap() >= 3 * 20_000, "{times}");
     assert_eq!(count(&status["times"]["echo"]["service"]), 0);
+    // This one blocks its process, and ends in the turn in which it was asked.
+    let mut data = request(system.address(), "block");
+    data.write_all(b"hello\n").unwrap();
+    data.shutdown(Shutdown::Write).unwrap();
+    read_to_end(&mut data);
+    let status = system.until("its end", |status| status["requests"]["block"]["done"] == 1);
+    assert!(status["times"]["block"]["service"]["sum_us"].as_u64().unwrap() >= 20_000, "{status}");
     let uses_memory = |process: &Value| process["memory_bytes"].as_u64() > Some(0);
     assert!(uses_memory(&status["watchdog"]), "{status}");
     assert!(status["servers"].as_array().unwrap().iter().all(uses_memory), "{status}");

@@ -39,6 +39,8 @@ const READING_SHARE: u32 = 20;
 const FRESH: Duration = Duration::from_millis(100);
 /// Connections at once. One more waits in the backlog until another has left or has nothing to say.
 pub const MAX_VISITORS: usize = 256;
+/// Connections for events among them.
+pub const MAX_LISTENING: usize = MAX_VISITORS / 2;
 
 /// What the reactor gives back with an event.
 #[derive(Clone, Copy, Debug)]
@@ -121,7 +123,7 @@ impl Observer {
 
     fn accept(&mut self, reactor: &mut Handle<Key>, index: usize) -> Progress {
         for _ in 0..ACCEPTS_PER_TURN {
-            if self.visitors.len() >= MAX_VISITORS && !self.part_with_an_idle_one(reactor) {
+            if !self.has_room() {
                 self.is_full = true;
                 return Progress::Drained;
             }
@@ -129,7 +131,12 @@ impl Observer {
                 return Progress::Drained;
             };
             match Accepted::from(listener.accept()) {
-                Accepted::One((stream, _)) => self.welcome(reactor, stream),
+                Accepted::One((stream, _)) => {
+                    if self.visitors.len() >= MAX_VISITORS {
+                        self.part_with_an_idle_one(reactor);
+                    }
+                    self.welcome(reactor, stream);
+                }
                 Accepted::Broken => {}
                 Accepted::Nothing => return Progress::Drained,
                 Accepted::Scarce(error) => {
@@ -148,25 +155,25 @@ impl Observer {
         }
     }
 
-    /// Reads the pages, unless they were read just now. Returns how long that took.
-    fn read(&mut self, now: Moment) -> Duration {
+    /// Reads the pages, unless they were read just now.
+    fn read(&mut self, now: Moment) {
         if self.read_at.is_some_and(|at| now.since(at) < FRESH) {
-            return Duration::ZERO;
+            return;
         }
         self.read_at = Some(now);
-        let begun = clock::now();
         let status = status::read(&self.rundir).map_err(|failure| failure.to_string());
         self.site.handle_status(now, clock::unix_time(), status);
-        clock::now().since(begun)
     }
 
     /// It is time for a look: those who listen hear of it.
     fn sample(&mut self, reactor: &mut Handle<Key>) {
         let now = reactor.now();
-        let took = self.read(now);
-        let event = self.site.event(now);
+        let begun = clock::now();
+        self.read(now);
         let streaming = |(key, visitor): (usize, &Visitor)| visitor.is_streaming().then_some(key);
         let listening: Vec<usize> = self.visitors.iter().filter_map(streaming).collect();
+        let event = if listening.is_empty() { String::new() } else { self.site.event(now) };
+        let took = clock::now().since(begun);
         let every = if listening.is_empty() { SAMPLE_EVERY } else { TELL_EVERY };
         self.next_sample = now + every.max(took * READING_SHARE);
         for key in listening {
@@ -234,7 +241,7 @@ impl Role for Observer {
     }
 
     fn settle(&mut self, reactor: &mut Handle<Key>) {
-        if self.is_full && self.visitors.len() < MAX_VISITORS {
+        if self.is_full && self.has_room() {
             self.is_full = false;
             self.accept_again(reactor);
         }

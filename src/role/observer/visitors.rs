@@ -6,7 +6,8 @@ use crate::core::moment::Moment;
 use crate::observer::conversation::{Action, Conversation};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Stream, Unread, WRITE_BUDGET, write_some};
-use crate::role::observer::{Key, Observer};
+use crate::role::observer::{Key, MAX_LISTENING, MAX_VISITORS, Observer};
+use crate::wire::http::{Body, Request, Response};
 
 /// Bytes read from one visitor in one turn.
 const READ_BYTES: usize = 4096;
@@ -85,14 +86,12 @@ impl Observer {
         }
     }
 
-    /// Closes the connection that has been idle longest. Returns whether there was one.
-    pub(super) fn part_with_an_idle_one(&mut self, reactor: &mut Handle<Key>) -> bool {
+    /// Closes the connection that has been idle longest.
+    pub(super) fn part_with_an_idle_one(&mut self, reactor: &mut Handle<Key>) {
         let idle = |(key, visitor): (usize, &Visitor)| Some((visitor.conversation.idle_since()?, key));
-        let longest = self.visitors.iter().filter_map(idle).min();
-        if let Some((_, key)) = longest {
+        if let Some((_, key)) = self.visitors.iter().filter_map(idle).min() {
             self.close(reactor, key);
         }
-        longest.is_some()
     }
 
     pub(super) fn on_visitor(&mut self, reactor: &mut Handle<Key>, key: usize, ready: Ready) -> Progress {
@@ -122,8 +121,7 @@ impl Observer {
                     return;
                 }
                 Some(Action::Respond(request)) => {
-                    self.read(now);
-                    let response = self.site.respond(now, &request);
+                    let response = self.answer(now, &request);
                     self.visits.requests += 1;
                     self.visits.errors += u64::from((400..500).contains(&response.status));
                     self.visitors[key].conversation.respond(now, &response);
@@ -131,18 +129,38 @@ impl Observer {
                 None => {}
             }
             let visitor = &mut self.visitors[key];
+            let was_sending = !visitor.conversation.output().is_empty();
             if !visitor.write(now) {
                 self.close(reactor, key);
                 return;
             }
-            let can_write = !visitor.conversation.output().is_empty() && !visitor.is_choked;
+            let is_sending = !visitor.conversation.output().is_empty();
+            let (all_sent, can_write) = (was_sending && !is_sending, is_sending && !visitor.is_choked);
             let can_read = visitor.conversation.wants_input() && visitor.unread.is_likely();
-            if is_idle && !can_write && !can_read {
+            // What was sent to its end has something behind it: the next request, or the end.
+            if is_idle && !all_sent && !can_write && !can_read {
                 return;
             }
         }
         // The others first.
         reactor.again(self.visitors[key].id, Ready::default());
+    }
+
+    fn answer(&mut self, now: Moment, request: &Request) -> Response {
+        self.read(now);
+        let response = self.site.respond(now, request);
+        // Who listens stays: some places are for those who ask once.
+        let listening = || self.visitors.iter().filter(|(_, visitor)| visitor.is_streaming()).count();
+        if response.body == Body::Events && listening() >= MAX_LISTENING {
+            return Response::text(503, format!("{MAX_LISTENING} listen already: no more at once\n"));
+        }
+        response
+    }
+
+    /// Whether a place is free, or can be made so.
+    pub(super) fn has_room(&self) -> bool {
+        let is_idle = |(_, visitor): (usize, &Visitor)| visitor.conversation.idle_since().is_some();
+        self.visitors.len() < MAX_VISITORS || self.visitors.iter().any(is_idle)
     }
 
     fn close(&mut self, reactor: &mut Handle<Key>, key: usize) {

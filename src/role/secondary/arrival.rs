@@ -216,7 +216,7 @@ impl Secondary {
                     self.seat(reactor, key, job);
                 } else {
                     let end = End::Failed(Reason::ConnectionLost);
-                    self.end_job(reactor.now(), job, end, peer, Some(Bytes::default()));
+                    self.end_job(job, end, peer, Some(Bytes::default()));
                     self.dismiss(reactor, key);
                 }
             }

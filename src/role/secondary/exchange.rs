@@ -288,7 +288,7 @@ impl Secondary {
     /// Closes the connection, unless the caller keeps it, and tells how its job ended.
     pub(super) fn close_exchange(&mut self, reactor: &mut Handle<Key>, key: usize, end: End) -> Closing {
         let mut exchange = self.exchanges.remove(key);
-        self.end_job(reactor.now(), exchange.job, end, exchange.peer, Some(exchange.bytes));
+        self.end_job(exchange.job, end, exchange.peer, Some(exchange.bytes));
         exchange.timer.cancel(&mut self.timers);
         if let Some(id) = exchange.id {
             reactor.deregister(&mut exchange.stream, id);

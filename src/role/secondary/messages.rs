@@ -235,7 +235,7 @@ impl Secondary {
     /// Closes the connection and tells how its job ended.
     pub(super) fn close_asker(&mut self, reactor: &mut Handle<Key>, key: Place, end: End) {
         let mut asker = self.crews.askers.remove(key);
-        self.end_job(reactor.now(), asker.job, end, asker.peer, Some(asker.bytes));
+        self.end_job(asker.job, end, asker.peer, Some(asker.bytes));
         asker.timer.cancel(&mut self.timers);
         if let Some(id) = asker.id {
             reactor.deregister(&mut asker.stream, id);

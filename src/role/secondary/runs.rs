@@ -337,7 +337,7 @@ impl Secondary {
             }
         }
         // Whoever has the connection as its own counts nothing for us.
-        self.end_job(reactor.now(), job, end, peer, None);
+        self.end_job(job, end, peer, None);
     }
 
     /// Starts jobs that wait, as far as their number allows. Those that have gone are passed over.
