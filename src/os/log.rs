@@ -138,7 +138,13 @@ impl Logger {
         match self.output.try_lock() {
             Ok(mut output) => what(&mut output),
             Err(TryLockError::Poisoned(output)) => what(&mut output.into_inner()),
-            Err(TryLockError::WouldBlock) => what(&mut Output::new()),
+            Err(TryLockError::WouldBlock) => {
+                let due = self.due.load(Ordering::Relaxed);
+                let done = what(&mut Output::new());
+                // What the others have withheld is due as before.
+                self.due.fetch_min(due, Ordering::Relaxed);
+                done
+            }
         }
     }
 }
