@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 
-use crate::honest::connect_from;
+use crate::common::recv;
+use crate::honest::{HONEST, connect_from};
 use crate::{Fortress, SLACK, rest};
 
 /// What one that is silent may cost.
@@ -62,6 +63,12 @@ fn who_takes_every_place_is_pushed_aside() {
                 }
             }
             siege.outlast(4);
+        }
+        // Each of them keeps his place, for which somebody has to go.
+        let mut guests: Vec<TcpStream> = (0..3).map(|_| connect_from(HONEST, fortress.address)).collect();
+        for guest in &mut guests {
+            guest.write_all(b"nosuch\n").unwrap();
+            assert!(recv(guest).starts_with("-1 unknown"));
         }
         held
     });
