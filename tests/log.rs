@@ -93,6 +93,8 @@ fn every_line_for_programs_is_an_object_whatever_happens() {
     assert!(system.tool(&["log", "debug"]).output().unwrap().status.success());
     assert_eq!(exchange(system.address(), "echo", "comes back"), "comes back");
     assert_eq!(exchange(system.address(), "noise", ""), "");
+    // The client's last byte comes before the secondary's last word about the job.
+    let _ = system.books_are_exact();
     let killed = system.pid(2);
     system.signal(killed, Signal::SIGKILL);
     system.until("another", |status| System::server(status, 2)["pid"] != killed);
