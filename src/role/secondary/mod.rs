@@ -154,6 +154,7 @@ struct Secondary {
 /// A [`Failure`] where it cannot start.
 pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
     let launched = launch::receive(TreeRole::Secondary)?;
+    #[cfg(debug_assertions)]
     let name = launched.sheet.name();
     process::set_name(c"osps-secondary");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
