@@ -1,5 +1,8 @@
 //! The last minutes as pictures: SVG that the browser stretches to the room there is. One unit across is a second;
 //! upright, 0 is the top and 100 the bottom.
+//!
+//! Logarithms are the crate libm's: those of [`f64`] would make every process of the tree load the C library's
+//! mathematics at its start, 50 KiB each.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -87,8 +90,8 @@ impl Scale {
         let (least, most) = if most == 0.0 { (0.001, 0.01) } else { (least, most) };
         #[expect(clippy::cast_possible_truncation, reason = "a power of ten")]
         let power = |value: f64| value as i32;
-        let from = power(least.log10().floor());
-        let to = power(most.log10().ceil()).max(from + 1);
+        let from = power(libm::log10(least).floor());
+        let to = power(libm::log10(most).ceil()).max(from + 1);
         let label = |power: i32| figures::time(Duration::from_secs_f64(10_f64.powi(power)));
         let labels = (from..=to).rev().map(label).collect();
         Self { kind: Kind::Decades(from, f64::from(to - from)), labels }
@@ -97,7 +100,7 @@ impl Scale {
     fn place(&self, value: f64) -> f64 {
         let part = match self.kind {
             Kind::Linear(top) => value / top,
-            Kind::Decades(from, decades) => (value.log10() - f64::from(from)) / decades,
+            Kind::Decades(from, decades) => (libm::log10(value) - f64::from(from)) / decades,
         };
         HEIGHT * (1.0 - part.clamp(0.0, 1.0))
     }
@@ -105,7 +108,7 @@ impl Scale {
 
 /// The next number upwards that has a half one can say.
 fn round_up(most: f64) -> f64 {
-    let power = 10_f64.powf(most.max(1.0).log10().floor());
+    let power = libm::exp10(libm::log10(most.max(1.0)).floor());
     let steps = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].map(|step| step * power);
     steps.into_iter().find(|&step| step >= most).unwrap_or(most)
 }

@@ -10,7 +10,8 @@ use crate::core::job::{
     ClientId, End, Ended, Garbage, Incarnation, Job, JobNumber, Reason, State, Table, Word,
 };
 use crate::core::moment::Moment;
-use crate::core::slots::{Action, Books, Followed, Given, Placed, Slot, Slots, Timer};
+use crate::core::slots::given::Given;
+use crate::core::slots::{Action, Books, Followed, Placed, Slot, Slots, Timer};
 use crate::wire::tube::{Command, JobRef};
 
 /// Entries of a table without jobs that are looked at in one turn.
@@ -61,14 +62,9 @@ impl<B: Books> Slots<B> {
         };
         let number = self.books.give(index, entry, job);
         let network = Network::from(job.client);
-        slot.given[entry as usize] = Given {
-            number,
-            client,
-            network: Some(network),
-            tracked: job.jeton.is_some(),
-            claimed: false,
-            lost: None,
-        };
+        let tracked = job.jeton.is_some();
+        let given = Given { number, client, network: Some(network), tracked, claimed: false, lost: None };
+        slot.given.put(entry, given);
         self.shares.add(network);
         slot.links.push_back(&mut slot.waiting, entry);
         if slot.expire_timer.is_none() {
@@ -99,7 +95,7 @@ impl<B: Books> Slots<B> {
         if slot.links.contains(entry) {
             slot.links.remove(&mut slot.waiting, entry);
         }
-        let given = &mut slot.given[entry as usize];
+        let Some(given) = slot.given.get_mut(entry) else { return };
         if given.number == 0 || std::mem::replace(&mut given.claimed, true) {
             return;
         }
@@ -128,11 +124,11 @@ impl<B: Books> Slots<B> {
     /// for what is put right there.
     pub fn look_through_in_turn(&mut self, slot: usize) {
         let Slot { free, given, inspected, .. } = &mut self.slots[slot];
-        if free.len() < given.len() {
+        let entries = given.entries();
+        if free.len() < entries as usize {
             self.look_through(slot);
             return;
         }
-        let entries = u32::try_from(given.len()).unwrap_or(u32::MAX);
         let first = if *inspected < entries { *inspected } else { 0 };
         let end = entries.min(first + INSPECTED_IN_TURN);
         *inspected = end;
@@ -143,7 +139,7 @@ impl<B: Books> Slots<B> {
 
     /// Enters an end, or puts right what somebody else has written.
     fn look_at(&mut self, slot: usize, entry: u32) {
-        let given = self.slots[slot].given[entry as usize].number;
+        let given = self.slots[slot].given.get(entry).number;
         match (given, self.books.table(slot).state(entry)) {
             (0, Ok(Word { state: State::Free, .. })) => {}
             (0, Ok(_) | Err(_)) => {
@@ -178,13 +174,15 @@ impl<B: Books> Slots<B> {
             if let Ok(word) = table.state(entry)
                 && word.state == State::Claimed
                 && word.holder == incarnation
-                && word.number == slot.given[entry as usize].number
+                && word.number == slot.given.get(entry).number
                 && table.swap(entry, word, word.in_state(State::Failed))
             {
                 let group = table.group(entry);
                 let over_time = self.forget_limit(index, entry);
                 let reason = if over_time { Reason::TimeLimit } else { Reason::SecondaryLost };
-                self.slots[index].given[entry as usize].lost = Some(reason);
+                if let Some(given) = self.slots[index].given.get_mut(entry) {
+                    given.lost = Some(reason);
+                }
                 failed += 1;
                 if group != 0 {
                     self.actions.push_back(Action::EndFamily { group });
@@ -214,8 +212,7 @@ impl<B: Books> Slots<B> {
                     let network = self.books.table(index).job(entry).map(|job| Network::from(job.client));
                     network.into_iter().for_each(|network| self.shares.add(network));
                     let follower = followed.remove(&entry).filter(|(_, known)| known.number == word.number);
-                    slot.given[entry as usize] =
-                        Given { network, ..Given::followed_by(word.number, follower) };
+                    slot.given.put(entry, Given { network, ..Given::followed_by(word.number, follower) });
                     match word.state {
                         State::Waiting => waiting.push((word.number, entry)),
                         State::Claimed if !slot.is_home_of(word.holder) => dead.push(word.holder),
@@ -239,7 +236,7 @@ impl<B: Books> Slots<B> {
             // How long they may wait still is found out at once.
             slot.expire_timer = Some(self.timers.arm(now, Timer::Expire(index)));
         }
-        let open = slot.given.iter().filter(|given| given.number != 0).count();
+        let open = slot.given.open().count();
         self.change_open(index, |_| u32::try_from(open).unwrap_or(u32::MAX));
         dead.sort_unstable();
         dead.dedup();
@@ -318,7 +315,7 @@ impl<B: Books> Slots<B> {
         if slot.links.contains(entry) {
             slot.links.remove(&mut slot.waiting, entry);
         }
-        let given = slot.given[entry as usize];
+        let given = slot.given.get(entry);
         // What stands there may be of an earlier job, unless this one's secondary has ended it.
         let told = self.books.table(index).reason(entry).filter(|_| word.holder != 0);
         let end = match word.state {
@@ -338,7 +335,7 @@ impl<B: Books> Slots<B> {
         if self.books.settle(index, entry, word) {
             let untold = ended.filter(|_| !is_told);
             self.actions.extend(untold.map(|job| Action::Ended { slot: index, job }));
-            slot.given[entry as usize] = Given::default();
+            slot.given.remove(entry);
             slot.free.push(entry);
             given.network.into_iter().for_each(|network| self.shares.remove(network));
             self.change_open(index, |open| open.saturating_sub(1));
@@ -352,7 +349,7 @@ impl<B: Books> Slots<B> {
     }
 
     fn given(&self, slot: usize, entry: u32) -> Option<JobNumber> {
-        self.slots[slot].given.get(entry as usize).map(|given| given.number).filter(|&number| number != 0)
+        Some(self.slots[slot].given.get(entry).number).filter(|&number| number != 0)
     }
 
     fn change_open(&mut self, slot: usize, change: impl FnOnce(u32) -> u32) {

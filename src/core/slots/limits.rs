@@ -65,7 +65,7 @@ impl<B: Books> Slots<B> {
             return;
         }
         let table = self.books.table(slot);
-        let number = self.slots[slot].given[entry as usize].number;
+        let number = self.slots[slot].given.get(entry).number;
         let kind: Option<TypeIndex> = table.job(entry).map(|job| job.kind);
         let limit = kind.and_then(|kind| *self.limits.get(kind)?);
         let (Some(limit), Some(claimed_at)) = (limit, table.claimed_at(entry)) else {

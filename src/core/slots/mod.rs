@@ -6,6 +6,7 @@
 //! told before a client is answered. Slots are counted from 0 in here; names, files and the
 //! books count them from 1.
 
+mod given;
 mod jobs;
 mod limits;
 mod servers;
@@ -18,10 +19,9 @@ mod wanted;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::core::crowd::Network;
 use crate::core::dispatch::Dispatch;
 use crate::core::following::News;
-use crate::core::job::{ClientId, Ended, Incarnation, Job, JobNumber, Reason, Table, Word};
+use crate::core::job::{ClientId, Ended, Incarnation, Job, JobNumber, Table, Word};
 use crate::core::list::{Ends, Links};
 use crate::core::moment::Moment;
 use crate::core::restart::Restart;
@@ -29,6 +29,7 @@ use crate::core::shares::Shares;
 use crate::core::timers::{TimerId, Timers};
 use crate::wire::tube::{Command, JobRef};
 
+use given::GivenJobs;
 use limits::Limited;
 pub use limits::{Handling, MARGIN};
 pub use stop::GROUP_SIGNAL_WITHIN;
@@ -240,23 +241,6 @@ pub struct Placed {
     pub number: JobNumber,
 }
 
-/// The job at an entry of a table, as this principal gave it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Given {
-    /// Zero where none is: who writes something else into the table is not believed.
-    number: JobNumber,
-    /// Who asked for it; nobody is told of what a dead principal gave.
-    client: Option<ClientId>,
-    /// Whose share it counts in, if that is known.
-    network: Option<Network>,
-    /// Its client follows it.
-    tracked: bool,
-    /// Its client knows that it was claimed.
-    claimed: bool,
-    /// Why it failed, where it did so with its secondary.
-    lost: Option<Reason>,
-}
-
 /// The secondary that serves a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Server {
@@ -273,19 +257,6 @@ struct Server {
     leave_sent: bool,
 }
 
-impl Given {
-    /// A job that another principal gave, and who is to hear of it.
-    fn followed_by(number: JobNumber, follower: Option<(ClientId, Followed)>) -> Self {
-        let known = Self { number, ..Self::default() };
-        follower.map_or(known, |(client, Followed { tracked, claimed, .. })| Self {
-            client: Some(client),
-            tracked,
-            claimed,
-            ..known
-        })
-    }
-}
-
 #[derive(Debug)]
 struct Slot {
     current: Option<Server>,
@@ -293,8 +264,8 @@ struct Slot {
     predecessors: Vec<Incarnation>,
     /// Entries of the table that hold no job.
     free: Vec<u32>,
-    /// The job that was given at each entry.
-    given: Vec<Given>,
+    /// The jobs that were given at its entries.
+    given: GivenJobs,
     /// Up to which entry the table was looked through last.
     inspected: u32,
     /// Jobs that wait to be claimed, oldest first.
@@ -351,7 +322,7 @@ impl<B: Books> Slots<B> {
             current: None,
             predecessors: Vec::new(),
             free: Vec::new(),
-            given: vec![Given::default(); books.table(slot).capacity() as usize],
+            given: GivenJobs::new(books.table(slot).capacity()),
             inspected: 0,
             waiting: Ends::default(),
             links: Links::new(books.table(slot).capacity() as usize),
@@ -439,9 +410,9 @@ impl<B: Books> Slots<B> {
     fn check_invariants(&self) {
         if cfg!(debug_assertions) {
             for (index, slot) in self.slots.iter().enumerate() {
-                let open = slot.given.iter().filter(|given| given.number != 0).count();
+                let open = slot.given.open().count();
                 assert_eq!(self.dispatch.load(index).open as usize, open, "open jobs of slot {index}");
-                assert_eq!(slot.free.len() + open, slot.given.len(), "entries of slot {index}");
+                assert_eq!(slot.free.len() + open, slot.given.entries() as usize, "entries of slot {index}");
                 assert!(
                     slot.current.is_none() || slot.start_timer.is_none(),
                     "slot {index} is started twice"

@@ -36,7 +36,7 @@ impl<B: Books> Slots<B> {
     /// The jobs of which clients are to hear.
     pub fn followed(&self) -> impl Iterator<Item = (ClientId, Followed)> + '_ {
         self.slots.iter().enumerate().flat_map(|(slot, known)| {
-            (0u32..).zip(&known.given).filter_map(move |(entry, given)| {
+            known.given.open().filter_map(move |(entry, given)| {
                 let (number, tracked, claimed) = (given.number, given.tracked, given.claimed);
                 Some((given.client?, Followed { slot, entry, number, tracked, claimed }))
             })
