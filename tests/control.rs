@@ -317,6 +317,34 @@ fn who_waits_is_not_pushed_out_and_has_few_wishes() {
 }
 
 #[test]
+fn however_many_wait_a_stop_is_heard() {
+    let mut system = start(2);
+    let data = exchange_at(&system, 2);
+    let mut drains = drain_in_background(&system, 2);
+    let path = system.rundir().join("control");
+    let mut waiting: Vec<UnixStream> = Vec::new();
+    let refused = (0..30).find_map(|_| {
+        let mut tool = UnixStream::connect(&path).unwrap();
+        tool.write_all(b"restart 2\n").unwrap();
+        let first = BufReader::new(&tool).lines().next().unwrap().unwrap();
+        waiting.push(tool);
+        first.strip_prefix("error ").map(str::to_owned)
+    });
+    assert_eq!(refused.unwrap(), "12 tools wait for what they have asked for: no more at once");
+    let (code, said) = failed(&ask(&system, &["log", "debug"]));
+    assert_eq!(code, 69, "{said}");
+    assert!(said.contains("12 tools wait"), "{said}");
+    // The first that was refused is still there, and others: the oldest of them goes.
+    let idle: Vec<UnixStream> = (0..10).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let mut stopping = system.tool(&["stop"]).spawn().unwrap();
+    drop(data);
+    assert!(stopping.wait().unwrap().success());
+    assert!(system.ended().success());
+    let _ = drains.wait();
+    drop((idle, waiting));
+}
+
+#[test]
 fn a_tool_that_reads_nothing_is_not_kept_waiting() {
     let system = start(2);
     let mut deaf = UnixStream::connect(system.rundir().join("control")).unwrap();

@@ -26,7 +26,7 @@ pub fn ask(rundir: &Rundir, request: Request) -> Result<ExitCode, Failure> {
     let path = rundir.control();
     let failed = |error: io::Error| cannot_ask(&path, &error);
     let mut watchdog = UnixStream::connect(&path).map_err(failed)?;
-    watchdog.write_all(format!("{request}\n").as_bytes()).map_err(failed)?;
+    say(&mut watchdog, &format!("{request}\n")).map_err(failed)?;
     watchdog.set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
     let lines = watchdog.try_clone().map_err(failed)?;
     for line in BufReader::new(lines).lines() {
@@ -69,14 +69,25 @@ pub fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
 fn ask_to_stop(path: &Path) -> io::Result<String> {
     let mut watchdog = UnixStream::connect(path)?;
     watchdog.set_read_timeout(Some(ANSWER_WITHIN))?;
-    watchdog.write_all(b"stop\n")?;
+    say(&mut watchdog, "stop\n")?;
     let mut first = [0; 256];
     let length = watchdog.read(&mut first)?;
     // A graceful stop takes as long as the exchanges under way.
     watchdog.set_read_timeout(None)?;
     let mut said = String::from_utf8_lossy(&first[..length]).into_owned();
+    if said.starts_with("error ") {
+        return Ok(said);
+    }
     watchdog.read_to_string(&mut said)?;
     Ok(said)
+}
+
+/// Asks. Who is turned away can say nothing any more, but hears why.
+fn say(watchdog: &mut UnixStream, line: &str) -> io::Result<()> {
+    match watchdog.write_all(line.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
 }
 
 fn cannot_hear(path: &Path, error: &io::Error) -> Failure {

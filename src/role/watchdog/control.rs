@@ -16,6 +16,8 @@ use crate::wire::lines::{Lines, MAX_LINE_BYTES};
 
 /// Tools connected at once; one more, and the one that has been there longest without waiting for anything must go.
 const MAX_TOOLS: usize = 16;
+/// Of these may wait for what they have asked for; the others' places are for whoever asks for a stop.
+const MAX_WAITING: usize = 12;
 /// What one tool may wait for at once.
 const MAX_REQUESTS: usize = 8;
 const TOO_MANY: &[u8] = b"error too many tools are connected\n";
@@ -125,6 +127,10 @@ impl Watchdog {
             }
             Ok(_) if self.tasks.of(client) >= MAX_REQUESTS => {
                 let why = format!("{MAX_REQUESTS} requests of this tool are not done yet: no more at once");
+                self.answer_tool(Some(client), &Answer::Error(why));
+            }
+            Ok(_) if self.tasks.of(client) == 0 && self.tasks.tools() >= MAX_WAITING => {
+                let why = format!("{MAX_WAITING} tools wait for what they have asked for: no more at once");
                 self.answer_tool(Some(client), &Answer::Error(why));
             }
             Ok(request) => self.push_task(Some(client), request),

@@ -2,6 +2,7 @@
 //!
 //! Who goes away is not waited for any more. What was begun for it goes on; what has not had its turn is forgotten.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::core::job::Incarnation;
@@ -57,6 +58,11 @@ impl Tasks {
     /// What a tool waits for.
     pub fn of(&self, client: SourceId) -> usize {
         self.0.iter().filter(|task| task.client == Some(client)).count()
+    }
+
+    /// How many tools wait for something.
+    pub fn tools(&self) -> usize {
+        self.0.iter().filter_map(|task| task.client).collect::<HashSet<_>>().len()
     }
 
     /// A tool has gone.
