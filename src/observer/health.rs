@@ -1,6 +1,12 @@
 //! How a system is, in words.
 
+use std::time::Duration;
+
 use crate::status::{Server, ServerState, Status};
+
+/// A watchdog that lets all its servers go without a probe for longer hangs, or is stopped; the alert
+/// `OspsWatchdogFrozen` waits for as long.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// How good that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +62,11 @@ impl Health {
         let of_slots = |server: &&Server| server.slot > 0 && server.state != ServerState::Draining;
         let secondaries: Vec<&Server> = status.servers.iter().filter(of_slots).collect();
         let (all, serving) = (secondaries.len(), secondaries.iter().filter(|server| serves(server)).count());
-        let troubles = secondaries.into_iter().filter(|server| !serves(server)).map(trouble).collect();
+        let of_watchdog = silence_of_watchdog(status).map(|silence| {
+            format!("no server was probed for {} s: the watchdog hangs or is stopped", silence.as_secs())
+        });
+        let of_servers = secondaries.into_iter().filter(|server| !serves(server)).map(trouble);
+        let troubles: Vec<String> = of_watchdog.into_iter().chain(of_servers).collect();
         let (level, summary) = match (serving, all) {
             (0, _) => (Level::Bad, "No secondary serves".to_owned()),
             (1, 1) => (Level::Good, "The only secondary serves".to_owned()),
@@ -65,8 +75,18 @@ impl Health {
             (1, _) => (Level::Fair, format!("1 of {all} secondaries serves")),
             _ => (Level::Fair, format!("{serving} of {all} secondaries serve")),
         };
+        let level = if level == Level::Good && !troubles.is_empty() { Level::Fair } else { level };
         Self { level, summary, troubles }
     }
+}
+
+/// For how long the watchdog has probed nobody, where that is too long. The system serves on meanwhile, but who hangs
+/// is not replaced.
+#[must_use]
+pub fn silence_of_watchdog(status: &Status) -> Option<Duration> {
+    let servers = status.servers.iter().chain(&status.observer);
+    let last = Duration::from_millis(servers.filter_map(|server| server.answered_ms_ago).min()?);
+    (last > SILENCE).then_some(last)
 }
 
 fn serves(server: &Server) -> bool {
@@ -124,6 +144,22 @@ mod tests {
         }
         let troubles = of(&[Ready, Ready, Suspect, Down]).troubles;
         assert_eq!(troubles, ["secondary 2 does not answer probes", "secondary 3 is down"]);
+    }
+
+    #[test]
+    fn a_watchdog_that_probes_nobody_is_told() {
+        let mut status = example::status();
+        let summary = Health::of(Ok(&status)).summary;
+        for server in status.servers.iter_mut().chain(&mut status.observer) {
+            server.answered_ms_ago = server.answered_ms_ago.map(|_| 16_200);
+        }
+        let health = Health::of(Ok(&status));
+        assert_eq!((health.level, &health.summary), (Level::Fair, &summary));
+        assert_eq!(health.troubles[0], "no server was probed for 16 s: the watchdog hangs or is stopped");
+        assert!(health.is_ready(), "it serves");
+        // One was: the others hang.
+        status.servers[1].answered_ms_ago = Some(14_000);
+        assert_eq!(silence_of_watchdog(&status), None);
     }
 
     #[test]

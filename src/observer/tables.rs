@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::core::moment::Moment;
 use crate::observer::chart::{HALF, NEARLY_ALL, Picture, RATE, Scale, Span, TROUBLE, coarse};
 use crate::observer::figures;
+use crate::observer::health::silence_of_watchdog;
 use crate::observer::history::{History, shown_types};
 use crate::observer::html::Html;
 use crate::status::{Death, Server, ServerState, Status, Usage};
@@ -129,7 +130,11 @@ fn watchdog(table: &mut Table, status: &Status, history: &History) {
     let [cpu, memory] = usage(Some(status.pid), status.watchdog, history);
     let none = || or_dash(None);
     let pid = text(&status.pid.to_string());
-    let state = state(if status.stopping { ServerState::Draining } else { ServerState::Ready }, "");
+    let state = match silence_of_watchdog(status) {
+        Some(_) => state(ServerState::Suspect, "it probes nobody"),
+        None if status.stopping => state(ServerState::Draining, ""),
+        None => state(ServerState::Ready, ""),
+    };
     table.row(
         "level0",
         &text("watchdog"),
