@@ -125,6 +125,18 @@ fn sigterm_to_the_whole_group_is_a_graceful_stop_too() {
     });
 }
 
+/// `timeout(1)` signals the process and then its group: that is one wish, for a graceful stop.
+#[test]
+fn two_signals_in_the_same_breath_are_one_wish() {
+    stops_gracefully(|system| {
+        let watchdog = system.watchdog.id();
+        system.strike(watchdog, Signal::SIGSTOP);
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCONT] {
+            system.signal(watchdog, signal);
+        }
+    });
+}
+
 #[test]
 fn a_secondary_killed_during_a_stop_does_not_keep_it_from_ending() {
     let top = "secondaries = 2\nclaim_within = \"10m\"";

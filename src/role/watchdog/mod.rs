@@ -74,6 +74,8 @@ enum Key {
 
 /// How long a killed orphan may take to end before the watchdog ends without it.
 const ORPHANS_END_WITHIN: Duration = Duration::from_secs(1);
+/// Signals that ask for a stop and are no further apart are one wish; who presses Ctrl-C twice takes longer.
+const SAME_WISH: Duration = Duration::from_millis(20);
 
 /// What descriptors allow.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +95,8 @@ struct Watchdog {
     reload_outcome: Option<Outcome>,
     /// A stop was asked for while a principal handed over.
     stop_waits: bool,
+    /// When a signal asked for a stop, last.
+    stop_signal_at: Option<Moment>,
     rundir: Rundir,
     lock: Lock,
     /// The runtime directory when it was last found whole.
@@ -184,6 +188,16 @@ impl Watchdog {
         orphans
     }
 
+    /// A signal asks. Some send one twice in the same breath, to a process and to its group, as timeout(1) does: that
+    /// is one wish.
+    fn stop_by_signal(&mut self, reactor: &mut Handle<Key>, signal: &str) {
+        let now = reactor.now();
+        let last = self.stop_signal_at.replace(now);
+        if last.is_none_or(|last| now.since(last) > SAME_WISH) {
+            self.ask_to_stop(reactor, signal);
+        }
+    }
+
     fn ask_to_stop(&mut self, reactor: &mut Handle<Key>, who: &str) {
         let how = if self.tree.is_stopping() { "at once" } else { "gracefully" };
         log::info!("stopping {how}: {who}");
@@ -233,8 +247,8 @@ impl Role for Watchdog {
         match signal {
             Signal::USR2 => self.look(reactor),
             Signal::CHILD => self.reap_children(reactor),
-            Signal::TERM => self.ask_to_stop(reactor, "SIGTERM"),
-            Signal::INT => self.ask_to_stop(reactor, "SIGINT"),
+            Signal::TERM => self.stop_by_signal(reactor, "SIGTERM"),
+            Signal::INT => self.stop_by_signal(reactor, "SIGINT"),
             Signal::HUP => self.reload_by_signal(),
             _ => {}
         }

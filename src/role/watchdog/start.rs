@@ -150,6 +150,7 @@ impl Watchdog {
             reload: None,
             reload_outcome: None,
             stop_waits: false,
+            stop_signal_at: None,
         };
         let version = env!("CARGO_PKG_VERSION");
         let directory = watchdog.rundir.path().display().to_string();

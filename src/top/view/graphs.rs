@@ -70,7 +70,9 @@ impl Graph {
             self.short
         } else {
             let highest = or_unknown(values.iter().flatten().max().copied(), self.text);
-            let span = age(length * u32::from(bars.width));
+            // Of what was looked at, which may be less than what there is room for.
+            let seen = values.iter().position(Option::is_some).map_or(0, |first| values.len() - first);
+            let span = age(length * u32::try_from(seen).unwrap_or(u32::MAX));
             let texts = [
                 format!("{}, highest {highest} in the last {span}", self.long),
                 format!("{}, highest {highest} in {span}", self.long),

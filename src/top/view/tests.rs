@@ -95,7 +95,7 @@ fn a_large_terminal_shows_all_there_is() {
     let has =
         |text: &str| assert!(lines.iter().any(|line| line.contains(text)), "{text}\n{}", lines.join("\n"));
     has("refused: 0 requests (0 unknown, 0 malformed, 0 busy, 0 stopping); rejected: 0 connections");
-    has("jobs/s 100, highest 100 in the last 3m18s");
+    has("jobs/s 100, highest 100 in the last 1m02s");
     has("PROBE RTT  ANSWERED  RESTARTS   KILLS         DONE   FAILED PORTS");
     has("        0       0         6000        0 2223");
     has("        0 it says that it cannot start: see the log");
