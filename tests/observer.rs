@@ -272,6 +272,36 @@ fn who_asks_for_nothing_keeps_nobody_out() {
     drop((idle, slow));
 }
 
+#[test]
+fn what_is_no_request_is_counted_as_an_error() {
+    let system = start("", PATIENT);
+    let address = address(&system);
+    let long = "y".repeat(9000);
+    let wrong = [
+        ("nonsense\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n", 413),
+        (&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", &long[..4000]), 414),
+        (&format!("GET / HTTP/1.1\r\nHost: a\r\nx: {long}\r\n\r\n"), 431),
+        ("GET / HTTP/9.9\r\nHost: a\r\n\r\n", 505),
+        ("GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
+    ];
+    for (said, status) in wrong {
+        let mut stream = connect(address);
+        stream.write_all(said.as_bytes()).unwrap();
+        // Else it waits for more, to throw it away.
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(understood(&read_to_end(&mut stream)).0, status, "{said:?}");
+    }
+    assert_eq!(get(address, "/healthz").0, 200);
+    let counted = |visits: &Value| (visits["done"].as_u64(), visits["failed"].as_u64());
+    let expected = (Some(1), Some(wrong.len() as u64));
+    system.until("all of them counted", |status| counted(&status["observer"]) == expected);
+    let errors = format!("osps_observer_requests_total{{outcome=\"error\"}} {}\n", wrong.len());
+    // What is shown may be a tenth of a second old.
+    eventually("the errors as a metric", || get(address, "/metrics").1.contains(&errors).then_some(()));
+}
+
 /// Far more than the kernel takes at once from the observer, or holds for the client.
 #[test]
 fn who_asks_for_much_at_once_gets_all_of_it_and_the_end() {

@@ -66,13 +66,16 @@ pub struct Conversation {
     input: Vec<u8>,
     input_ended: bool,
     sending: Option<Sending>,
+    /// Whether a fault was answered of which the shell has not heard: it counts them.
+    refused: bool,
 }
 
 impl Conversation {
     /// A connection that was just accepted.
     #[must_use]
     pub fn new(now: Moment) -> Self {
-        Self { state: State::Idle { since: now }, input: Vec::new(), input_ended: false, sending: None }
+        let state = State::Idle { since: now };
+        Self { state, input: Vec::new(), input_ended: false, sending: None, refused: false }
     }
 
     /// Bytes arrived.
@@ -188,6 +191,12 @@ impl Conversation {
         }
     }
 
+    /// Whether a request that is none, or that nobody may make here, was answered with what is wrong since this
+    /// was asked last. The shell never sees such a request.
+    pub fn take_refused(&mut self) -> bool {
+        std::mem::take(&mut self.refused)
+    }
+
     /// Whether this is a connection for events.
     #[must_use]
     pub fn is_streaming(&self) -> bool {
@@ -263,6 +272,7 @@ impl Conversation {
         self.send(now, |output| Response::from(fault).write(Some("close"), is_head, output));
         self.state = State::Discarding { until: now + DISCARD_WITHIN, bytes: self.input.len() };
         self.input = Vec::new();
+        self.refused = true;
     }
 
     /// All was sent: the time of what comes next counts from here.

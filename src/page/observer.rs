@@ -6,7 +6,7 @@
 //! | 16 | connections that are open |
 //! | 17 | connections accepted |
 //! | 18 | requests answered |
-//! | 19 | those of them that were answered with an error of the client (status 4xx) |
+//! | 19 | those of them that were answered with an error of the client (status 400 to 499, or 505) |
 
 use std::path::Path;
 
@@ -34,6 +34,20 @@ pub struct Visits {
     pub requests: u64,
     /// Requests that were none, or for what is not there.
     pub errors: u64,
+}
+
+impl Visits {
+    /// A request was answered with this status.
+    pub fn note_answer(&mut self, status: u16) {
+        self.requests += 1;
+        self.errors += u64::from((400..500).contains(&status));
+    }
+
+    /// Whether a request was answered that cannot be understood or served, whatever the status that says so.
+    pub fn note_refused(&mut self, was_refused: bool) {
+        self.requests += u64::from(was_refused);
+        self.errors += u64::from(was_refused);
+    }
 }
 
 impl ObserverPage {

@@ -148,6 +148,22 @@ fn a_fault_is_told_and_what_follows_is_thrown_away_up_to_a_bound() {
 }
 
 #[test]
+fn each_fault_is_told_to_the_shell_once() {
+    for request in ["nonsense\r\n\r\n", "POST / HTTP/1.1\r\nHost: a\r\n\r\n", "PRI * HTTP/2.0\r\n\r\n"] {
+        let mut conversation = Conversation::new(START);
+        say(&mut conversation, START, GET);
+        assert!(!conversation.take_refused());
+        say(&mut conversation, START, request.as_bytes());
+        say(&mut conversation, START, request.as_bytes());
+        assert_eq!([conversation.take_refused(), conversation.take_refused()], [true, false]);
+    }
+    let mut slow = Conversation::new(START);
+    say(&mut slow, START, b"GET /");
+    wait(&mut slow, START + HEAD_WITHIN);
+    assert!(slow.take_refused());
+}
+
+#[test]
 fn a_slow_subscriber_misses_events_and_gets_the_newest() {
     let mut conversation = Conversation::new(START);
     let (head, closed) = say(&mut conversation, START, EVENTS);

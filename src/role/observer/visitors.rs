@@ -115,6 +115,7 @@ impl Observer {
             let lives = !reads || visitor.read(now);
             let action = if lives { visitor.conversation.poll_action(now) } else { Some(Action::Close) };
             let is_idle = action.is_none();
+            self.visits.note_refused(visitor.conversation.take_refused());
             match action {
                 Some(Action::Close) => {
                     self.close(reactor, key);
@@ -122,8 +123,7 @@ impl Observer {
                 }
                 Some(Action::Respond(request)) => {
                     let response = self.answer(now, &request);
-                    self.visits.requests += 1;
-                    self.visits.errors += u64::from((400..500).contains(&response.status));
+                    self.visits.note_answer(response.status);
                     self.visitors[key].conversation.respond(now, &response);
                 }
                 None => {}
