@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 
 use common::{REQUESTS, System, ask, breaks, connect, eventually, read_to_end, request, say};
 use nix::sys::signal::Signal;
@@ -317,21 +318,76 @@ fn who_asks_for_much_at_once_gets_all_of_it_and_the_end() {
     assert!(answers.ends_with("</html>\n"), "{}", &answers[answers.len() - 100..]);
 }
 
+/// Asks for events. The connection, and the status with which it was answered.
+fn listen(address: SocketAddr) -> (TcpStream, String) {
+    let mut stream = connect(address);
+    stream.write_all(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).unwrap();
+    (stream, String::from_utf8(begin.to_vec()).unwrap())
+}
+
+/// So many ask for events and stay: some of them get these, the others hear that they do not.
+fn listen_all(address: SocketAddr, number: usize, served: usize) -> Vec<(TcpStream, String)> {
+    let all: Vec<_> = (0..number).map(|_| listen(address)).collect();
+    assert_eq!(all.iter().filter(|(_, begin)| begin == "HTTP/1.1 200").count(), served);
+    assert_eq!(all.iter().filter(|(_, begin)| begin == "HTTP/1.1 503").count(), number - served);
+    all
+}
+
 #[test]
 fn who_only_listens_leaves_places_for_those_who_ask() {
     let system = start("", PATIENT);
     let address = address(&system);
-    let listen = |_| {
-        let mut stream = connect(address);
-        stream.write_all(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        let mut begin = [0; 12];
-        stream.read_exact(&mut begin).unwrap();
-        (stream, String::from_utf8(begin.to_vec()).unwrap())
-    };
-    let all: Vec<(TcpStream, String)> = (0..300).map(listen).collect();
-    assert_eq!(all.iter().filter(|(_, begin)| begin == "HTTP/1.1 200").count(), 128);
-    assert_eq!(all.iter().filter(|(_, begin)| begin == "HTTP/1.1 503").count(), 172);
+    let all = listen_all(address, 300, 128);
     assert_eq!(get(address, "/healthz").0, 200);
+    drop(all);
+}
+
+/// Of 100 descriptors 17 are for the observer itself and its listener.
+#[test]
+fn with_few_descriptors_there_are_fewer_places_and_some_for_those_who_ask() {
+    let system = System::start_by(
+        "secondaries = 1\nobserve = \"127.0.0.1:0\"",
+        &[PATIENT, REQUESTS].concat(),
+        |command| {
+            let mut limited = Command::new("sh");
+            limited.args(["-c", "ulimit -n 100; exec \"$@\" >>stdout 2>>stderr", "sh"]);
+            limited.arg(command.get_program()).args(command.get_args());
+            limited
+        },
+    );
+    let address = address(&system);
+    let log = system.log();
+    assert!(
+        log.contains("no more than 83 connections at once: the limit of open descriptors is 100"),
+        "{log}"
+    );
+    let listening = listen_all(address, 200, 41);
+    let idle: Vec<TcpStream> = (0..200).map(|_| connect(address)).collect();
+    assert_eq!(get(address, "/healthz").0, 200);
+    drop((listening, idle));
+    assert!(!system.log().contains("cannot accept"), "{}", system.log());
+}
+
+#[test]
+fn when_descriptors_become_fewer_some_who_listen_make_room() {
+    let system = start("", PATIENT);
+    let (address, observer) = (address(&system), pid(&system));
+    let listening = listen_all(address, 100, 100);
+    let observer = rustix::process::Pid::from_raw(observer.cast_signed());
+    let limit = rustix::process::Rlimit { current: Some(80), maximum: Some(80) };
+    rustix::process::prlimit(observer, rustix::process::Resource::Nofile, limit).unwrap();
+    // Who came before may have taken the last that was free: room is made for the next.
+    assert_eq!(get(address, "/healthz").0, 200);
+    assert_eq!(get(address, "/healthz").0, 200);
+    let log = system.log();
+    assert!(
+        log.contains("no more than 63 connections at once: the limit of open descriptors is 80"),
+        "{log}"
+    );
+    system.until("fewer connections", |status| status["observer"]["open"].as_u64() <= Some(63));
+    drop(listening);
 }
 
 #[test]

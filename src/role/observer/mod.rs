@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use mio::Interest;
+use rustix::io::Errno;
 use rustix::process::Signal;
 use slab::Slab;
 
@@ -37,10 +38,11 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 const READING_SHARE: u32 = 20;
 /// Whoever asks is told nothing that is older than this.
 const FRESH: Duration = Duration::from_millis(100);
-/// Connections at once. One more waits in the backlog until another has left or has nothing to say.
-pub const MAX_VISITORS: usize = 256;
-/// Connections for events among them.
-pub const MAX_LISTENING: usize = MAX_VISITORS / 2;
+/// Connections at once, where descriptors suffice. One more waits in the backlog until another has left or has nothing
+/// to say. Half of them may be for events.
+const MAX_VISITORS: usize = 256;
+/// Descriptors besides listeners and connections: eight that it holds, those of a look at the pages, and some to spare.
+const OWN_DESCRIPTORS: u64 = 16;
 
 /// What the reactor gives back with an event.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +61,8 @@ struct Observer {
     rundir: Rundir,
     listeners: Vec<(Listener, SourceId)>,
     visitors: Slab<Visitor>,
+    /// How many there may be.
+    places: usize,
     visits: Visits,
     /// What is shown, and when it was read last.
     site: Site,
@@ -109,6 +113,7 @@ impl Observer {
             rundir: launch::rundir(&sheet),
             listeners,
             visitors: Slab::new(),
+            places: MAX_VISITORS,
             visits: Visits::default(),
             site: Site::default(),
             read_at: None,
@@ -117,6 +122,7 @@ impl Observer {
             scarcity: Scarcity::default(),
             is_full: false,
         };
+        observer.fit();
         observer.liveness.declare_ready(reactor, observer.page.page(), Key::Orders, Key::Watchdog)?;
         Ok(observer)
     }
@@ -132,7 +138,7 @@ impl Observer {
             };
             match Accepted::from(listener.accept()) {
                 Accepted::One((stream, _)) => {
-                    if self.visitors.len() >= MAX_VISITORS {
+                    if self.visitors.len() >= self.places {
                         self.part_with_an_idle_one(reactor);
                     }
                     self.welcome(reactor, stream);
@@ -140,12 +146,37 @@ impl Observer {
                 Accepted::Broken => {}
                 Accepted::Nothing => return Progress::Drained,
                 Accepted::Scarce(error) => {
+                    let is_own_limit = error.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+                    if is_own_limit && self.fit_anew(reactor) {
+                        continue;
+                    }
                     self.accept_at = self.scarcity.met(reactor.now(), &error).or(self.accept_at);
                     return Progress::Drained;
                 }
             }
         }
         Progress::Again
+    }
+
+    /// Fits the number of connections to the limit of open descriptors.
+    fn fit(&mut self) {
+        let limit = process::raise_descriptor_limit();
+        let before = std::mem::replace(&mut self.places, places(limit, self.listeners.len()));
+        if self.places < before {
+            let places = self.places;
+            log::warn!("no more than {places} connections at once: the limit of open descriptors is {limit}");
+        }
+    }
+
+    /// The limit is another than it was: who stays must not keep out who comes. Returns whether there is room now.
+    fn fit_anew(&mut self, reactor: &mut Handle<Key>) -> bool {
+        self.fit();
+        while self.visitors.len() >= self.places {
+            if !self.part_with_somebody(reactor) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Looks into the backlogs again.
@@ -181,6 +212,13 @@ impl Observer {
             self.go_on(reactor, key);
         }
     }
+}
+
+/// How many connections a limit of open descriptors suffices for.
+fn places(limit: u64, listeners: usize) -> usize {
+    let left = limit.saturating_sub(OWN_DESCRIPTORS + listeners as u64);
+    // With two, one can listen to events and another ask.
+    usize::try_from(left).map_or(MAX_VISITORS, |left| left.clamp(2, MAX_VISITORS))
 }
 
 impl Role for Observer {
@@ -250,5 +288,16 @@ impl Role for Observer {
         if visits != self.page.visits() {
             self.page.set_visits(visits);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_what_descriptors_suffice_for() {
+        let limits = [0, 40, 100, 273, 274, 1024, u64::MAX];
+        assert_eq!(limits.map(|limit| places(limit, 2)), [2, 22, 82, 255, 256, 256, 256]);
     }
 }

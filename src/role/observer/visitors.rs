@@ -6,7 +6,7 @@ use crate::core::moment::Moment;
 use crate::observer::conversation::{Action, Conversation};
 use crate::os::reactor::{Handle, Progress, Ready, SourceId};
 use crate::os::stream::{Received, Stream, Unread, WRITE_BUDGET, write_some};
-use crate::role::observer::{Key, MAX_LISTENING, MAX_VISITORS, Observer};
+use crate::role::observer::{Key, Observer};
 use crate::wire::http::{Body, Request, Response};
 
 /// Bytes read from one visitor in one turn.
@@ -86,12 +86,32 @@ impl Observer {
         }
     }
 
-    /// Closes the connection that has been idle longest.
-    pub(super) fn part_with_an_idle_one(&mut self, reactor: &mut Handle<Key>) {
+    /// Closes the connection that has been idle longest. Returns whether there was one.
+    pub(super) fn part_with_an_idle_one(&mut self, reactor: &mut Handle<Key>) -> bool {
         let idle = |(key, visitor): (usize, &Visitor)| Some((visitor.conversation.idle_since()?, key));
-        if let Some((_, key)) = self.visitors.iter().filter_map(idle).min() {
-            self.close(reactor, key);
+        let Some((_, key)) = self.visitors.iter().filter_map(idle).min() else {
+            return false;
+        };
+        self.close(reactor, key);
+        true
+    }
+
+    /// Closes a connection where there are as many as there can be: one for events while these are more than half,
+    /// as its browser comes again by itself, else an idle one. Returns whether there was one.
+    pub(super) fn part_with_somebody(&mut self, reactor: &mut Handle<Key>) -> bool {
+        let too_many_listen = self.listening() > self.visitors.len() / 2;
+        let listens = |(key, visitor): (usize, &Visitor)| visitor.is_streaming().then_some(key);
+        match self.visitors.iter().find_map(listens).filter(|_| too_many_listen) {
+            Some(key) => {
+                self.close(reactor, key);
+                true
+            }
+            None => self.part_with_an_idle_one(reactor),
         }
+    }
+
+    fn listening(&self) -> usize {
+        self.visitors.iter().filter(|(_, visitor)| visitor.is_streaming()).count()
     }
 
     pub(super) fn on_visitor(&mut self, reactor: &mut Handle<Key>, key: usize, ready: Ready) -> Progress {
@@ -150,9 +170,9 @@ impl Observer {
         self.read(now);
         let response = self.site.respond(now, request);
         // Who listens stays: some places are for those who ask once.
-        let listening = || self.visitors.iter().filter(|(_, visitor)| visitor.is_streaming()).count();
-        if response.body == Body::Events && listening() >= MAX_LISTENING {
-            return Response::text(503, format!("{MAX_LISTENING} listen already: no more at once\n"));
+        let most = self.places / 2;
+        if response.body == Body::Events && self.listening() >= most {
+            return Response::text(503, format!("{most} listen already: no more at once\n"));
         }
         response
     }
@@ -160,7 +180,7 @@ impl Observer {
     /// Whether a place is free, or can be made so.
     pub(super) fn has_room(&self) -> bool {
         let is_idle = |(_, visitor): (usize, &Visitor)| visitor.conversation.idle_since().is_some();
-        self.visitors.len() < MAX_VISITORS || self.visitors.iter().any(is_idle)
+        self.visitors.len() < self.places || self.visitors.iter().any(is_idle)
     }
 
     fn close(&mut self, reactor: &mut Handle<Key>, key: usize) {
