@@ -242,6 +242,35 @@ fn a_reload_brings_it_moves_it_and_takes_it_away() {
 }
 
 #[test]
+fn an_address_that_osps_itself_has_is_not_said_to_be_anothers() {
+    let system = start("", PATIENT);
+    let config = system.dir.path().join("osps.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let reload = |observe: &str| {
+        fs::write(&config, text.replace("observe = \"127.0.0.1:0\"", observe)).unwrap();
+        let output = system.tool(&["reload"]).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let shown = address(&system);
+    let port_of_echo = system.status()["servers"][1]["ports"]["echo"].clone();
+    for (observe, key) in [
+        (format!("0.0.0.0:{}", shown.port()), "observe"),
+        (system.address().to_string(), "listen"),
+        (format!("127.0.0.1:{port_of_echo}"), "data_ports"),
+    ] {
+        let (_, said) = reload(&format!("observe = {observe:?}"));
+        let expected = format!("cannot listen on {observe}: osps itself has it by the present {key}: choose");
+        assert!(said.contains(&expected), "{said}");
+        assert_eq!(get(shown, "/healthz").0, 200);
+    }
+    // What it says can be done.
+    assert!(reload("").0);
+    eventually("its socket closed", || TcpStream::connect(shown).is_err().then_some(()));
+    assert!(reload(&format!("observe = \"0.0.0.0:{}\"", shown.port())).0);
+    assert_eq!(get(shown, "/healthz").0, 200);
+}
+
+#[test]
 fn who_asks_for_nothing_keeps_nobody_out() {
     let system = start("", PATIENT);
     let address = address(&system);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::config::check::{Wrong, between, quoted, wrong};
-use crate::config::listen::{covers, is_mapped};
+use crate::config::listen::{covers_port, is_mapped};
 use crate::config::{Address, Config, Listen};
 use crate::os::rundir;
 
@@ -30,9 +30,8 @@ impl Config {
             return Ok(());
         };
         self.check_addresses("observe", observe)?;
-        let clashes = |address: &&Address| match address {
-            Address::Tcp(address) => self.listen.tcp().any(|other| is_in_the_way(other, *address)),
-            Address::Unix(_) => self.listen.addresses().contains(address),
+        let clashes = |address: &&Address| {
+            self.listen.addresses().iter().any(|listened| listened.clashes_with(address))
         };
         match observe.addresses().iter().find(clashes) {
             None => Ok(()),
@@ -97,13 +96,4 @@ fn check_tcp(key: &'static str, listen: &Listen, address: SocketAddr) -> Result<
         None => Ok(()),
         Some(other) => wrong(key, quoted(&address), format!("clashes with \"{other}\", which covers it")),
     }
-}
-
-/// Whether not both can be bound.
-fn is_in_the_way(one: SocketAddr, other: SocketAddr) -> bool {
-    covers_port(one, other) || covers_port(other, one)
-}
-
-fn covers_port(one: SocketAddr, other: SocketAddr) -> bool {
-    one.port() == other.port() && other.port() != 0 && covers(one, other)
 }

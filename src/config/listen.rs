@@ -29,6 +29,15 @@ impl Address {
             None => text.parse().ok().map(Self::Tcp),
         }
     }
+
+    /// Whether not both can be bound.
+    pub(crate) fn clashes_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(other)) => covers_port(*one, *other) || covers_port(*other, *one),
+            (Self::Unix(one), Self::Unix(other)) => one == other,
+            (Self::Tcp(_), Self::Unix(_)) | (Self::Unix(_), Self::Tcp(_)) => false,
+        }
+    }
 }
 
 impl fmt::Display for Address {
@@ -114,6 +123,11 @@ impl From<SocketAddr> for Listen {
 pub(super) fn covers(one: SocketAddr, other: SocketAddr) -> bool {
     let any = one.ip().is_unspecified() && one.is_ipv4() == other.is_ipv4();
     any || (one.ip(), scope(one)) == (other.ip(), scope(other))
+}
+
+/// Whether whoever is bound to `one` takes what is for `other`.
+pub(super) fn covers_port(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() == other.port() && other.port() != 0 && covers(one, other)
 }
 
 /// On which interface a link-local address is meant.

@@ -79,6 +79,15 @@ impl Control {
         Ok(Self { address, socket: Socket::Passed(passed.socket) })
     }
 
+    /// Its address, with the port that the kernel has chosen.
+    fn bound_to(&self) -> Option<Address> {
+        Some(match &self.socket {
+            Socket::Tcp(listener) => Address::Tcp(listener.local_addr().ok()?),
+            Socket::Unix(file) => Address::Unix(file.path().to_owned()),
+            Socket::Passed(_) => self.address.clone(),
+        })
+    }
+
     fn remove_file(&self) {
         if let Socket::Unix(file) = &self.socket
             && let Err(error) = file.remove()
@@ -127,7 +136,7 @@ impl Bound {
                 return Ok(known.clone());
             }
             let bound = patiently(patience, || Control::bind(address, config.client_idle));
-            bound.map(Rc::new).map_err(|error| bind_failure(address, &error))
+            bound.map(Rc::new).map_err(|error| bind_failure(address, &error, self.holder(address)))
         };
         let wanted = config.listen.addresses().iter();
         let mut control =
@@ -167,6 +176,24 @@ impl Bound {
             }
         }
         Ok(())
+    }
+
+    /// Which key of the configuration in force has an address: then no other program has it.
+    fn holder(&self, address: &Address) -> Option<&'static str> {
+        let has = |controls: &[Rc<Control>]| {
+            controls.iter().filter_map(|control| control.bound_to()).any(|bound| bound.clashes_with(address))
+        };
+        let mut data = self.data.iter().flatten().flat_map(|data| &data.listeners);
+        let is_same = |listener: &TcpListener| {
+            listener.local_addr().is_ok_and(|bound| Address::Tcp(bound).clashes_with(address))
+        };
+        if has(&self.control) {
+            Some("listen")
+        } else if has(&self.observe) {
+            Some("observe")
+        } else {
+            data.any(is_same).then_some("data_ports")
+        }
     }
 
     /// All of them, in the order in which a principal inherits them.
@@ -249,14 +276,7 @@ impl Bound {
 }
 
 fn addresses(listeners: &[Rc<Control>]) -> Vec<String> {
-    let addresses = listeners.iter().filter_map(|control| {
-        Some(match &control.socket {
-            Socket::Tcp(listener) => Address::Tcp(listener.local_addr().ok()?),
-            Socket::Unix(file) => Address::Unix(file.path().to_owned()),
-            Socket::Passed(_) => control.address.clone(),
-        })
-    });
-    addresses.map(|address| address.to_string()).collect()
+    listeners.iter().filter_map(|control| control.bound_to()).map(|address| address.to_string()).collect()
 }
 
 fn patiently<T>(patience: Duration, mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
@@ -299,7 +319,7 @@ impl<'a> DataPortBinder<'a> {
                 Err((address, error)) if error.kind() == io::ErrorKind::AddrInUse => {
                     log::info!("data port {address} is taken by another program: passed over");
                 }
-                Err((address, error)) => return Err(bind_failure(&Address::Tcp(address), &error)),
+                Err((address, error)) => return Err(bind_failure(&Address::Tcp(address), &error, None)),
             }
         }
         let hosts: Vec<String> = self.hosts.iter().map(|host| host.ip().to_string()).collect();
@@ -331,7 +351,13 @@ fn bind_on_all(
     Ok((port, listeners))
 }
 
-fn bind_failure(address: &Address, error: &io::Error) -> Failure {
+/// `holder`: the key by which osps itself has this address already.
+fn bind_failure(address: &Address, error: &io::Error, holder: Option<&str>) -> Failure {
+    if let Some(key) = holder.filter(|_| error.kind() == io::ErrorKind::AddrInUse) {
+        let hint = "choose another, or take that out and reload first";
+        let message = format!("cannot listen on {address}: osps itself has it by the present {key}: {hint}");
+        return Failure::new(Code::Unavailable, message);
+    }
     let (code, hint) = match address {
         Address::Tcp(address) => hint_at_tcp(*address, error),
         Address::Unix(_) => hint_at_unix(error),
