@@ -1,6 +1,6 @@
 //! Listening Unix sockets, and the files by which they are found.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown};
@@ -56,10 +56,7 @@ impl SocketFile {
     /// # Errors
     /// What `lchown(2)` says.
     pub fn give(&self, uid: u32, gid: u32) -> io::Result<()> {
-        match fs::symlink_metadata(&self.path) {
-            Ok(found) if (found.dev(), found.ino()) == self.file => lchown(&self.path, Some(uid), Some(gid)),
-            Ok(_) | Err(_) => Ok(()),
-        }
+        if self.is_there() { lchown(&self.path, Some(uid), Some(gid)) } else { Ok(()) }
     }
 
     /// Removes the file, if it still is that of this socket: nobody can connect any more.
@@ -67,10 +64,25 @@ impl SocketFile {
     /// # Errors
     /// What `unlink(2)` says.
     pub fn remove(&self) -> io::Result<()> {
+        if self.is_there() { fs::remove_file(&self.path) } else { Ok(()) }
+    }
+
+    /// Whether somebody has removed the file, or put another in its place: nobody finds this socket any more. Where
+    /// that is not to be known, it is not so.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
         match fs::symlink_metadata(&self.path) {
-            Ok(found) if (found.dev(), found.ino()) == self.file => fs::remove_file(&self.path),
-            Ok(_) | Err(_) => Ok(()),
+            Ok(found) => !self.is(&found),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
+    }
+
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| self.is(&found))
+    }
+
+    fn is(&self, found: &Metadata) -> bool {
+        (found.dev(), found.ino()) == self.file
     }
 }
 
@@ -126,7 +138,9 @@ mod tests {
         let path = dir.path().join("s");
         let bound = SocketFile::bind(&path).unwrap();
         fs::remove_file(&path).unwrap();
+        assert!(bound.is_gone());
         let other = SocketFile::bind(&path).unwrap();
+        assert!(bound.is_gone() && !other.is_gone());
         drop(bound);
         UnixStream::connect(&path).unwrap();
         drop(other);

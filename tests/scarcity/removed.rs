@@ -2,12 +2,15 @@
 //! serves on, and replaces its servers all the same.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::common::{REQUESTS, System, eventually, request, say};
-use crate::{ends_well, patient, replaced};
+use crate::common::{PATIENCE, REQUESTS, System, ask, eventually, request, say};
+use crate::{PATIENT, ends_well, lines, logged, patient, replaced};
 
 /// A whole exchange, with a client that was told the address before.
 fn echo(address: SocketAddr) {
@@ -153,4 +156,88 @@ fn an_emptied_directory_is_filled_again() {
 fn a_removed_directory_is_made_again() {
     // The watchdog may make again what was removed first before the last is gone.
     survives(|system| eventually("its removal", || fs::remove_dir_all(system.rundir()).ok()));
+}
+
+/// A system with a Unix socket of each kind in its runtime directory, beside addresses over TCP.
+fn with_sockets() -> System {
+    let top =
+        "secondaries = 1\nlisten = [\"127.0.0.1:0\", \"unix:RUNDIR/asked\"]\nobserve = \"unix:RUNDIR/seen\"";
+    let system = System::start_by(top, &format!("{PATIENT}{REQUESTS}"), |command| {
+        let file = PathBuf::from(command.get_args().last().unwrap());
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replace("RUNDIR", file.with_file_name("run").to_str().unwrap())).unwrap();
+        command
+    });
+    system.all_ready();
+    system.until("an observer", |status| status["observer"]["state"] == "ready");
+    system
+}
+
+fn reload(system: &System) -> (bool, String) {
+    let output = system.tool(&["reload"]).output().unwrap();
+    (output.status.success(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn connect_to(path: &Path) -> UnixStream {
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn is_seen(path: &Path) {
+    let mut visitor = connect_to(path);
+    visitor.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    visitor.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[test]
+fn the_sockets_of_clients_and_visitors_are_missed_and_made_again_by_a_reload() {
+    let system = with_sockets();
+    let (asked, seen) = (system.rundir().join("asked"), system.rundir().join("seen"));
+    let mut kept = connect_to(&asked);
+    is_seen(&seen);
+    for times in 1..3 {
+        for path in [&asked, &seen] {
+            fs::remove_file(path).unwrap();
+            let told = format!("{}: somebody removed its file", path.display());
+            eventually(&told, || (lines(&system, &told) == times).then_some(()));
+        }
+        // More looks do not tell it again.
+        for _ in 0..3 {
+            fs::remove_file(system.rundir().join("watchdog.pid")).unwrap();
+            eventually("another look", || system.rundir().join("watchdog.pid").exists().then_some(()));
+        }
+        assert_eq!(lines(&system, "somebody removed its file"), 2 * times, "{}", system.log());
+        assert!(ask(&mut kept, "echo").parse::<u16>().is_ok(), "who is connected stays so");
+        let (done, said) = reload(&system);
+        assert!(done, "{said}");
+        assert!(ask(&mut kept, "echo").parse::<u16>().is_ok());
+        assert!(ask(&mut connect_to(&asked), "echo").parse::<u16>().is_ok());
+        is_seen(&seen);
+    }
+    drop(kept);
+    system.until("no jobs", |status| status["ledger"]["open"] == 0);
+    ends_well(system);
+}
+
+#[test]
+fn who_took_the_place_of_a_socket_is_left_alone() {
+    let system = with_sockets();
+    let asked = system.rundir().join("asked");
+    fs::remove_file(&asked).unwrap();
+    let others = UnixListener::bind(&asked).unwrap();
+    logged(&system, "asked: somebody removed its file");
+    let before = system.pids();
+    let (done, said) = reload(&system);
+    assert!(!done && said.contains("another server listens there"), "{said}");
+    assert_eq!(system.pids(), before);
+    UnixStream::connect(&asked).unwrap();
+    drop(others);
+    // Its file is stale now.
+    assert!(reload(&system).0);
+    assert!(ask(&mut connect_to(&asked), "echo").parse::<u16>().is_ok());
+    system.until("no jobs", |status| status["ledger"]["open"] == 0);
+    ends_well(system);
 }

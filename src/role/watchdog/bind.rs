@@ -88,6 +88,11 @@ impl Control {
         })
     }
 
+    /// Whether it is a Unix socket of ours that nobody finds any more.
+    fn is_lost(&self) -> bool {
+        matches!(&self.socket, Socket::Unix(file) if file.is_gone())
+    }
+
     fn remove_file(&self) {
         if let Socket::Unix(file) = &self.socket
             && let Err(error) = file.remove()
@@ -132,7 +137,9 @@ impl Bound {
         patience: Duration,
     ) -> Result<Self, Failure> {
         let bind = |known: &[Rc<Control>], address: &Address| {
-            if let Some(known) = known.iter().find(|known| known.address == *address) {
+            // One that nobody finds any more is bound again; who stands in its backlog is heard, as where it is removed.
+            let is_it = |known: &&Rc<Control>| known.address == *address && !known.is_lost();
+            if let Some(known) = known.iter().find(is_it) {
                 return Ok(known.clone());
             }
             let bound = patiently(patience, || Control::bind(address, config.client_idle));
@@ -181,7 +188,8 @@ impl Bound {
     /// Which key of the configuration in force has an address: then no other program has it.
     fn holder(&self, address: &Address) -> Option<&'static str> {
         let has = |controls: &[Rc<Control>]| {
-            controls.iter().filter_map(|control| control.bound_to()).any(|bound| bound.clashes_with(address))
+            let mut found = controls.iter().filter(|control| !control.is_lost());
+            found.any(|control| control.bound_to().is_some_and(|bound| bound.clashes_with(address)))
         };
         let mut data = self.data.iter().flatten().flat_map(|data| &data.listeners);
         let is_same = |listener: &TcpListener| {
@@ -220,6 +228,13 @@ impl Bound {
     /// The addresses of the control listeners, with the ports that the kernel has chosen.
     pub fn addresses(&self) -> Vec<String> {
         addresses(&self.control[..self.control.len() - self.closing])
+    }
+
+    /// The addresses at which nobody finds us any more: the files of their sockets were removed.
+    pub fn lost(&self) -> BTreeSet<String> {
+        let listened = &self.control[..self.control.len() - self.closing];
+        let lost = listened.iter().chain(&self.observe).filter(|control| control.is_lost());
+        lost.map(|control| control.address.to_string()).collect()
     }
 
     /// The addresses of the observer.

@@ -38,9 +38,13 @@ impl Watchdog {
         }
         self.close_what_is_retired();
         self.next_look_at_directory = now + self.force.config.watchdog.period;
+        if self.tree.is_stopping() {
+            return;
+        }
+        self.tell_of_lost_sockets();
         let seen = self.rundir.seen().ok();
         let same = self.seen_directory.filter(|looked| Some(looked.seen) == seen);
-        if self.tree.is_stopping() || same.is_some_and(|looked| looked.is_final) {
+        if same.is_some_and(|looked| looked.is_final) {
             return;
         }
         match self.mend_directory(reactor) {
@@ -55,6 +59,18 @@ impl Watchdog {
             }
             Err(_) => {}
         }
+    }
+
+    /// Sockets of `listen` and `observe` may stand anywhere. A principal cannot be given another one while it serves:
+    /// that takes a reload, which is for whoever has removed the file to ask for.
+    fn tell_of_lost_sockets(&mut self) {
+        let lost = self.force.bound.lost();
+        for address in lost.difference(&self.lost_sockets) {
+            log::warn!(
+                "{address}: somebody removed its file, nobody can come by it: \"osps reload\" makes it again"
+            );
+        }
+        self.lost_sockets = lost;
     }
 
     fn mend_directory(&mut self, reactor: &mut Handle<Key>) -> Result<(), Failure> {

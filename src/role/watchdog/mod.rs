@@ -103,6 +103,8 @@ struct Watchdog {
     seen_directory: Option<Look>,
     next_look_at_directory: Moment,
     directory_trouble: Recurrence,
+    /// Addresses of Unix sockets whose files were gone at the last look: told once.
+    lost_sockets: BTreeSet<String>,
     /// Secondaries could not be taken under supervision.
     meeting_trouble: Recurrence,
     /// No principal could be started.

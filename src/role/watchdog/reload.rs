@@ -427,6 +427,8 @@ impl Watchdog {
         self.page.set_logging(config.logging());
         let observed = config.observe.is_some();
         self.force = force;
+        // Its sockets may be others: what happens to them is news.
+        self.lost_sockets.clear();
         self.write_directory();
         self.tree.handle_observed(now, observed);
     }

@@ -120,6 +120,7 @@ impl Watchdog {
             rundir: rundir.clone(),
             lock,
             seen_directory: None,
+            lost_sockets: BTreeSet::new(),
             next_look_at_directory: now,
             directory_trouble: Recurrence::default(),
             meeting_trouble: Recurrence::default(),
