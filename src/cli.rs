@@ -27,9 +27,6 @@ use crate::wire::logline::{Format, Logging};
 pub use client::osps_client;
 pub use stress::osps_stress;
 
-/// A configuration that is read again by a running system is no longer than this.
-const MOST_BYTES: u64 = 1 << 20;
-
 const TOP_HELP: &str = "Keys: q quits, ? explains the others and the columns. It reads shared memory and /proc, and \
                         asks nobody: it works while servers hang. Without colours where NO_COLOR is set or TERM \
                         names a terminal that has none, in ASCII where the locale is not UTF-8. Where standard output \
@@ -245,15 +242,11 @@ fn sources(common: &Common, format: Option<Format>, passed: PassedAddresses) -> 
     let (file, runtime_dir) = (common.config.clone().or(found), common.runtime_dir.clone());
     let file = file.as_ref().map(absolute);
     let configuration = move || {
-        // The watchdog must not wait for whoever writes into a pipe, nor read for long.
+        // The watchdog must not wait for whoever writes into a pipe.
         let path = file.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
-        let wrong = match std::fs::metadata(path) {
-            Ok(found) if !found.is_file() => Some("no regular file".to_owned()),
-            Ok(found) if found.len() > MOST_BYTES => Some(format!("more than {MOST_BYTES} bytes")),
-            Ok(_) | Err(_) => None,
-        };
-        if let Some(wrong) = wrong {
-            return Err(Failure::new(Code::Config, format!("{}: {wrong}", path.display())));
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            let message = format!("{}: no regular file", path.display());
+            return Err(Failure::new(Code::Config, message));
         }
         // Which handlers there are is for the new program to say.
         let (file, runtime_dir) = (file.as_deref(), runtime_dir.as_deref());

@@ -5,6 +5,7 @@ mod check;
 mod check_addresses;
 mod check_requests;
 mod data_ports;
+mod file;
 mod listen;
 mod look;
 mod passed;
@@ -43,6 +44,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// It does not end where a configuration has ended.
+    #[error("cannot read the configuration {path}: it is longer than {most}")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// How long it may be.
+        most: Size,
     },
     /// It is no TOML, or has an unknown key or a value of the wrong type.
     #[error("{path}, line {line}: {text}: {what}{wanted}")]
@@ -272,7 +281,7 @@ impl Config {
         let default = Path::new(DEFAULT_FILE);
         let file = file.or_else(|| default.exists().then_some(default));
         let mut config = match file {
-            Some(path) => Self::parse_file(path)?,
+            Some(path) => file::parse(path)?,
             None => Self::default(),
         };
         if let Some(runtime_dir) = runtime_dir {
@@ -282,12 +291,6 @@ impl Config {
         config.adopt(&name, passed)?;
         config.check(&name, to_serve_with)?;
         Ok(config)
-    }
-
-    fn parse_file(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        toml::from_str(&text).map_err(|error| parse_error(path, &text, &error))
     }
 
     /// The effective configuration as TOML.
@@ -314,45 +317,6 @@ impl Config {
             start_within: self.watchdog.start_within,
             grace: self.watchdog.grace,
         }
-    }
-}
-
-/// One line: where, what stands there, what is wrong, and what would be right.
-fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
-    let start = error.span().map_or(0, |span| span.start).min(text.len());
-    let line = text[..start].matches('\n').count() + 1;
-    let found = text.lines().nth(line - 1).unwrap_or_default().trim().to_owned();
-    let key = found.split('=').next().unwrap_or_default().trim();
-    let wanted = match key {
-        "claim_within" | "queue_within" | "client_idle" | "period" | "suspect_after" | "kill_after"
-        | "start_within" | "grace" | "delay" | "time_limit" | "cpu_time" => {
-            "; a time is written \"250ms\", \"10s\""
-        }
-        "secondaries" => "; a whole number from 1 to 1024 is wanted",
-        "max_clients_per_address" | "max_jobs_served" => "; a whole number is wanted, 0 for no limit",
-        "max_clients" | "max_jobs" | "max_parallel" | "open_files" | "processes" => {
-            "; a whole number above 0 is wanted"
-        }
-        "data_ports" => "; a range such as \"2223-2999\" is wanted",
-        "max_memory" | "max_message" | "address_space" | "file_size" => {
-            "; a size is written \"64MiB\" or 4096"
-        }
-        "command" => "; a list is wanted, the program first, such as [\"sort\", \"-n\"]",
-        "environment" => "; a table is wanted, such as { LC_ALL = \"C\" }",
-        "read" | "write" => "; a list of paths is wanted, such as [\"/usr\", \"/etc\"]",
-        "user" | "group" => "; a name is wanted, in quotes",
-        "no_new_privs" | "access_log" => "; true or false is wanted",
-        "log_format" => "; \"human\" or \"json\" is wanted",
-        "settings" => "; a table is wanted, such as { limit = 5 }",
-        "runtime_dir" => "; a path such as \"/run/osps\" is wanted",
-        _ => "",
-    };
-    ConfigError::Parse {
-        path: path.to_owned(),
-        line,
-        what: printable(&error.message().trim().replace('\n', " ")),
-        wanted: wanted.to_owned(),
-        text: printable(&found),
     }
 }
 

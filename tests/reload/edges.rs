@@ -222,7 +222,7 @@ fn a_configuration_that_was_found_has_to_be_there_still() {
     let mut long = fs::File::create(dir.path().join("osps.toml")).unwrap();
     long.write_all(&b"# nothing\n".repeat(200_000)).unwrap();
     let refused = String::from_utf8(ask(&["reload"]).stderr).unwrap();
-    assert!(refused.contains("more than 1048576 bytes"), "{refused}");
+    assert!(refused.contains("is longer than 1MiB"), "{refused}");
     assert!(ask(&["stop"]).status.success());
     assert!(found.0.wait().unwrap().success());
 }
