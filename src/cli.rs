@@ -59,7 +59,7 @@ struct Common {
     /// Configuration file [default: ./osps.toml if it is there, else built-in defaults]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Directory of the shared files, over what the configuration says
+    /// Directory of the shared files, over what the configuration says; who asks a running system reads none then
     #[arg(long, global = true, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
 }
@@ -171,8 +171,8 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
         return Err(Failure::new(Code::Internal, message));
     }
     let Common { config, runtime_dir } = &osps.common;
-    let load_for_tools = || load_for_tools(&osps.common);
-    let ask = |request| control::ask(&rundir(&load_for_tools()?), request);
+    let rundir = || rundir(&osps.common);
+    let ask = |request| control::ask(&rundir()?, request);
     let load = |passed: &PassedAddresses| {
         let (file, runtime_dir) = (config.as_deref(), runtime_dir.as_deref());
         let loaded = Config::load_passed(file, runtime_dir, Some(&registry.names()), passed);
@@ -203,7 +203,7 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
             print(&toml)
         }
         Some(Command::Status { json }) => {
-            let status = status::read(&rundir(&load_for_tools()?))?;
+            let status = status::read(&rundir()?)?;
             if json {
                 let json = status.to_json().map_err(|error| Failure::internal("write JSON", &error))?;
                 print(&format!("{json}\n"))
@@ -212,14 +212,14 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
             }
         }
         Some(Command::Top { interval }) => {
-            let rundir = rundir(&load_for_tools()?);
+            let rundir = rundir()?;
             if top::has_terminal() {
                 top::run(&rundir, interval)
             } else {
                 print(&status::read(&rundir)?.to_text())
             }
         }
-        Some(Command::Stop) => control::stop(&rundir(&load_for_tools()?)),
+        Some(Command::Stop) => control::stop(&rundir()?),
         Some(Command::Reload) => ask(Request::Reload),
         Some(Command::Scale { secondaries }) => ask(Request::Scale(secondaries)),
         Some(Command::Restart { slot }) => ask(Request::Restart(slot)),
@@ -278,7 +278,7 @@ fn executed() -> std::io::Result<PathBuf> {
     found.map_or_else(std::env::current_exe, Ok)
 }
 
-/// The configuration, as far as it concerns who looks at a running system.
+/// The configuration, as far as it concerns who connects to a running system.
 fn load_for_tools(common: &Common) -> Result<Config, Failure> {
     Config::load_for_tools(common.config.as_deref(), common.runtime_dir.as_deref()).map_err(config_failure)
 }
@@ -301,8 +301,14 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn rundir(config: &Config) -> Rundir {
-    Rundir::at(&config.runtime_dir)
+/// Where the running system is that a tool asks, which needs no configuration that checks.
+fn rundir(common: &Common) -> Result<Rundir, Failure> {
+    let (file, given) = (common.config.as_deref(), common.runtime_dir.as_deref());
+    let found = Config::find_runtime_dir(file, given).map_err(|error| {
+        let way_out = if given.is_none() { "; --runtime-dir does without it" } else { "" };
+        Failure::new(Code::Config, format!("{error}{way_out}"))
+    })?;
+    Ok(Rundir::at(&found))
 }
 
 fn config_failure(error: ConfigError) -> Failure {

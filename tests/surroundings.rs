@@ -150,6 +150,42 @@ fn tools_say_that_no_server_runs() {
 }
 
 #[test]
+fn a_configuration_that_does_not_check_disarms_no_tool() {
+    let mut system = System::start("secondaries = 2", REQUESTS);
+    let path = system.dir.path().join("osps.toml");
+    let good = fs::read_to_string(&path).unwrap();
+    let runtime_dir = system.rundir().to_str().unwrap().to_owned();
+    let tools =
+        [&["status"][..], &["top"], &["log", "debug"], &["scale", "3"], &["drain", "3"], &["restart", "3"]];
+    // What the tools without a directory say of it, and why the watchdog refuses it.
+    for (bad, code, refused) in [
+        (format!("secundaries = 2\n{good}"), Some(0), "secundaries"),
+        (format!("observe = 5\n{good}"), Some(0), "observe"),
+        (format!("claim_within = \"soon\"\n{good}"), Some(0), "soon"),
+        (format!("= 5\n{good}"), Some(78), "= 5"),
+    ] {
+        fs::write(&path, bad).unwrap();
+        for arguments in tools {
+            let plain = read(system.tool(arguments).output().unwrap());
+            assert_eq!(plain.0, code, "{arguments:?}: {plain:?}");
+            assert!(code == Some(0) || plain.2.contains("--runtime-dir does without"), "{plain:?}");
+            let directed =
+                read(system.tool(arguments).args(["--runtime-dir", &runtime_dir]).output().unwrap());
+            assert_eq!(directed.0, Some(0), "{arguments:?}: {directed:?}");
+        }
+        let reload = read(system.tool(&["reload", "--runtime-dir", &runtime_dir]).output().unwrap());
+        assert_eq!(reload.0, Some(69), "{reload:?}");
+        assert!(reload.2.contains("nothing was changed") && reload.2.contains(refused), "{reload:?}");
+    }
+    fs::remove_file(&path).unwrap();
+    let (code, _, error) = read(system.tool(&["stop"]).output().unwrap());
+    assert_eq!(code, Some(78), "{error}");
+    assert!(error.contains("osps.toml") && error.contains("--runtime-dir does without"), "{error}");
+    let (code, ..) = read(system.tool(&["stop", "--runtime-dir", &runtime_dir]).output().unwrap());
+    assert_eq!((code, system.ended().code()), (Some(0), Some(0)));
+}
+
+#[test]
 fn status_for_people_names_every_process() {
     let system = System::start("secondaries = 2", REQUESTS);
     let (code, said, error) = read(system.tool(&["status"]).output().unwrap());

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use super::client::configured_address;
-use super::{Common, duration, fail, load_for_tools, parse, print, rundir};
+use super::{Common, duration, fail, parse, print, rundir};
 use crate::client::Endpoint;
 use crate::core::moment::Moment;
 use crate::exit::{Code, Failure};
@@ -265,7 +265,7 @@ fn faults(arguments: &Arguments, target: &Target) -> Result<Option<Faults>, Fail
     let Some(rate) = arguments.faults else {
         return Ok(None);
     };
-    let rundir = rundir(&load_for_tools(&arguments.common)?);
+    let rundir = rundir(&arguments.common)?;
     status::require_running(&rundir)?;
     let listen = status::read(&rundir)?.listen;
     if !listen.iter().any(|address| target.is_at(address)) {

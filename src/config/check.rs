@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use humantime_serde::re::humantime::format_duration;
 
-use crate::config::{Config, ConfigError, DataPorts, Listen, Size, Watchdog, printable};
+use crate::config::{Config, ConfigError, DataPorts, Listen, Size, Watchdog, printable, runtime_dir};
 use crate::os::account;
 use crate::os::process::Identity;
 use crate::page::principal::MAX_SLOTS;
 use crate::wire::client::Host;
 
 const MAX_JOBS: u32 = 1 << 16;
-/// `sun_path` holds 108 bytes, the closing zero included (unix(7)); `/control` takes 8.
-const MAX_RUNTIME_DIR_BYTES: usize = 99;
 /// Less than a secondary needs for itself.
 const LEAST_MEMORY: Size = Size(16 << 20);
 pub(super) const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -30,7 +28,7 @@ impl Config {
             self.check_observe(),
             self.check_announce(),
             self.check_data_ports(),
-            self.check_runtime_dir(),
+            runtime_dir::check(&self.runtime_dir),
             self.check_counts(),
             self.check_times(),
             self.check_recycling(),
@@ -40,9 +38,7 @@ impl Config {
         let on_machine = || self.look_for_accounts().and_then(|()| self.look_for_commands());
         match wrong.or_else(|| to_serve_with.map(|_| on_machine())?.err()) {
             None => Ok(()),
-            Some(Wrong { key, value, wanted }) => {
-                Err(ConfigError::Value { source_name: source_name.to_owned(), key, value, wanted })
-            }
+            Some(wrong) => Err(wrong.of(source_name)),
         }
     }
 
@@ -78,20 +74,6 @@ impl Config {
                 self.request.len()
             );
             return wrong("data_ports", quoted(&self.data_ports), wanted);
-        }
-        Ok(())
-    }
-
-    fn check_runtime_dir(&self) -> Result<(), Wrong> {
-        let path = self.runtime_dir.as_os_str();
-        if path.is_empty() || path.as_encoded_bytes().contains(&0) {
-            let wanted = "must be the path of a directory, such as \"/run/osps\"";
-            return wrong("runtime_dir", format_args!("{:?}", self.runtime_dir), wanted);
-        }
-        if path.len() > MAX_RUNTIME_DIR_BYTES {
-            let wanted =
-                format!("is {} bytes long; a Unix socket in it allows {MAX_RUNTIME_DIR_BYTES}", path.len());
-            return wrong("runtime_dir", format_args!("{:?}", self.runtime_dir), wanted);
         }
         Ok(())
     }
@@ -209,6 +191,14 @@ pub(super) struct Wrong {
     key: String,
     value: String,
     wanted: String,
+}
+
+impl Wrong {
+    /// What is said of it, where it comes from that file.
+    pub(super) fn of(self, source_name: &str) -> ConfigError {
+        let Self { key, value, wanted } = self;
+        ConfigError::Value { source_name: source_name.to_owned(), key, value, wanted }
+    }
 }
 
 pub(super) fn wrong<T>(key: &str, value: impl fmt::Display, wanted: impl Into<String>) -> Result<T, Wrong> {

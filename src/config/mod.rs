@@ -11,6 +11,7 @@ mod look;
 mod passed;
 mod reload;
 mod request;
+mod runtime_dir;
 mod size;
 
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ pub use data_ports::DataPorts;
 pub use listen::{Address, Listen};
 pub use passed::PassedAddresses;
 pub use request::{Handler, Landlock, Mode, Request};
+use runtime_dir::default_runtime_dir;
 pub use size::Size;
 
 /// Read where no `--config` is given, if it is there.
@@ -231,16 +233,6 @@ fn default_secondaries() -> u16 {
     u16::try_from((2 * cores).min(64)).unwrap_or(64)
 }
 
-/// `$XDG_RUNTIME_DIR/osps`, else `/run/osps` for root, else `/tmp/osps-<uid>`.
-fn default_runtime_dir() -> PathBuf {
-    let uid = rustix::process::geteuid();
-    match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir).join("osps"),
-        None if uid.is_root() => PathBuf::from("/run/osps"),
-        None => PathBuf::from(format!("/tmp/osps-{}", uid.as_raw())),
-    }
-}
-
 impl Config {
     /// Loads `file`, or `./osps.toml` if it is there, or the defaults; then sets
     /// `runtime_dir` where given, and checks the whole: all that a server needs is there.
@@ -263,7 +255,7 @@ impl Config {
         Self::read(file, runtime_dir, Some(registered), &PassedAddresses::default())
     }
 
-    /// As [`Config::load`], for tools: whether users, programs, paths and handlers are there does not
+    /// As [`Config::load`], for who wants to know where to connect: whether users, programs, paths and handlers are there does not
     /// matter.
     ///
     /// # Errors
@@ -278,8 +270,7 @@ impl Config {
         to_serve_with: Option<&[&str]>,
         passed: &PassedAddresses,
     ) -> Result<Self, ConfigError> {
-        let default = Path::new(DEFAULT_FILE);
-        let file = file.or_else(|| default.exists().then_some(default));
+        let file = Self::file_or_default(file);
         let mut config = match file {
             Some(path) => file::parse(path)?,
             None => Self::default(),
@@ -291,6 +282,12 @@ impl Config {
         config.adopt(&name, passed)?;
         config.check(&name, to_serve_with)?;
         Ok(config)
+    }
+
+    /// That file, or `./osps.toml` if it is there.
+    fn file_or_default(file: Option<&Path>) -> Option<&Path> {
+        let default = Path::new(DEFAULT_FILE);
+        file.or_else(|| default.exists().then_some(default))
     }
 
     /// The effective configuration as TOML.
