@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, DEFAULT_FILE, PassedAddresses};
+use crate::config::{Config, ConfigError, DEFAULT_FILE, PassedAddresses, Registered};
 use crate::exit::{Code, Failure};
 use crate::handler::Registry;
 use crate::os::rundir::Rundir;
@@ -175,7 +175,8 @@ fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
     let ask = |request| control::ask(&rundir()?, request);
     let load = |passed: &PassedAddresses| {
         let (file, runtime_dir) = (config.as_deref(), runtime_dir.as_deref());
-        let loaded = Config::load_passed(file, runtime_dir, Some(&registry.names()), passed);
+        let names = registry.names();
+        let loaded = Config::load_passed(file, runtime_dir, Some(Registered::Names(&names)), passed);
         loaded.map(|config| in_format(config, osps.log_format)).map_err(config_failure)
     };
     // Before anything is begun, not by the tools: to make a handler may take a while.
@@ -250,11 +251,8 @@ fn sources(common: &Common, format: Option<Format>, passed: PassedAddresses) -> 
         }
         // Which handlers there are is for the new program to say.
         let (file, runtime_dir) = (file.as_deref(), runtime_dir.as_deref());
-        let config = Config::load_passed(file, runtime_dir, None, &passed).map_err(config_failure)?;
-        let handlers: Vec<&str> = config.request.iter().map(|request| request.handler.name()).collect();
-        let loaded =
-            Config::load_passed(file, runtime_dir, Some(&handlers), &passed).map_err(config_failure)?;
-        Ok(in_format(loaded, format))
+        let loaded = Config::load_passed(file, runtime_dir, Some(Registered::Unknown), &passed);
+        loaded.map(|config| in_format(config, format)).map_err(config_failure)
     };
     Sources { configuration: Box::new(configuration), program: executed() }
 }

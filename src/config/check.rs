@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use humantime_serde::re::humantime::format_duration;
 
-use crate::config::{Config, ConfigError, DataPorts, Listen, Size, Watchdog, printable, runtime_dir};
+use crate::config::{
+    Config, ConfigError, DataPorts, Listen, Registered, Size, Watchdog, printable, runtime_dir,
+};
 use crate::os::account;
 use crate::os::process::Identity;
 use crate::page::principal::MAX_SLOTS;
@@ -17,12 +19,16 @@ const LEAST_MEMORY: Size = Size(16 << 20);
 pub(super) const LONGEST_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Config {
-    /// Checks what no single value tells; `to_serve_with` these handlers: also users, programs and paths, which a
+    /// Checks what no single value tells; `to_serve_with` what handlers there are: also users, programs and paths, which a
     /// server needs to start.
     ///
     /// # Errors
     /// The first [`ConfigError::Value`] that is found.
-    pub(super) fn check(&self, source_name: &str, to_serve_with: Option<&[&str]>) -> Result<(), ConfigError> {
+    pub(super) fn check(
+        &self,
+        source_name: &str,
+        to_serve_with: Option<Registered<'_>>,
+    ) -> Result<(), ConfigError> {
         let checks = [
             self.check_listen(),
             self.check_observe(),

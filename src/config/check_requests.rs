@@ -6,7 +6,7 @@ use std::time::Duration;
 use humantime_serde::re::humantime::format_duration;
 
 use crate::config::check::{LONGEST_TIME, Wrong, between, quoted, written, wrong};
-use crate::config::{Config, Handler, Request, Size};
+use crate::config::{Config, Handler, Registered, Request, Size};
 use crate::os::program;
 use crate::page::principal::MAX_TYPES;
 use crate::wire::client::is_type_name;
@@ -19,8 +19,8 @@ const SET_FOR_EACH_JOB: [&str; 7] =
     ["PROTO", "TCPLOCALIP", "TCPLOCALPORT", "TCPREMOTEIP", "TCPREMOTEPORT", "OSPS_TYPE", "OSPS_JOB"];
 
 impl Config {
-    /// Checks each request type; to be served, where handlers of these names are registered.
-    pub(super) fn check_requests(&self, to_serve_with: Option<&[&str]>) -> Result<(), Wrong> {
+    /// Checks each request type; to be served, with the handlers that are registered.
+    pub(super) fn check_requests(&self, to_serve_with: Option<Registered<'_>>) -> Result<(), Wrong> {
         between("the number of [[request]]", self.request.len(), 1, MAX_TYPES)?;
         for (index, request) in self.request.iter().enumerate() {
             let name = &request.name;
@@ -31,10 +31,18 @@ impl Config {
             if self.request[..index].iter().any(|other| other.name == *name) {
                 return wrong("request.name", quoted(name), "is there twice: names must differ");
             }
-            if let Some(registered) = to_serve_with {
-                check_handler(request, registered)?;
+            let is_known = match (&request.handler, to_serve_with) {
+                (Handler::Registered(handler), Some(Registered::Names(names))) => {
+                    check_registered(name, handler, names)?;
+                    true
+                }
+                // What a handler has no use for is no mistake beside a name that may be one.
+                (Handler::Registered(_), Some(Registered::Unknown) | None) => false,
+                (Handler::Delay | Handler::Echo | Handler::Block | Handler::Exec, _) => true,
+            };
+            if is_known {
+                check_delay(request)?;
             }
-            check_delay(request)?;
             check_settings(request)?;
             check_time(request, "request.time_limit", request.time_limit, Duration::from_millis(1))?;
             if request.handler == Handler::Exec {
@@ -43,7 +51,7 @@ impl Config {
                 check_limits(request)?;
                 check_user(request, self.user.as_deref())?;
                 check_landlock(request)?;
-            } else if let Some(key) = request.command_keys().next() {
+            } else if is_known && let Some(key) = request.command_keys().next() {
                 let wanted =
                     format!("is of no use in request \"{name}\": only handler = \"exec\" runs a command");
                 return wrong(&format!("request.{key}"), request.written(key), wanted);
@@ -53,20 +61,12 @@ impl Config {
     }
 }
 
-fn check_handler(request: &Request, registered: &[&str]) -> Result<(), Wrong> {
-    match &request.handler {
-        Handler::Registered(name) if !registered.contains(&name.as_str()) => {
-            let mut known: Vec<&str> = Handler::BUILT_IN.iter().map(Handler::name).collect();
-            known.extend(registered);
-            let wanted = format!(
-                "in request \"{}\": there is no such handler; known: {}",
-                request.name,
-                known.join(", ")
-            );
-            wrong("request.handler", quoted(name), wanted)
-        }
-        Handler::Registered(_) | Handler::Delay | Handler::Echo | Handler::Block | Handler::Exec => Ok(()),
+fn check_registered(request: &str, handler: &str, names: &[&str]) -> Result<(), Wrong> {
+    if names.contains(&handler) {
+        return Ok(());
     }
+    let wanted = format!("in request \"{request}\": {}", Handler::unknown(names));
+    wrong("request.handler", quoted(&handler), wanted)
 }
 
 fn check_delay(request: &Request) -> Result<(), Wrong> {
@@ -257,6 +257,11 @@ impl Request {
         self.read.is_some() || self.write.is_some()
     }
 
+    /// A key that it has and for which a registered handler has no use.
+    pub(crate) fn useless_to_registered(&self) -> Option<&'static str> {
+        self.delay.map(|_| "delay").or_else(|| self.command_keys().next())
+    }
+
     /// The keys that it has of those which only a command needs.
     fn command_keys(&self) -> impl Iterator<Item = &'static str> {
         let keys = [
@@ -301,7 +306,7 @@ mod tests {
                     address_space = \"256MiB\"\nopen_files = 64\nfile_size = 4096\nno_new_privs = true\n\
                     read = [\"/usr\", \"/bin\"]\nwrite = [\"/tmp\"]\nlandlock = \"optional\"\n";
         let config: Config = toml::from_str(text).unwrap();
-        config.check("text", Some(&[])).map_err(|error| error.to_string()).unwrap();
+        config.check("text", Some(Registered::Names(&[]))).map_err(|error| error.to_string()).unwrap();
         assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
     }
 
@@ -313,16 +318,41 @@ mod tests {
              [[request]]\nname = \"b\"\nhandler = \"mine\"\n"
         );
         let config: Config = toml::from_str(&text).unwrap();
-        assert!(config.check("text", Some(&["yours"])).is_err());
-        config.check("text", Some(&["yours", "mine"])).map_err(|error| error.to_string()).unwrap();
+        assert!(config.check("text", Some(Registered::Names(&["yours"]))).is_err());
+        config
+            .check("text", Some(Registered::Names(&["yours", "mine"])))
+            .map_err(|error| error.to_string())
+            .unwrap();
         assert_eq!(config.request[0].settings, settings.parse().unwrap());
         assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
         let odd = text.replace("1.5", "[nan]");
-        let error =
-            toml::from_str::<Config>(&odd).unwrap().check("text", Some(&["mine"])).unwrap_err().to_string();
+        let error = toml::from_str::<Config>(&odd)
+            .unwrap()
+            .check("text", Some(Registered::Names(&["mine"])))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("request.settings") && error.contains("finite"), "{error}");
+    }
+
+    #[test]
+    fn a_handler_with_a_wrong_name_is_the_mistake_and_not_what_only_the_right_one_would_need() {
+        let delayed = "[[request]]\nname = \"a\"\nhandler = \"delai\"\ndelay = \"1s\"\n";
+        let command = "[[request]]\nname = \"a\"\nhandler = \"exek\"\ncommand = [\"sort\"]\n";
+        for (text, handler, key) in [(delayed, "delai", "delay"), (command, "exek", "command")] {
+            let config: Config = toml::from_str(text).unwrap();
+            let check = |known| config.check("text", known).map_err(|error| error.to_string());
+            let unknown = check(Some(Registered::Names(&["mine"]))).unwrap_err();
+            let wanted =
+                format!("text: request.handler = \"{handler}\": in request \"a\": there is no such handler");
+            assert!(unknown.starts_with(&wanted) && unknown.ends_with("exec, mine"), "{unknown}");
+            // Who does not know the handlers does not take it for a registered one.
+            assert_eq!([check(None), check(Some(Registered::Unknown))], [Ok(()), Ok(())]);
+            let useless = check(Some(Registered::Names(&[handler]))).unwrap_err();
+            assert!(useless.starts_with(&format!("text: request.{key} = ")), "{useless}");
+            assert_eq!(config.request[0].useless_to_registered(), Some(key));
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::wire::logline::{Format, Logging};
 pub use data_ports::DataPorts;
 pub use listen::{Address, Listen};
 pub use passed::PassedAddresses;
-pub use request::{Handler, Landlock, Mode, Request};
+pub use request::{Handler, Landlock, Mode, Registered, Request};
 use runtime_dir::default_runtime_dir;
 pub use size::Size;
 
@@ -252,7 +252,7 @@ impl Config {
         runtime_dir: Option<&Path>,
         registered: &[&str],
     ) -> Result<Self, ConfigError> {
-        Self::read(file, runtime_dir, Some(registered), &PassedAddresses::default())
+        Self::read(file, runtime_dir, Some(Registered::Names(registered)), &PassedAddresses::default())
     }
 
     /// As [`Config::load`], for who wants to know where to connect: whether users, programs, paths and handlers are there does not
@@ -267,7 +267,7 @@ impl Config {
     fn read(
         file: Option<&Path>,
         runtime_dir: Option<&Path>,
-        to_serve_with: Option<&[&str]>,
+        to_serve_with: Option<Registered<'_>>,
         passed: &PassedAddresses,
     ) -> Result<Self, ConfigError> {
         let file = Self::file_or_default(file);
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn the_defaults_are_right_and_survive_being_printed() {
         let config = Config::default();
-        assert!(config.check("defaults", Some(&[])).is_ok());
+        assert!(config.check("defaults", Some(Registered::Names(&[]))).is_ok());
         assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
         assert_eq!(parse("").unwrap(), config);
     }

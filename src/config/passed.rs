@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::config::{Address, Config, ConfigError, Listen, printable};
+use crate::config::{Address, Config, ConfigError, Listen, Registered, printable};
 
 /// Where sockets listen that were passed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl PassedAddresses {
 }
 
 impl Config {
-    /// As [`Config::load_with`], or as [`Config::load_for_tools`] without handlers, where sockets of these
+    /// As [`Config::load_with`], or as [`Config::load_for_tools`] where nothing is to be served, where sockets of these
     /// addresses were passed: they are `listen` and `observe`, unless the file has such a key, among whose addresses
     /// they have to be then.
     ///
@@ -34,10 +34,10 @@ impl Config {
     pub fn load_passed(
         file: Option<&Path>,
         runtime_dir: Option<&Path>,
-        registered: Option<&[&str]>,
+        to_serve_with: Option<Registered<'_>>,
         passed: &PassedAddresses,
     ) -> Result<Self, ConfigError> {
-        Self::read(file, runtime_dir, registered, passed)
+        Self::read(file, runtime_dir, to_serve_with, passed)
     }
 
     pub(super) fn adopt(&mut self, source_name: &str, passed: &PassedAddresses) -> Result<(), ConfigError> {

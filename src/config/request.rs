@@ -168,6 +168,22 @@ impl Handler {
             Self::Registered(name) => name,
         }
     }
+
+    /// What is said of a handler that is none, where handlers of these names are registered.
+    pub(crate) fn unknown(registered: &[&str]) -> String {
+        let mut known: Vec<&str> = Self::BUILT_IN.iter().map(Self::name).collect();
+        known.extend(registered);
+        format!("there is no such handler; known: {}", known.join(", "))
+    }
+}
+
+/// What is known of the handlers that whoever is to serve has registered.
+#[derive(Clone, Copy, Debug)]
+pub enum Registered<'a> {
+    /// These are all.
+    Names(&'a [&'a str]),
+    /// That is for another program to say, which may be a newer one.
+    Unknown,
 }
 
 impl Serialize for Handler {

@@ -88,7 +88,8 @@ impl Registry {
         self.wrong.first().map(String::as_str)
     }
 
-    /// Makes each registered handler of a configuration once, to see whether it can be made.
+    /// Makes each registered handler of a configuration once, to see whether it can be made, and whether it has no
+    /// keys of others: who has read the configuration may not have known which handlers there are.
     ///
     /// # Errors
     /// The first [`MakerError`].
@@ -96,6 +97,9 @@ impl Registry {
         for request in &config.request {
             if let config::Handler::Registered(name) = &request.handler {
                 drop(self.make(name, request, 0)?);
+                if let Some(key) = request.useless_to_registered() {
+                    return Err(failed(name, request, &format!("has no use for {key}")));
+                }
             }
         }
         Ok(())
@@ -103,14 +107,19 @@ impl Registry {
 
     /// Makes the handler of a request.
     pub(super) fn make(&self, name: &str, request: &Request, slot: u16) -> Result<Opener, MakerError> {
-        let failed = |why: String| MakerError {
-            request: request.name.clone(),
-            handler: name.to_owned(),
-            why: config::printable(&why.trim().replace('\n', " ")),
-        };
-        let maker = self.makers.get(name).ok_or_else(|| failed("is not part of this program".to_owned()))?;
+        let failed = |why: &str| failed(name, request, why);
+        let maker = self.makers.get(name);
+        let maker = maker.ok_or_else(|| failed(&config::Handler::unknown(&self.names())))?;
         let setup = Setup { request: request.name.clone(), slot, settings: request.settings.clone() };
-        maker(setup).map_err(|error| failed(error.to_string()))
+        maker(setup).map_err(|error| failed(&error.to_string()))
+    }
+}
+
+fn failed(handler: &str, request: &Request, why: &str) -> MakerError {
+    MakerError {
+        request: request.name.clone(),
+        handler: handler.to_owned(),
+        why: config::printable(&why.trim().replace('\n', " ")),
     }
 }
 
@@ -180,7 +189,13 @@ mod tests {
             let error = error(settings);
             assert!(error.contains(part) && !error.contains(char::is_control), "{settings}: {error:?}");
         }
-        assert!(Registry::default().make("says", &request(""), 1).is_err());
+        let missing = Registry::default().make("says", &request(""), 1).err().unwrap().to_string();
+        assert!(missing.ends_with("there is no such handler; known: delay, echo, block, exec"), "{missing}");
+        let delay = Some(std::time::Duration::from_secs(1));
+        let delayed =
+            Config { request: vec![Request { delay, ..request("word = \"hi\"") }], ..Config::default() };
+        let useless = registry().check(&delayed).unwrap_err().to_string();
+        assert_eq!(useless, "request \"work\": handler \"says\": has no use for delay");
     }
 
     #[test]

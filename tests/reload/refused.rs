@@ -37,6 +37,7 @@ fn a_configuration_that_does_not_check_changes_nothing() {
             "[[request]]\nname = \"x\"\nhandler = \"exec\"\ncommand = [\"/no/such/program\"]",
             "/no/such/program",
         ),
+        ("[[request]]\nname = \"x\"\nhandler = \"echo\"\ndelay = \"300ms\"", "echo does not wait"),
     ] {
         stays_as_it_was(&system, || {
             fs::write(&path, format!("{good}\n{bad}\n")).unwrap();
@@ -46,6 +47,20 @@ fn a_configuration_that_does_not_check_changes_nothing() {
         });
     }
     reload(&system);
+}
+
+#[test]
+fn a_handler_that_the_new_principal_does_not_have_is_named_whatever_stands_beside_it() {
+    let system = System::start("secondaries = 2", REQUESTS);
+    let path = system.dir.path().join("osps.toml");
+    let mistyped = "[[request]]\nname = \"x\"\nhandler = \"echo2\"\ndelay = \"300ms\"\n";
+    fs::write(&path, format!("{}\n{mistyped}", fs::read_to_string(&path).unwrap())).unwrap();
+    stays_as_it_was(&system, || {
+        let said = failed_reload(&system);
+        let why =
+            "nothing was changed: request \"x\": handler \"echo2\": there is no such handler; known: delay,";
+        assert!(said.contains(why), "{said}");
+    });
 }
 
 #[test]
