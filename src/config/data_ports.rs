@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use serde::de::{Error, Expected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::LAST_LOW_PORT;
@@ -33,19 +34,34 @@ impl Serialize for DataPorts {
 
 impl<'de> Deserialize<'de> for DataPorts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+        deserializer.deserialize_str(Ports)
+    }
+}
+
+struct Ports;
+
+impl Visitor<'_> for Ports {
+    type Value = DataPorts;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "a range of ports above {LAST_LOW_PORT}, lowest first, such as \"2223-2999\", or \"0\" to let the kernel choose"
+        )
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<DataPorts, E> {
         if text == "0" {
-            return Ok(Self::Kernel);
+            return Ok(DataPorts::Kernel);
         }
         let bounds = text.split_once('-').and_then(|(first, last)| {
             Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))
         });
         match bounds {
-            Some((first, last)) if first > LAST_LOW_PORT && first <= last => Ok(Self::Range(first..=last)),
-            _ => Err(serde::de::Error::custom(format_args!(
-                "data_ports = \"{text}\": must be a range of ports above {LAST_LOW_PORT}, \
-                 lowest first, such as \"2223-2999\", or \"0\" to let the kernel choose"
-            ))),
+            Some((first, last)) if first > LAST_LOW_PORT && first <= last => {
+                Ok(DataPorts::Range(first..=last))
+            }
+            _ => Err(E::custom(format_args!("must be {}", &self as &dyn Expected))),
         }
     }
 }

@@ -45,7 +45,6 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
         "max_clients" | "max_jobs" | "max_parallel" | "open_files" | "processes" => {
             "; a whole number above 0 is wanted"
         }
-        "data_ports" => "; a range such as \"2223-2999\" is wanted",
         "max_memory" | "max_message" | "address_space" | "file_size" => {
             "; a size is written \"64MiB\" or 4096"
         }
@@ -72,6 +71,30 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[test]
+    fn addresses_and_ports_are_refused_under_their_own_key_which_is_named_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("osps.toml");
+        let address = "an address such as \"127.0.0.1:2222\", \"[::]:2222\" or \"unix:/run/osps/principal\"";
+        let addresses = format!("{address}, or a list of such addresses");
+        let ports = "a range of ports above 2222, lowest first, such as \"2223-2999\", or \"0\" to let the kernel choose";
+        for (text, what) in [
+            ("listen = \"localhost:23900\"", format!("must be {addresses}")),
+            ("observe = \"localhost:23900\"", format!("must be {addresses}")),
+            ("observe = \"\"", format!("must be {addresses}")),
+            ("observe = \":99999\"", format!("must be {addresses}")),
+            ("observe = 5", format!("invalid type: integer `5`, expected {addresses}")),
+            ("observe = [\"127.0.0.1:1\", \"here\"]", format!("\"here\" must be {address}")),
+            ("data_ports = \"2223\"", format!("must be {ports}")),
+            ("data_ports = \"100-200\"", format!("must be {ports}")),
+            ("data_ports = 5", format!("invalid type: integer `5`, expected {ports}")),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = Config::load(Some(&path), None).unwrap_err().to_string();
+            assert_eq!(error, format!("{}, line 1: {text}: {what}", path.display()));
+        }
+    }
 
     #[test]
     fn a_configuration_is_at_most_1_mib_long_and_one_that_never_ends_is_refused() {

@@ -4,12 +4,11 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use serde::de::{Error, SeqAccess, Unexpected, Visitor};
+use serde::de::{Error, Expected, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What an address in a configuration may look like.
-const EXAMPLES: &str = "must be \"127.0.0.1:2222\", \"[::]:2222\" or \"unix:/run/osps/principal\", \
-                        or a list of such addresses";
+const ADDRESS: &str = "an address such as \"127.0.0.1:2222\", \"[::]:2222\" or \"unix:/run/osps/principal\"";
 /// What the path of a Unix socket begins with.
 const UNIX: &str = "unix:";
 
@@ -160,22 +159,16 @@ impl<'de> Deserialize<'de> for Listen {
 
 struct Addresses;
 
-impl Addresses {
-    fn one<E: Error>(text: &str) -> Result<Address, E> {
-        let wrong = || E::custom(format_args!("listen = \"{text}\": {EXAMPLES}"));
-        Address::parse(text).ok_or_else(wrong)
-    }
-}
-
 impl<'de> Visitor<'de> for Addresses {
     type Value = Listen;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(EXAMPLES)
+        write!(f, "{ADDRESS}, or a list of such addresses")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Listen, E> {
-        Ok(Listen { addresses: vec![Self::one(text)?], is_given: true })
+        let wrong = || E::custom(format_args!("must be {}", &self as &dyn Expected));
+        Ok(Listen { addresses: vec![Address::parse(text).ok_or_else(wrong)?], is_given: true })
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<Listen, E> {
@@ -185,7 +178,9 @@ impl<'de> Visitor<'de> for Addresses {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Listen, A::Error> {
         let mut addresses = Vec::new();
         while let Some(text) = list.next_element::<String>()? {
-            addresses.push(Self::one(&text)?);
+            // The list may be longer than the line that an error shows.
+            let wrong = || A::Error::custom(format_args!("\"{text}\" must be {ADDRESS}"));
+            addresses.push(Address::parse(&text).ok_or_else(wrong)?);
         }
         Ok(Listen { addresses, is_given: true })
     }
