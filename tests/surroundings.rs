@@ -3,10 +3,10 @@
 
 mod common;
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{PipeWriter, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -85,6 +85,32 @@ fn a_runtime_directory_that_cannot_be_is_named() {
     let (code, error) = fails("", &["--runtime-dir", below.to_str().unwrap()]);
     assert_eq!(code, Some(73), "{error}");
     assert!(error.contains(below.to_str().unwrap()), "{error}");
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_file_is_named_and_stays_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    for name in ["watchdog.page", "watchdog.old.page", "control", "dwtube1"] {
+        let obstacle = run.join(name);
+        DirBuilder::new().mode(0o700).create(&run).unwrap();
+        fs::create_dir(&obstacle).unwrap();
+        fs::write(obstacle.join("mine"), "").unwrap();
+        fs::write(run.join("secondary1.jobs"), "").unwrap();
+        let (code, error) = fails("", &["--runtime-dir", run.to_str().unwrap()]);
+        assert_eq!(code, Some(73), "{error}");
+        assert!(error.contains(&format!("{} is a directory", obstacle.display())), "{error}");
+        let mut expected = [name, "lock", "secondary1.jobs"];
+        expected.sort_unstable();
+        assert_eq!(names(), expected);
+        assert!(obstacle.join("mine").exists());
+        fs::remove_dir_all(&run).unwrap();
+    }
 }
 
 /// A directory that belongs to somebody else, whoever runs this test: root gives one away.

@@ -37,6 +37,20 @@ pub enum RundirError {
         /// Why.
         why: String,
     },
+    /// A directory stands where a run makes a file.
+    #[error("cannot clean up: {path} is a directory, and osps makes none there: move it away")]
+    Obstacle {
+        /// What is in the way.
+        path: PathBuf,
+    },
+    /// What a run has left cannot be removed.
+    #[error("cannot remove {path}: {source}")]
+    Remove {
+        /// What it has left.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A watchdog runs there already.
     #[error("already running in {path}, as pid {pid}")]
     AlreadyRunning {
@@ -325,20 +339,6 @@ impl Rundir {
     pub fn remove_secondary(&self, slot: u16, incarnation: Option<Incarnation>) -> io::Result<()> {
         for kind in PER_INCARNATION {
             remove(&self.secondary_file(slot, kind, incarnation))?;
-        }
-        Ok(())
-    }
-
-    /// Removes whatever a run leaves, the lock and strangers' files apart.
-    ///
-    /// # Errors
-    /// What `readdir(3)` or `unlink(2)` say.
-    pub fn clean(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            if entry.file_name().to_str().is_some_and(is_of_a_run) {
-                remove(&entry.path())?;
-            }
         }
         Ok(())
     }

@@ -1,5 +1,10 @@
 //! Which files of a runtime directory are of a run, and go with it.
 
+use std::fs::{self, DirEntry};
+use std::io;
+
+use crate::os::rundir::{Rundir, RundirError, remove};
+
 /// What a dead watchdog's page is called while its run is cleaned up.
 pub(super) const OLD_PAGE: &str = "watchdog.old.page";
 
@@ -32,10 +37,46 @@ pub fn is_of_a_run(name: &str) -> bool {
         || numbered("orders.principal.", "")
 }
 
+impl Rundir {
+    /// Whether all that bears the name of a file of a run can be removed as one. To be asked before anything is
+    /// changed: a directory there holds what somebody else has put into it.
+    ///
+    /// # Errors
+    /// [`RundirError::Obstacle`], [`RundirError::Remove`] where that cannot be found out.
+    pub fn refuse_obstacles(&self) -> Result<(), RundirError> {
+        let failed = |source| RundirError::Remove { path: self.path().to_owned(), source };
+        for entry in self.of_runs().map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().map_err(failed)?.is_dir() {
+                return Err(RundirError::Obstacle { path: entry.path() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes whatever a run leaves, the lock and strangers' files apart.
+    ///
+    /// # Errors
+    /// [`RundirError::Remove`] names what cannot be removed.
+    pub fn clean(&self) -> Result<(), RundirError> {
+        let failed = |path, source| RundirError::Remove { path, source };
+        for entry in self.of_runs().map_err(|error| failed(self.path().to_owned(), error))? {
+            let path = entry.map_err(|error| failed(self.path().to_owned(), error))?.path();
+            remove(&path).map_err(|error| failed(path, error))?;
+        }
+        Ok(())
+    }
+
+    /// What stands there under the name of a file of a run.
+    fn of_runs(&self) -> io::Result<impl Iterator<Item = io::Result<DirEntry>>> {
+        let is_of_a_run = |entry: &DirEntry| entry.file_name().to_str().is_some_and(is_of_a_run);
+        Ok(fs::read_dir(self.path())?.filter(move |entry| entry.as_ref().map_or(true, is_of_a_run)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::os::rundir::Rundir;
-    use std::fs;
+    use super::*;
 
     #[test]
     fn cleaning_removes_what_a_run_makes_and_nothing_else() {
@@ -61,6 +102,7 @@ mod tests {
         for name in ours.iter().chain(&others) {
             fs::write(dir.path().join(name), "").unwrap();
         }
+        rundir.refuse_obstacles().unwrap();
         rundir.clean().unwrap();
         let mut left: Vec<_> = fs::read_dir(dir.path())
             .unwrap()
@@ -70,5 +112,20 @@ mod tests {
         let mut expected = others.map(str::to_owned);
         expected.sort();
         assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let rundir = Rundir::prepare(dir.path(), None).unwrap();
+        fs::create_dir(dir.path().join("pages")).unwrap();
+        rundir.refuse_obstacles().unwrap();
+        let obstacle = rundir.path().join("wdtube1.7");
+        fs::create_dir(&obstacle).unwrap();
+        let refused = rundir.refuse_obstacles().unwrap_err().to_string();
+        let failed = rundir.clean().unwrap_err().to_string();
+        for error in [refused, failed] {
+            assert!(error.contains(obstacle.to_str().unwrap()), "{error}");
+        }
     }
 }

@@ -102,7 +102,9 @@ impl Watchdog {
 /// The exit code of each error.
 pub fn rundir_failure(error: RundirError) -> Failure {
     let code = match &error {
-        RundirError::Create { .. } => Code::CannotCreate,
+        RundirError::Create { .. } | RundirError::Obstacle { .. } | RundirError::Remove { .. } => {
+            Code::CannotCreate
+        }
         RundirError::Permission { .. } => Code::NoPermission,
         RundirError::AlreadyRunning { .. } => Code::AlreadyRunning,
     };

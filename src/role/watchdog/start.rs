@@ -220,6 +220,7 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
             processes.push((record.pid, record.start_time, owner));
         }
     }
+    rundir.refuse_obstacles().map_err(rundir_failure)?;
     // From here on nobody is misled about who lives.
     rundir.retire_watchdog_page().map_err(failure)?;
     processes.sort_unstable();
@@ -248,7 +249,7 @@ fn clean_up(rundir: &Rundir) -> Result<bool, Failure> {
     for (tree, owner) in trees {
         end_commands_of(tree, owner).map_err(failure)?;
     }
-    rundir.clean().map_err(failure)?;
+    rundir.clean().map_err(rundir_failure)?;
     Ok(!pages.is_empty())
 }
 
