@@ -188,6 +188,17 @@ fn root_and_the_user_start_it_in_turn() {
     assert!(tool_of_user(&system, &["status"]).contains("secondary 2"), "although its group is another");
     assert!(system.stop().success());
     assert_eq!(system.files(), ["lock"]);
+
+    // Handed to the user without what is in it.
+    let lock = system.rundir().join("lock");
+    chown(&lock, Some(0), Some(0)).unwrap();
+    reconfigure(&system, "user = \"nobody\"\ngroup = \"daemon\"\n", "");
+    let config = system.dir.path().join("osps.toml");
+    let refused = by_user(&system).1.arg("--config").arg(config).output().unwrap();
+    assert_eq!(refused.status.code(), Some(77));
+    let why = format!("its lock belongs to user 0: remove {}", lock.display());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains(&why), "{said}");
 }
 
 #[test]

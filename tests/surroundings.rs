@@ -142,6 +142,10 @@ fn check_names_two_listeners_that_clash_and_prints_those_that_do_not() {
     let (code, _, error) = check("listen = [\"0.0.0.0:4000\", \"127.0.0.1:4000\"]");
     assert_eq!(code, Some(78));
     assert!(error.contains("0.0.0.0:4000") && error.contains("127.0.0.1:4000"), "{error}");
+    let (code, _, error) = check("listen = [\"0.0.0.0:4000\", \"[::1]:80\"]\nobserve = \"127.0.0.1:4000\"");
+    assert_eq!(code, Some(78));
+    let why = "observe = \"127.0.0.1:4000\": clashes with \"0.0.0.0:4000\" in listen: choose another";
+    assert!(error.contains(why), "{error}");
     let line = "listen = [\"0.0.0.0:4000\", \"[::]:4000\", \"unix:/run/x\"]\n";
     let lines = [line, "announce = \"work.example.org\"\n", "max_clients_per_address = 9\n"];
     let (code, printed, _) = check(&lines.concat());

@@ -30,15 +30,14 @@ impl Config {
             return Ok(());
         };
         self.check_addresses("observe", observe)?;
-        let clashes = |address: &&Address| {
-            self.listen.addresses().iter().any(|listened| listened.clashes_with(address))
-        };
-        match observe.addresses().iter().find(clashes) {
-            None => Ok(()),
-            Some(address) => {
-                wrong("observe", quoted(address), "clashes with listen: choose another port, such as 2221")
+        for address in observe.addresses() {
+            let clashes = |listened: &&Address| listened.clashes_with(address);
+            if let Some(listened) = self.listen.addresses().iter().find(clashes) {
+                let wanted = format!("clashes with {} in listen: choose another", quoted(listened));
+                return wrong("observe", quoted(address), wanted);
             }
         }
+        Ok(())
     }
 
     fn check_addresses(&self, key: &'static str, listen: &Listen) -> Result<(), Wrong> {

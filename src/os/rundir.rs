@@ -180,7 +180,13 @@ impl Rundir {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&path)
-            .map_err(create)?;
+            .map_err(|error| match fs::symlink_metadata(&path) {
+                Ok(found) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    let why = format!("its lock belongs to user {}: remove {}", found.uid(), path.display());
+                    permission(&self.path, &why)
+                }
+                _ => create(error),
+            })?;
         let found = file.metadata().map_err(create)?;
         if !found.is_file() || found.nlink() > 1 {
             // Root may hand it to another user, who may have put it there.
