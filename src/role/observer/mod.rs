@@ -168,15 +168,15 @@ impl Observer {
         }
     }
 
-    /// The limit is another than it was: who stays must not keep out who comes. Returns whether there is room now.
+    /// The limit is another than it was, or something else takes descriptors: who stays must not keep out who comes.
+    /// Returns whether somebody has left.
     fn fit_anew(&mut self, reactor: &mut Handle<Key>) -> bool {
         self.fit();
-        while self.visitors.len() >= self.places {
-            if !self.part_with_somebody(reactor) {
-                return false;
-            }
+        let mut has_left = self.part_with_somebody(reactor);
+        while has_left && self.visitors.len() >= self.places {
+            has_left = self.part_with_somebody(reactor);
         }
-        true
+        has_left
     }
 
     /// Looks into the backlogs again.
