@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 
+use common::ports::own_address;
 use common::{REQUESTS, System, ask, breaks, connect, eventually, job, recv, request, say};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -26,11 +27,6 @@ delay = "10m"
 [watchdog]
 grace = "10m"
 "#;
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 fn at_port(system: &System, port: u16) -> TcpStream {
     connect(SocketAddr::new(system.address().ip(), port))
@@ -235,7 +231,7 @@ fn without_its_watchdog_everything_finishes_what_it_has_and_ends() {
 
 #[test]
 fn a_start_right_after_a_crash_finds_nothing_in_its_way() {
-    let top = format!("secondaries = 3\nlisten = \"127.0.0.1:{}\"", free_port());
+    let top = format!("secondaries = 3\nlisten = \"{}\"", own_address());
     let mut system = System::start(&top, &format!("{REQUESTS}{SLOW}"));
     let address = system.address();
     let mut endless = request(address, "endless");
@@ -274,7 +270,7 @@ fn when_all_are_killed_the_next_start_works_at_once() {
 
 #[test]
 fn a_watchdog_may_crash_again_and_again_at_any_moment_of_its_start() {
-    let top = format!("secondaries = 2\nlisten = \"127.0.0.1:{}\"", free_port());
+    let top = format!("secondaries = 2\nlisten = \"{}\"", own_address());
     let mut system = System::start(&top, REQUESTS);
     for _ in 0..5 {
         system.signal(system.watchdog.id(), Signal::SIGKILL);

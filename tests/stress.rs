@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 use std::process::{Command, Output};
 
-use common::{REQUESTS, System};
+use common::{REQUESTS, System, ports};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -182,12 +182,7 @@ fn failures_are_told_by_their_kind_and_make_the_exit_code() {
     let (unknown, code) = report(stress(&system, &["--clients", "2", "--count", "5", "--type", "nothing"]));
     assert_eq!((code, &unknown["errors"]), (69, &serde_json::json!({ "no_port": 5 })));
     let mut nobody = Command::new(env!("CARGO_BIN_EXE_osps-stress"));
-    // Bound, but nobody listens: the port is nobody else's meanwhile.
-    let bound =
-        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
-    rustix::net::bind(&bound, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let address = rustix::net::getsockname(&bound).unwrap();
-    let address = std::net::SocketAddr::try_from(address).unwrap();
+    let (_bound, address) = ports::nobody();
     nobody.args(["--at", &address.to_string(), "--clients", "2", "--count", "4", "--quiet"]);
     let (refused, code) = report(nobody);
     assert_eq!((code, &refused["errors"]), (69, &serde_json::json!({ "refused": 4 })));

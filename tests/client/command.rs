@@ -2,10 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
-use crate::common::osps_client;
+use crate::common::{osps_client, ports};
 use crate::stage::{Stage, jeton, play};
 
 /// What a run of the program came to.
@@ -50,7 +49,8 @@ fn ends_with(stage: &Stage, answers: bool, end: &str) {
 
 #[test]
 fn the_exit_code_tells_usage_from_failure() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (_bound, free) = ports::nobody();
+    let free = free.to_string();
     for arguments in [
         &[][..],
         &["--bogus"],

@@ -2,12 +2,14 @@
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use osps::client::{Client, ClientError, Control, Input, Limits, Mode, Output, Policy, Step};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
 
+use crate::common::ports;
 use crate::stage::{Side, Stage, jeton, play, stubborn};
 
 /// A limit that is met for certain: nobody answers.
@@ -69,7 +71,8 @@ fn a_type_that_would_break_the_line_is_not_sent() {
 
 #[test]
 fn a_principal_that_is_not_there_is_named() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (_bound, free) = ports::nobody();
+    let free = free.to_string();
     let failed = fails(stubborn(&free), Mode::Plain);
     assert_told(&failed, Step::Connect, &["cannot connect to the principal at", &free, "refused"]);
     let directory = tempfile::tempdir().unwrap();
@@ -204,22 +207,26 @@ fn a_refusal_is_told_in_the_words_of_the_principal() {
     assert_told(&too_many, Step::Request, &["busy: more than 3 connections"]);
 }
 
-/// Gives a job whose port nobody listens on any more.
-fn give_nowhere(control: &mut Side, request: &str, rest: &str) -> u16 {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+/// Gives a job whose port nobody listens on, as long as the socket is held.
+fn give_nowhere(control: &mut Side, request: &str, rest: &str) -> OwnedFd {
+    let (bound, address) = ports::nobody();
     control.hears(request);
-    control.says(&format!("{port}{rest}\n"));
-    port
+    control.says(&format!("{}{rest}\n", address.port()));
+    bound
 }
 
 #[test]
 fn a_secondary_that_is_not_there_is_named() {
     let plain = plainly(|stage| {
-        give_nowhere(&mut stage.control(), "echo\n", "");
+        let mut control = stage.control();
+        let _bound = give_nowhere(&mut control, "echo\n", "");
+        control.waits_until_left();
     });
     assert_told(&plain, Step::Open, &["cannot connect to the secondary at 127.0.0.1:", "refused"]);
     let tracked = tracked(|stage| {
-        give_nowhere(&mut stage.control(), "suivi echo\n", &format!(" {}", jeton(1)));
+        let mut control = stage.control();
+        let _bound = give_nowhere(&mut control, "suivi echo\n", &format!(" {}", jeton(1)));
+        control.waits_until_left();
     });
     assert_told(&tracked, Step::Open, &["cannot connect to the secondary at 127.0.0.1:", "refused"]);
 }

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use osps::client::{Client, ClientError, Input, Mode, Output, Policy, REPLAY_BYTES, Reply, Step};
 
+use crate::common::ports;
 use crate::stage::{Stage, jeton, patient, play};
 
 /// The call succeeds with the second try, after the first failed as the server plays it.
@@ -132,7 +133,7 @@ fn a_secondary_that_nobody_reaches_is_asked_for_again() {
     let server = |stage: &Stage| {
         let mut control = stage.control();
         control.hears("echo\n");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (_bound, free) = ports::nobody();
         control.says(&format!("{}\n", free.port()));
         stage.give(&mut control);
         stage.data().echoes();

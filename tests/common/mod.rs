@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod blows;
+pub mod ports;
 pub mod worker;
 
 use std::fs::{self, File};
