@@ -41,7 +41,9 @@ struct Known {
 pub struct Admission {
     lists: HashMap<Key, Ends>,
     links: Links,
+    /// Grows up to the last entry where a job waited: room for all is set aside.
     known: Vec<Option<Known>>,
+    capacity: u32,
     /// Tracked jobs by request type, in the order in which they were announced. Those that were
     /// taken go when they are the oldest.
     tracked: Vec<VecDeque<JobRef>>,
@@ -51,11 +53,11 @@ impl Admission {
     /// Nothing waits yet in a table of that capacity.
     #[must_use]
     pub fn new(capacity: u32, types: usize) -> Self {
-        let capacity = capacity as usize;
         Self {
             lists: HashMap::new(),
-            links: Links::new(capacity),
-            known: vec![None; capacity],
+            links: Links::new(capacity as usize),
+            known: Vec::with_capacity(capacity as usize),
+            capacity,
             tracked: vec![VecDeque::new(); types],
         }
     }
@@ -64,16 +66,17 @@ impl Admission {
     /// same index is forgotten. An index out of bounds is ignored, and so is a type.
     pub fn add(&mut self, of: JobRef, job: &Job) {
         let known = Known { number: of.number, key: Key::of(job), jeton: job.jeton };
-        let Some(&before) = self.known.get(of.index as usize) else {
-            return;
-        };
-        if before == Some(known) || job.kind >= self.tracked.len() {
+        if of.index >= self.capacity || job.kind >= self.tracked.len() || self.at(of.index) == Some(known) {
             return;
         }
         self.forget(of.index);
         let ends = self.lists.entry(known.key).or_default();
         self.links.push_back(ends, of.index);
-        self.known[of.index as usize] = Some(known);
+        let index = of.index as usize;
+        if self.known.len() <= index {
+            self.known.resize(index + 1, None);
+        }
+        self.known[index] = Some(known);
         if job.jeton.is_some() {
             self.tracked[job.kind].push_back(of);
         }
@@ -103,7 +106,7 @@ impl Admission {
         let found = self
             .links
             .iter(*ends)
-            .find(|&index| self.known[index as usize].is_some_and(|known| known.jeton == Some(jeton)));
+            .find(|&index| self.at(index).is_some_and(|known| known.jeton == Some(jeton)));
         self.take_at(found?)
     }
 
@@ -116,20 +119,24 @@ impl Admission {
     /// Forgets that job: it waits no longer.
     pub fn forget_oldest_tracked(&mut self, kind: TypeIndex) {
         if let Some(job) = self.tracked[kind].pop_front()
-            && self.known[job.index as usize].is_some_and(|known| known.number == job.number)
+            && self.at(job.index).is_some_and(|known| known.number == job.number)
         {
             self.forget(job.index);
         }
     }
 
     fn take_at(&mut self, index: u32) -> Option<JobRef> {
-        let number = self.known.get(index as usize).copied().flatten()?.number;
+        let number = self.at(index)?.number;
         self.forget(index);
         Some(JobRef { index, number })
     }
 
+    fn at(&self, index: u32) -> Option<Known> {
+        self.known.get(index as usize).copied().flatten()
+    }
+
     fn forget(&mut self, index: u32) {
-        let Some(Known { key, .. }) = self.known[index as usize].take() else {
+        let Some(Known { key, .. }) = self.known.get_mut(index as usize).and_then(Option::take) else {
             return;
         };
         if let Some(ends) = self.lists.get_mut(&key) {

@@ -3,7 +3,8 @@
 //! The entries of a job table stand in one list at most: the jobs that wait for a
 //! certain address, or the jobs in the order in which they expire. Linking by
 //! index makes leaving the middle of a list `O(1)` without an allocation, and
-//! memory is bounded by the table.
+//! memory is bounded by the table. Low entries are used first, so it is touched only as far as
+//! there were ever entries in a list; room for all is set aside at the start.
 
 const NONE: u32 = u32::MAX;
 
@@ -14,7 +15,11 @@ struct Link {
     linked: bool,
 }
 
-/// The links of `capacity` entries.
+impl Link {
+    const NOWHERE: Self = Self { previous: NONE, next: NONE, linked: false };
+}
+
+/// The links of the entries of a table.
 #[derive(Debug)]
 pub struct Links {
     links: Vec<Link>,
@@ -51,13 +56,13 @@ impl Links {
     /// Links for entries `0..capacity`, none of them in a list.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { links: vec![Link { previous: NONE, next: NONE, linked: false }; capacity] }
+        Self { links: Vec::with_capacity(capacity) }
     }
 
     /// Whether an entry stands in a list.
     #[must_use]
     pub fn contains(&self, index: u32) -> bool {
-        self.links[index as usize].linked
+        self.links.get(index as usize).is_some_and(|link| link.linked)
     }
 
     /// The entries of a list, first to last.
@@ -70,6 +75,9 @@ impl Links {
     /// Appends an entry that stands in no list.
     pub fn push_back(&mut self, ends: &mut Ends, index: u32) {
         debug_assert!(!self.contains(index), "entry {index} is in a list already");
+        if self.links.len() <= index as usize {
+            self.links.resize(index as usize + 1, Link::NOWHERE);
+        }
         self.links[index as usize] = Link { previous: ends.last, next: NONE, linked: true };
         match ends.last {
             NONE => ends.first = index,

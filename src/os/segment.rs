@@ -12,10 +12,19 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, fallocate};
 
 const WORD_BYTES: usize = size_of::<AtomicU64>();
+
+/// Zero bytes of this process's own, which take no room until they are touched: what malloc(3) gives
+/// may have been used before, and is then zeroed at once.
+///
+/// # Errors
+/// What `mmap(2)` says.
+pub fn scratch(bytes: usize) -> io::Result<MmapMut> {
+    MmapMut::map_anon(bytes)
+}
 
 /// A mapped segment; dereferences to its words.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::process::ExitCode;
 
+use memmap2::MmapMut;
 use mio::Interest;
 use slab::Slab;
 
@@ -35,7 +36,7 @@ use crate::handler::{Handlers, Registry};
 use crate::os::fifo;
 use crate::os::listener::{self, ACCEPTS_PER_TURN, Accepted, Scarcity};
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
-use crate::os::{proc, process};
+use crate::os::{proc, process, segment};
 use crate::page::jobs::JobTable;
 use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, record};
@@ -142,7 +143,7 @@ struct Secondary {
     timers: Timers<Timer>,
     tube: fifo::Reader,
     to_principal: fifo::Writer,
-    buffer: Box<[u8]>,
+    buffer: MmapMut,
     /// Output of the session whose turn it is, before it is sent.
     scratch: Vec<u8>,
     scarcity: Scarcity,
@@ -211,8 +212,8 @@ impl Secondary {
             timers: Timers::default(),
             tube,
             to_principal,
-            // Of fresh memory, which takes no room until it is used.
-            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            buffer: segment::scratch(READ_BYTES)
+                .map_err(|error| Failure::internal("map a buffer", &error))?,
             scratch: Vec::new(),
             scarcity: Scarcity::default(),
         };
