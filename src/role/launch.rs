@@ -14,22 +14,29 @@
 //!
 //! [`Listen::hosts`]: crate::config::Listen::hosts
 //!
+//! A secondary's files are new for each, and making them takes nearly as long as executing a program, so
+//! both are done at once: it finds under number 3 a socket at which it waits for its sheet, its orders, its
+//! page and its tubes, and puts them under their numbers itself.
+//!
 //! Nothing is opened by name: a name may be a successor's by now, or may have been removed
 //! under the running system.
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::core::job::Incarnation;
 use crate::core::name::{Name, Role};
 use crate::exit::{Code, Failure};
-use crate::os::channel::Channel;
+use crate::os::channel::{Channel, Received};
 use crate::os::pidfd::Pidfd;
 use crate::os::process;
 use crate::page::LAYOUT_VERSION;
@@ -40,14 +47,21 @@ use crate::wire::succession::Word;
 const SHEET: RawFd = 3;
 const WATCHDOG: RawFd = 4;
 const INHERITANCE: RawFd = 5;
+const ORDERS: RawFd = 6;
 /// The principal's channel to the watchdog, in every version.
 const CHANNEL: RawFd = 8;
 /// A secondary's own page, and its tubes.
 pub const OWN_PAGE: RawFd = 7;
+const TABLE: RawFd = 8;
 /// `dwtube<n>`.
 pub const TO_SECONDARY: RawFd = 9;
 /// `wdtube<n>`.
 pub const FROM_SECONDARY: RawFd = 10;
+const LISTENERS: RawFd = 11;
+/// What comes to a secondary over the socket.
+const COMES_LATER: [RawFd; 5] = [SHEET, ORDERS, OWN_PAGE, TO_SECONDARY, FROM_SECONDARY];
+/// What a child that was killed has to be gone within.
+const GONE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a server is told at its start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -121,6 +135,10 @@ impl Sheet {
         Self { role: Role::Observer, config, slot: 0, incarnation, ports: Vec::new(), ..self }
     }
 
+    fn to_file(&self) -> io::Result<OwnedFd> {
+        process::file_of("osps-launch-sheet", &serde_json::to_vec(self)?)
+    }
+
     /// The name of the process that this sheet is for.
     #[must_use]
     pub fn name(&self) -> Name {
@@ -166,8 +184,8 @@ impl Inheritance {
     }
 }
 
-/// Starts a server, by another program than this where one is open; `inheritance` has the numbers of the table
-/// above, from 5.
+/// Starts a principal or an observer, by another program than this where one is open; `inheritance` has the numbers
+/// of the table above, from 5.
 ///
 /// # Errors
 /// What `memfd_create(2)`, `fcntl(2)` or `clone(2)` say.
@@ -176,17 +194,86 @@ pub fn spawn(
     sheet: &Sheet,
     watchdog: &Pidfd,
     inheritance: &[BorrowedFd<'_>],
-) -> std::io::Result<Pidfd> {
-    let json = serde_json::to_vec(sheet)?;
-    let file = process::file_of("osps-launch-sheet", &json)?;
+) -> io::Result<Pidfd> {
+    let file = sheet.to_file()?;
     let mut descriptors = vec![(file.as_fd(), SHEET), (watchdog.as_fd(), WATCHDOG)];
     descriptors.extend(inheritance.iter().copied().zip(INHERITANCE..));
-    let role = match sheet.name().role {
-        Role::Principal => vec!["principal".to_owned()],
-        Role::Secondary => vec!["secondary".to_owned(), sheet.slot.to_string()],
-        Role::Observer => vec!["observer".to_owned()],
-    };
-    process::spawn(program, &role, &descriptors)
+    process::spawn(program, &[sheet.role.as_str().to_owned()], &descriptors)
+}
+
+/// A secondary that executes its program, and waits until it is told who it is. Where nobody ever
+/// [tells](Self::tell) it, it is killed.
+#[derive(Debug)]
+pub struct Nascent {
+    socket: Channel,
+    /// `None` once it was told.
+    pidfd: Option<Pidfd>,
+}
+
+/// What a secondary is given that was made for it alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Outfit<'a> {
+    /// The watchdog's orders.
+    pub orders: BorrowedFd<'a>,
+    /// Its page.
+    pub page: BorrowedFd<'a>,
+    /// `dwtube<n>`.
+    pub to_secondary: BorrowedFd<'a>,
+    /// `wdtube<n>`.
+    pub from_secondary: BorrowedFd<'a>,
+}
+
+impl Nascent {
+    /// Starts a secondary with what is there before it.
+    ///
+    /// # Errors
+    /// What `socketpair(2)`, `fcntl(2)` or `clone(2)` say.
+    pub fn start(
+        slot: u16,
+        watchdog: &Pidfd,
+        watchdog_page: BorrowedFd<'_>,
+        table: BorrowedFd<'_>,
+        listeners: &[BorrowedFd<'_>],
+    ) -> io::Result<Self> {
+        let (socket, theirs) = Channel::pair()?;
+        let mut descriptors = vec![
+            (theirs.as_fd(), SHEET),
+            (watchdog.as_fd(), WATCHDOG),
+            (watchdog_page, INHERITANCE),
+            (table, TABLE),
+        ];
+        descriptors.extend(listeners.iter().copied().zip(LISTENERS..));
+        let arguments = [Role::Secondary.as_str().to_owned(), slot.to_string()];
+        let pidfd = process::spawn(None, &arguments, &descriptors)?;
+        Ok(Self { socket, pidfd: Some(pidfd) })
+    }
+
+    /// Tells it who it is. That it may have died is nothing new to whoever watches it.
+    ///
+    /// # Errors
+    /// What `memfd_create(2)` or `sendmsg(2)` say: then it is killed.
+    pub fn tell(mut self, sheet: &Sheet, outfit: Outfit<'_>) -> io::Result<Pidfd> {
+        let file = sheet.to_file()?;
+        let Outfit { orders, page, to_secondary, from_secondary } = outfit;
+        match self.socket.send(b".", &[file.as_fd(), orders, page, to_secondary, from_secondary]) {
+            Err(error) if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Err(error)
+            }
+            _ => Ok(self.pidfd.take().expect("it is told once")),
+        }
+    }
+}
+
+impl Drop for Nascent {
+    fn drop(&mut self) {
+        let Some(child) = self.pidfd.take() else {
+            return;
+        };
+        let killed = child.signal(Signal::KILL);
+        if killed.is_err() || !child.ends_within(GONE_WITHIN) || !matches!(child.reap(), Ok(Some(_))) {
+            log::warn!("pid {} was started in vain and cannot be ended: {killed:?}", child.pid());
+        }
+    }
 }
 
 /// Takes what the parent left under the known numbers, and begins the log.
@@ -194,12 +281,12 @@ pub fn spawn(
 /// # Errors
 /// A [`Failure`] where this process was not started by a watchdog or principal.
 pub fn receive(role: Role) -> Result<Launched, Failure> {
+    // A parent that was short of descriptors when it started us has handed down its limit.
+    let _ = process::raise_descriptor_limit();
     let sheet = read_sheet(role).inspect_err(|failure| refuse(role, failure))?;
     if sheet.name().role != role {
         return Err(Failure::new(Code::Usage, "the launch sheet is for another role"));
     }
-    // A parent that was short of descriptors when it started us has handed down its limit.
-    let _ = process::raise_descriptor_limit();
     let mut inheritance = Inheritance { next: WATCHDOG };
     let watchdog = Pidfd::known(inheritance.take()?, sheet.watchdog);
     parent_lives(&sheet)?;
@@ -221,19 +308,38 @@ fn refuse(role: Role, failure: &Failure) {
 /// # Errors
 /// A [`Failure`] where it has died.
 fn parent_lives(sheet: &Sheet) -> Result<(), Failure> {
-    if process::parent_pid() == sheet.parent {
-        return Ok(());
+    if process::parent_pid() == sheet.parent { Ok(()) } else { Err(orphan()) }
+}
+
+fn orphan() -> Failure {
+    Failure::new(Code::Unavailable, "the parent died during the start")
+}
+
+/// Waits for what comes over the socket, and puts it under its numbers.
+fn receive_outfit() -> Result<(), Failure> {
+    let cannot = |error: io::Error| Failure::internal("receive the launch sheet", &error);
+    let socket = Channel::from(process::inherited(SHEET).map_err(|_| by_hand())?);
+    let received = socket.receive(true);
+    drop(socket);
+    match received {
+        Ok(Received::Packet(_, outfit)) if outfit.len() == COMES_LATER.len() => {
+            process::place(outfit, &COMES_LATER).map_err(cannot)
+        }
+        Ok(Received::End) => Err(orphan()),
+        Err(error) if error.raw_os_error() != Some(Errno::NOTSOCK.raw_os_error()) => Err(cannot(error)),
+        Ok(_) | Err(_) => Err(by_hand()),
     }
-    Err(Failure::new(Code::Unavailable, "the parent died during the start"))
+}
+
+fn by_hand() -> Failure {
+    let message = "principal and secondaries are started by the watchdog: run \"osps\" without a role";
+    Failure::new(Code::Usage, message)
 }
 
 fn read_sheet(role: Role) -> Result<Sheet, Failure> {
-    let by_hand = || {
-        Failure::new(
-            Code::Usage,
-            "principal and secondaries are started by the watchdog: run \"osps\" without a role",
-        )
-    };
+    if role == Role::Secondary {
+        receive_outfit()?;
+    }
     let mut json = Vec::new();
     let mut file = File::from(process::inherited(SHEET).map_err(|_| by_hand())?);
     // What fails for want of something is no reason to say that this server cannot start.

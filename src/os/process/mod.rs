@@ -11,7 +11,7 @@ mod command;
 use std::ffi::{CStr, CString, OsString, c_char};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{
     Resource, Rlimit, geteuid, getpid, getppid, getrlimit, set_child_subreaper,
@@ -28,7 +28,7 @@ use rustix::process::{
 };
 use rustix::thread::gettid;
 
-pub use birth::spawn;
+pub use birth::{spawn, tidy_up};
 pub use command::{Command, Identity, NotStarted, Plan};
 
 /// Signals that a terminal sends to every process at once: the watchdog alone decides.
@@ -209,6 +209,26 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
             Err(error.into())
         }
     }
+}
+
+/// Gives each descriptor the number beside it, as if this process had been started with it.
+///
+/// # Errors
+/// What `fcntl(2)` and `dup3(2)` say; `AlreadyExists` where something is open under such a number.
+pub fn place(descriptors: Vec<OwnedFd>, numbers: &[RawFd]) -> io::Result<()> {
+    let above = numbers.iter().fold(libc::STDERR_FILENO, |highest, &number| highest.max(number)) + 1;
+    // First all of them out of the way of one another.
+    let moved = descriptors.into_iter().map(|fd| Ok(fcntl_dupfd_cloexec(&fd, above)?));
+    let moved = moved.collect::<io::Result<Vec<OwnedFd>>>()?;
+    for (fd, &number) in moved.iter().zip(numbers) {
+        // SAFETY: asks only whether the number is free.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } != -1 {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        // SAFETY: the number is free, so nobody in this process owns what would be closed.
+        Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) })?;
+    }
+    Ok(())
 }
 
 /// Sets the name that `ps -o comm` and `top` show; the kernel keeps 15 bytes.

@@ -15,17 +15,17 @@ use crate::core::name::Name;
 use crate::core::slots::Action;
 use crate::os::fifo::{self, Reader, Writer};
 use crate::os::pidfd::Pidfd;
-use crate::os::proc;
 use crate::os::reactor::{Handle, Progress};
 use crate::os::rundir;
+use crate::os::{proc, process};
 use crate::page::record::Condition;
 use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, PageError};
 use crate::role::access::AccessRecord;
-use crate::role::launch;
+use crate::role::launch::{Nascent, Outfit};
 use crate::role::principal::kills::Blocked;
 use crate::role::principal::obituaries::{Deceased, answered_at, reap};
-use crate::role::principal::slot::{Predecessor, Server};
+use crate::role::principal::slot::{Predecessor, Server, Slot};
 use crate::role::principal::{Key, Principal, number};
 use crate::wire::client::{Refusal, TypeIndex};
 use crate::wire::tube::Command;
@@ -153,6 +153,13 @@ impl Principal {
         incarnation: Incarnation,
     ) -> Result<Server, String> {
         let number = number(slot);
+        let kinds = self.kinds_served(slot);
+        let Slot { table, listeners, .. } = &self.slots[slot];
+        let listeners =
+            kinds.iter().flat_map(|&kind| &listeners[kind]).map(TcpListener::as_fd).collect::<Vec<_>>();
+        let watchdog = self.liveness.watchdog();
+        let nascent = Nascent::start(number, watchdog, self.watchdog_page.as_fd(), table.as_fd(), &listeners)
+            .map_err(|error| error.to_string())?;
         self.make_files(slot).map_err(|error| error.to_string())?;
         let open = |path: PathBuf| {
             fifo::open_end(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))
@@ -165,16 +172,11 @@ impl Principal {
             open(self.rundir.to_secondary(number))?,
             open(self.rundir.from_secondary(number))?,
         ];
-        let [orders, page, to_them, from_them] = theirs.each_ref().map(File::as_fd);
-        let table = self.slots[slot].table.as_fd();
-        let mut inheritance = vec![self.watchdog_page.as_fd(), orders, page, table, to_them, from_them];
-        let kinds = self.kinds_served(slot);
-        let listeners = kinds.iter().flat_map(|&kind| &self.slots[slot].listeners[kind]);
-        inheritance.extend(listeners.map(TcpListener::as_fd));
-        let sheet = self.sheet.for_secondary(number, incarnation, kinds);
         let page = SecondaryPage::attach(&theirs[1], Access::ReadOnly).map_err(|error| error.to_string())?;
-        let mut pidfd = launch::spawn(None, &sheet, self.liveness.watchdog(), &inheritance)
-            .map_err(|error| error.to_string())?;
+        let [orders, own_page, to_secondary, from_secondary] = theirs.each_ref().map(File::as_fd);
+        let outfit = Outfit { orders, page: own_page, to_secondary, from_secondary };
+        let sheet = self.sheet.for_secondary(number, incarnation, kinds);
+        let mut pidfd = nascent.tell(&sheet, outfit).map_err(|error| error.to_string())?;
         watch_end(reactor, &mut pidfd, slot, incarnation);
         watch_tube(reactor, &mut tube, slot, incarnation);
         Ok(Server { incarnation, pidfd, page, tube, writer, killed: None })
@@ -253,7 +255,10 @@ impl Principal {
         let now = reactor.now();
         log::debug!("secondary {}.{incarnation}: {command:?}", number(slot));
         match command {
-            Command::Ready => self.core.handle_ready(now, slot, incarnation),
+            Command::Ready => {
+                process::tidy_up();
+                self.core.handle_ready(now, slot, incarnation);
+            }
             Command::Draining => self.core.handle_draining(now, slot, incarnation),
             Command::Recycling => self.core.handle_recycling(now, slot, incarnation),
             Command::Debut(job) => self.core.handle_debut(slot, job),

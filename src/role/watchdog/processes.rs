@@ -13,6 +13,7 @@ use crate::os::clock;
 use crate::os::log::KILL;
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::proc::{self, CpuClock};
+use crate::os::process;
 use crate::os::reactor::Handle;
 use crate::page::obituary::{Condition as KillCondition, Obituary};
 use crate::page::record::{Condition, Record};
@@ -146,6 +147,7 @@ impl Watchdog {
         let was_ready = self.tree.is_ready(name);
         let is_ready = !matches!(record.condition, Condition::None | Condition::Starting);
         if !was_ready && is_ready {
+            process::tidy_up();
             self.tree.handle_ready(now, name);
             self.tell_health(index, name, Verdict::Healthy);
             self.announce_ready(index);
