@@ -99,7 +99,15 @@ impl Channel {
     /// # Errors
     /// What `recvmsg(2)` says; also where descriptors were lost because none was free here.
     pub fn receive(&self, wait: bool) -> io::Result<Received> {
-        let mut bytes = vec![0; PACKET_BYTES + 1];
+        self.receive_within(PACKET_BYTES, wait)
+    }
+
+    /// The same for a packet of so many bytes at most.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`], and where it is longer.
+    pub fn receive_within(&self, length: usize, wait: bool) -> io::Result<Received> {
+        let mut bytes = vec![0; length + 1];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_PACKET))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };

@@ -58,6 +58,8 @@ pub const TO_SECONDARY: RawFd = 9;
 /// `wdtube<n>`.
 pub const FROM_SECONDARY: RawFd = 10;
 const LISTENERS: RawFd = 11;
+/// The packet that the descriptors come with: none is without a byte (unix(7)).
+const OUTFIT: &[u8] = b".";
 /// What comes to a secondary over the socket.
 const COMES_LATER: [RawFd; 5] = [SHEET, ORDERS, OWN_PAGE, TO_SECONDARY, FROM_SECONDARY];
 /// What a child that was killed has to be gone within.
@@ -255,7 +257,7 @@ impl Nascent {
     pub fn tell(mut self, sheet: &Sheet, outfit: Outfit<'_>) -> io::Result<Pidfd> {
         let file = sheet.to_file()?;
         let Outfit { orders, page, to_secondary, from_secondary } = outfit;
-        match self.socket.send(b".", &[file.as_fd(), orders, page, to_secondary, from_secondary]) {
+        match self.socket.send(OUTFIT, &[file.as_fd(), orders, page, to_secondary, from_secondary]) {
             Err(error) if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
                 Err(error)
             }
@@ -319,7 +321,7 @@ fn orphan() -> Failure {
 fn receive_outfit() -> Result<(), Failure> {
     let cannot = |error: io::Error| Failure::internal("receive the launch sheet", &error);
     let socket = Channel::from(process::inherited(SHEET).map_err(|_| by_hand())?);
-    let received = socket.receive(true);
+    let received = socket.receive_within(OUTFIT.len(), true);
     drop(socket);
     match received {
         Ok(Received::Packet(_, outfit)) if outfit.len() == COMES_LATER.len() => {

@@ -117,6 +117,21 @@ impl Principal {
         }
     }
 
+    /// What the turn has produced.
+    pub(super) fn work_off(&mut self, reactor: &mut Handle<Key>) {
+        self.carry_out(reactor);
+        self.serve_waiting(reactor);
+        self.let_in(reactor.now());
+        self.core.finish_turn(reactor.now());
+        self.offer_what_is_fresh();
+        self.carry_out(reactor);
+        self.flush_tubes(reactor);
+        self.answer_clients(reactor);
+        self.make_room(reactor);
+        self.tell_connections();
+        self.leave_if_asked(reactor);
+    }
+
     /// A job has ended that no secondary can tell of.
     fn tell_of(&self, slot: usize, job: &Ended) {
         if crate::os::log::tells_access() {
@@ -135,7 +150,7 @@ impl Principal {
                     self.page().count_restart(number);
                 }
                 self.slots[slot].current = Some(server);
-                self.liveness.ring();
+                self.has_news = true;
             }
             Err(error) => {
                 if self.slots[slot].start_trouble.is_news(reactor.now()) {
@@ -327,7 +342,7 @@ impl Principal {
         let answered_at = answered_at(&page, incarnation);
         let deceased = Deceased { incarnation, pidfd, exit, answered_at, killed, recycled: false };
         self.enter_death(reactor, slot, deceased);
-        self.liveness.ring();
+        self.has_news = true;
         (page, tube, writer)
     }
 
@@ -394,7 +409,7 @@ impl Principal {
         if self.page().slot(number(slot)).start_time == 0 {
             // It could not be read when the process was started: the watchdog knows it by that.
             self.page().occupy(number(slot), incarnation, pid, record.start_time);
-            self.liveness.ring();
+            self.has_news = true;
         }
         match record.condition {
             Condition::Ready => self.core.handle_ready(reactor.now(), slot, incarnation),
