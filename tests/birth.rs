@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::fs;
 use std::io::Write;
 
 use common::{REQUESTS, System, connect, eventually, recv, request, say};
@@ -33,6 +34,13 @@ fn next_stop(pid: Pid) -> WaitStatus {
 /// Holds the next child of `parent` back before it has executed one instruction of its own, as a
 /// debugger does, and lets go of the parent: the pid of the child, which is traced.
 fn hold_next_child(parent: u32, provoke: impl FnOnce()) -> u32 {
+    let child = hold_next_birth(parent, provoke);
+    ptrace::detach(raw(parent), None).unwrap();
+    child
+}
+
+/// The same, and holds the parent, too.
+fn hold_next_birth(parent: u32, provoke: impl FnOnce()) -> u32 {
     let parent = raw(parent);
     ptrace::seize(parent, Options::PTRACE_O_TRACEFORK).unwrap();
     provoke();
@@ -47,7 +55,6 @@ fn hold_next_child(parent: u32, provoke: impl FnOnce()) -> u32 {
     }
     let child = u32::try_from(ptrace::getevent(parent).unwrap()).unwrap();
     next_stop(raw(child));
-    ptrace::detach(parent, None).unwrap();
     child
 }
 
@@ -143,4 +150,41 @@ fn a_start_after_a_crash_is_not_hindered_by_a_child_that_was_held_back_before_ex
         eventually("that nobody survives", || (!system.has_survivors()).then_some(()));
         assert_eq!(system.stop().code(), Some(0), "slot {slot}");
     }
+}
+
+#[test]
+fn a_secondary_that_was_not_told_yet_who_it_is_ends_with_its_principal() {
+    let mut system = System::start("secondaries = 2", &format!("{START_WITHIN}{REQUESTS}"));
+    let (principal, secondary) = (system.pid(0), system.pid(1));
+    let child = hold_next_birth(principal, || system.signal(secondary, Signal::SIGKILL));
+    ptrace::detach(raw(child), None).unwrap();
+    eventually("a secondary that waits", || {
+        let arguments = fs::read(format!("/proc/{child}/cmdline")).unwrap();
+        (arguments.starts_with(b"osps\0secondary") && proc::stat(child).unwrap().letter == 'S').then_some(())
+    });
+    system.signal(principal, Signal::SIGKILL);
+    assert!(matches!(next_stop(raw(principal)), WaitStatus::Signaled(..)));
+    replaced(&system, 0, principal);
+    replaced(&system, 1, child);
+    assert_eq!(system.stop().code(), Some(0));
+    assert!(!system.has_processes());
+}
+
+#[test]
+fn a_secondary_whose_files_cannot_be_made_was_never_anybody() {
+    let mut system = System::start("secondaries = 2", REQUESTS);
+    let (principal, secondary) = (system.pid(0), system.pid(1));
+    let tube = system.rundir().join("wdtube1");
+    fs::remove_file(&tube).unwrap();
+    fs::create_dir(&tube).unwrap();
+    system.signal(secondary, Signal::SIGKILL);
+    let failures = || system.log().matches("cannot start secondary 1.").count();
+    eventually("a start that fails", || (failures() > 0).then_some(()));
+    let children = || fs::read_to_string(format!("/proc/{principal}/task/{principal}/children")).unwrap();
+    eventually("the end of who was started", || (children().split_whitespace().count() == 1).then_some(()));
+    assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x", "the other serves");
+    fs::remove_dir(&tube).unwrap();
+    replaced(&system, 1, secondary);
+    system.books_are_exact();
+    assert_eq!(system.stop().code(), Some(0));
 }
