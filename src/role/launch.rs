@@ -15,8 +15,8 @@
 //! [`Listen::hosts`]: crate::config::Listen::hosts
 //!
 //! A secondary's files are new for each, and making them takes nearly as long as executing a program, so
-//! both are done at once: it finds under number 3 a socket at which it waits for its sheet, its orders, its
-//! page and its tubes, and puts them under their numbers itself.
+//! both are done at once: it finds a socket under the numbers of its sheet, its orders, its page and its tubes, at
+//! which it waits for these, and puts them there itself.
 //!
 //! Nothing is opened by name: a name may be a successor's by now, or may have been removed
 //! under the running system.
@@ -26,10 +26,8 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -62,8 +60,6 @@ const LISTENERS: RawFd = 11;
 const OUTFIT: &[u8] = b".";
 /// What comes to a secondary over the socket.
 const COMES_LATER: [RawFd; 5] = [SHEET, ORDERS, OWN_PAGE, TO_SECONDARY, FROM_SECONDARY];
-/// What a child that was killed has to be gone within.
-const GONE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a server is told at its start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -203,13 +199,12 @@ pub fn spawn(
     process::spawn(program, &[sheet.role.as_str().to_owned()], &descriptors)
 }
 
-/// A secondary that executes its program, and waits until it is told who it is. Where nobody ever
-/// [tells](Self::tell) it, it is killed.
+/// A secondary that executes its program, and waits until it is told who it is.
 #[derive(Debug)]
 pub struct Nascent {
     socket: Channel,
-    /// `None` once it was told.
-    pidfd: Option<Pidfd>,
+    /// The process. Whoever does not [tell](Self::tell) it anything has to kill and to reap it.
+    pub pidfd: Pidfd,
 }
 
 /// What a secondary is given that was made for it alone.
@@ -238,43 +233,32 @@ impl Nascent {
         listeners: &[BorrowedFd<'_>],
     ) -> io::Result<Self> {
         let (socket, theirs) = Channel::pair()?;
-        let mut descriptors = vec![
-            (theirs.as_fd(), SHEET),
-            (watchdog.as_fd(), WATCHDOG),
-            (watchdog_page, INHERITANCE),
-            (table, TABLE),
-        ];
+        // Under all these numbers, so that nothing else gets them meanwhile.
+        let mut descriptors = COMES_LATER.map(|number| (theirs.as_fd(), number)).to_vec();
+        descriptors.extend([(watchdog.as_fd(), WATCHDOG), (watchdog_page, INHERITANCE), (table, TABLE)]);
         descriptors.extend(listeners.iter().copied().zip(LISTENERS..));
         let arguments = [Role::Secondary.as_str().to_owned(), slot.to_string()];
         let pidfd = process::spawn(None, &arguments, &descriptors)?;
-        Ok(Self { socket, pidfd: Some(pidfd) })
+        Ok(Self { socket, pidfd })
     }
 
     /// Tells it who it is. That it may have died is nothing new to whoever watches it.
     ///
     /// # Errors
-    /// What `memfd_create(2)` or `sendmsg(2)` say: then it is killed.
-    pub fn tell(mut self, sheet: &Sheet, outfit: Outfit<'_>) -> io::Result<Pidfd> {
+    /// What `memfd_create(2)` or `sendmsg(2)` say.
+    pub fn tell(&self, sheet: &Sheet, outfit: Outfit<'_>) -> io::Result<()> {
         let file = sheet.to_file()?;
         let Outfit { orders, page, to_secondary, from_secondary } = outfit;
-        match self.socket.send(OUTFIT, &[file.as_fd(), orders, page, to_secondary, from_secondary]) {
-            Err(error) if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
-                Err(error)
+        let sent = self.socket.send(OUTFIT, &[file.as_fd(), orders, page, to_secondary, from_secondary]);
+        sent.or_else(|error| match error.kind() {
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused => Ok(()),
+            ErrorKind::WouldBlock => {
+                let many =
+                    "too many descriptors of this user are on their way to others (ETOOMANYREFS, unix(7))";
+                Err(io::Error::other(many))
             }
-            _ => Ok(self.pidfd.take().expect("it is told once")),
-        }
-    }
-}
-
-impl Drop for Nascent {
-    fn drop(&mut self) {
-        let Some(child) = self.pidfd.take() else {
-            return;
-        };
-        let killed = child.signal(Signal::KILL);
-        if killed.is_err() || !child.ends_within(GONE_WITHIN) || !matches!(child.reap(), Ok(Some(_))) {
-            log::warn!("pid {} was started in vain and cannot be ended: {killed:?}", child.pid());
-        }
+            _ => Err(error),
+        })
     }
 }
 

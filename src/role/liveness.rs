@@ -22,6 +22,8 @@ pub struct Liveness {
     orders: Reader,
     /// Where the watchdog writes this server's probe numbers; looked up at the first probe.
     record: Option<RecordIndex>,
+    /// The watchdog is to look, at the end of the turn.
+    ring_is_due: bool,
 }
 
 impl Liveness {
@@ -41,7 +43,7 @@ impl Liveness {
         record::introduce(page, name.incarnation, pid, stat.start_time);
         let watchdog_page = WatchdogPage::attach(watchdog_page, Access::ReadOnly)
             .map_err(|error| Failure::internal("attach", &error))?;
-        let liveness = Self { name, watchdog, watchdog_page, orders, record: None };
+        let liveness = Self { name, watchdog, watchdog_page, orders, record: None, ring_is_due: false };
         liveness.log_as_told();
         Ok(liveness)
     }
@@ -97,6 +99,18 @@ impl Liveness {
     pub fn ring(&self) {
         if let Err(error) = self.watchdog.signal(Signal::USR2) {
             log::warn!("cannot signal the watchdog: {error}");
+        }
+    }
+
+    /// The same, when the turn is over.
+    pub fn ring_later(&mut self) {
+        self.ring_is_due = true;
+    }
+
+    /// The turn is over.
+    pub fn ring_if_due(&mut self) {
+        if std::mem::take(&mut self.ring_is_due) {
+            self.ring();
         }
     }
 

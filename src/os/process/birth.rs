@@ -7,13 +7,13 @@ use std::ffi::{CString, OsString, c_int, c_void};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use memmap2::MmapMut;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Pid, getpid, getppid, set_parent_process_death_signal};
@@ -21,14 +21,15 @@ use syscalls::{Sysno, syscall};
 
 use crate::exit::Code;
 use crate::os::pidfd::Pidfd;
-use crate::os::process::{HELD_SIGNALS, Strings, VARIABLES_OF_SERVICE_MANAGER, reset_dispositions};
+use crate::os::process::command::SIGSET_BYTES;
+use crate::os::process::{KEPT_SIGNALS, Strings, TERMINAL_SIGNALS, VARIABLES_OF_SERVICE_MANAGER};
 use crate::os::segment;
 
 /// Starts this program again with `arguments`, or the one that is open as `program`; each descriptor gets
 /// the number beside it, all others are closed, and standard input is empty. `argv[0]` is `osps`, so that `ps`
 /// shows `osps secondary 2`. Its environment is ours, without what a service manager has said to us.
 ///
-/// The child starts with the signals above held back until a loop reads them, ignores the
+/// The child starts with every signal held back until its loop takes them over, will ignore the
 /// terminal's, and is killed when this process dies, until it says that SIGTERM will do
 /// ([`die_gently_with_parent`](super::die_gently_with_parent)). Where it cannot execute the program, it says so on standard
 /// error and ends with [`Code::System`].
@@ -42,7 +43,8 @@ pub fn spawn(
 ) -> io::Result<Pidfd> {
     let out_of_the_way = Moved::prepare(program, descriptors)?;
     let cradle = Cradle::new(Birth::prepare(&out_of_the_way, arguments)?)?;
-    // A signal for us must not end the child.
+    // A signal for us must not end the child. Nor shall one of its own before it has left our memory: old kernels (before
+    // 5.16) end all who share it when one of them dumps core.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let child = cradle.bear();
     // It cannot fail: the mask is one that the kernel has given us.
@@ -74,8 +76,8 @@ struct Cradle(NonNull<Inside>);
 struct Inside {
     birth: Birth,
     stack: MmapMut,
-    /// The child's thread id, which the kernel makes zero when the child gives this memory up: when it has executed
-    /// its program or has ended (`CLONE_CHILD_CLEARTID`; set_tid_address(2)).
+    /// Not zero until the child gives this memory up: the kernel makes it zero when it has executed its
+    /// program or has ended (set_tid_address(2)).
     inhabited: AtomicI32,
 }
 
@@ -89,7 +91,7 @@ impl Cradle {
     /// A child, and a pidfd of it in one step: where there is no descriptor left, there is no child either.
     /// `clone3(2)` would do as well, but containers often forbid it, for their filters cannot look into its arguments.
     fn bear(&self) -> io::Result<Pidfd> {
-        let flags = libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
         let inside = self.0.as_ptr();
         let mut pidfd: RawFd = -1;
         // SAFETY: `inside` was leaked by `new` and is freed by `drop` only when no child lives there. The stack
@@ -100,8 +102,7 @@ impl Cradle {
         let child = unsafe {
             (*inside).inhabited.store(1, Ordering::Relaxed);
             let stack = (*inside).stack.as_mut_ptr().add(STACK_BYTES);
-            let (tls, tid) = (ptr::null_mut::<c_void>(), (*inside).inhabited.as_ptr());
-            libc::clone(live, stack.cast(), flags, inside.cast(), &raw mut pidfd, tls, tid)
+            libc::clone(live, stack.cast(), flags, inside.cast(), &raw mut pidfd)
         };
         let Ok(child) = u32::try_from(child) else {
             let error = io::Error::last_os_error();
@@ -132,7 +133,13 @@ impl Drop for Cradle {
 /// The child begins here.
 extern "C" fn live(inside: *mut c_void) -> c_int {
     // SAFETY: it is what was given to clone(2), and stays until the child has left it; nobody writes to its `birth`.
-    let birth = unsafe { &(*inside.cast::<Inside>()).birth };
+    // The system call cannot fail. `CLONE_CHILD_CLEARTID` would say the same, but musl's clone(3) refuses it; a child
+    // that is killed before it comes here leaves its cradle behind for ever.
+    let birth = unsafe {
+        let inside = inside.cast::<Inside>();
+        let _ = syscall!(Sysno::set_tid_address, (*inside).inhabited.as_ptr());
+        &(*inside).birth
+    };
     birth.live()
 }
 
@@ -184,7 +191,6 @@ struct Birth {
     /// Numbers below `highest` that the child shall not find open.
     gaps: Vec<RawFd>,
     highest: RawFd,
-    held: SigSet,
 }
 
 /// What failed, in words that follow "cannot".
@@ -216,13 +222,11 @@ impl Birth {
             descriptors,
             gaps,
             highest: moved.highest,
-            held: HELD_SIGNALS.into_iter().collect(),
         })
     }
 
-    /// What the child does. Between clone and exec only async-signal-safe things (signal-safety(7)): system calls
-    /// and arithmetic, no allocation, no lock, no panic. Those that may fail bypass the C library, whose `errno` is
-    /// the parent's, too.
+    /// What the child does. Between clone and exec only system calls and arithmetic, no allocation, no lock, no
+    /// panic; and past the C library, whose `errno`, locks and notion of a thread are the parent's, too.
     fn live(&self) -> ! {
         let Err((step, error)) = self.execute();
         last_words(step, error);
@@ -242,9 +246,7 @@ impl Birth {
             return Err(("start: the parent has died", Errno::ESRCH));
         }
         self.take_descriptors().map_err(raw("take its descriptors"))?;
-        reset_dispositions().map_err(|error| ("reset its signals", error))?;
-        // Exactly these, whatever was blocked by whoever started the watchdog.
-        self.held.thread_set_mask().map_err(|error| ("hold signals back", error))?;
+        reset_dispositions().map_err(raw("reset its signals"))?;
         if let Some(number) = self.program {
             // SAFETY: the descriptor was put there right before; the program itself need not find it open.
             unsafe { syscall!(Sysno::fcntl, number, libc::F_SETFD, libc::FD_CLOEXEC) }
@@ -278,6 +280,28 @@ impl Birth {
         Ok(())
     }
 }
+
+/// Ignores the terminal's signals and undoes what a parent of ours may have ignored: a
+/// SIGCHLD that is ignored reaps children behind our back. Only ignored signals survive
+/// `execve(2)`; handlers become defaults there.
+fn reset_dispositions() -> Result<(), syscalls::Errno> {
+    for number in 1..=libc::SIGSYS {
+        let is_among = |signals: &[Signal]| signals.iter().any(|&signal| signal as c_int == number);
+        if is_among(&KEPT_SIGNALS) {
+            continue;
+        }
+        // The kernel's `struct sigaction`, which is longer than that nowhere: no flags, no mask.
+        let mut action = [0_usize; 16];
+        action[HANDLER] = if is_among(&TERMINAL_SIGNALS) { libc::SIG_IGN } else { libc::SIG_DFL };
+        // SAFETY: the disposition is "ignore" or "default": no code of ours runs in a handler. The child has a
+        // table of dispositions of its own (no CLONE_SIGHAND).
+        unsafe { syscall!(Sysno::rt_sigaction, number, action.as_ptr(), 0, SIGSET_BYTES) }?;
+    }
+    Ok(())
+}
+
+/// Which word of the kernel's `struct sigaction` is the handler.
+const HANDLER: usize = if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 1 } else { 0 };
 
 /// One line on standard error, if it takes one at once: nobody waits for a paused pager.
 fn last_words(step: &str, error: Errno) {

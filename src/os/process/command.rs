@@ -25,7 +25,7 @@ use crate::os::process::Strings;
 /// More than the child's few system calls need.
 const STACK_WORDS: usize = 8 * 1024;
 /// The size of the kernel's set of signals.
-const SIGSET_BYTES: usize = 8;
+pub(super) const SIGSET_BYTES: usize = 8;
 
 /// What a command is started with each time.
 #[derive(Debug)]

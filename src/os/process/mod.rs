@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{
     Resource, Rlimit, geteuid, getpid, getppid, getrlimit, set_child_subreaper,
@@ -33,8 +33,6 @@ pub use command::{Command, Identity, NotStarted, Plan};
 
 /// Signals that a terminal sends to every process at once: the watchdog alone decides.
 const TERMINAL_SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
-/// Signals that must not arrive before a loop reads them.
-const HELD_SIGNALS: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM];
 /// Signals that nobody here uses: of timers, I/O and power. SIGUSR1 and SIGUSR2 are among them until
 /// a loop takes them over.
 const STRANGE_SIGNALS: [Signal; 8] = [
@@ -88,17 +86,6 @@ impl Strings {
         let own = self.pointers.len() - 1;
         self.pointers[..own].iter().chain(&others.pointers).copied().collect()
     }
-}
-
-/// Ignores the terminal's signals and undoes what a parent of ours may have ignored: a
-/// SIGCHLD that is ignored reaps children behind our back. Only ignored signals survive
-/// `execve(2)`; handlers become defaults there.
-fn reset_dispositions() -> Result<(), Errno> {
-    for signal in Signal::iterator().filter(|signal| !KEPT_SIGNALS.contains(signal)) {
-        let ignored = TERMINAL_SIGNALS.contains(&signal);
-        disposition(signal, if ignored { SigHandler::SigIgn } else { SigHandler::SigDfl })?;
-    }
-    Ok(())
 }
 
 /// Ignores what would end a process by default although nobody has a reason to send it. To be called
@@ -211,21 +198,13 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     }
 }
 
-/// Gives each descriptor the number beside it, as if this process had been started with it.
+/// Gives each descriptor the number beside it, under which this process was started with another.
 ///
 /// # Errors
-/// What `fcntl(2)` and `dup3(2)` say; `AlreadyExists` where something is open under such a number.
+/// What `dup3(2)` says.
 pub fn place(descriptors: Vec<OwnedFd>, numbers: &[RawFd]) -> io::Result<()> {
-    let above = numbers.iter().fold(libc::STDERR_FILENO, |highest, &number| highest.max(number)) + 1;
-    // First all of them out of the way of one another.
-    let moved = descriptors.into_iter().map(|fd| Ok(fcntl_dupfd_cloexec(&fd, above)?));
-    let moved = moved.collect::<io::Result<Vec<OwnedFd>>>()?;
-    for (fd, &number) in moved.iter().zip(numbers) {
-        // SAFETY: asks only whether the number is free.
-        if unsafe { libc::fcntl(number, libc::F_GETFD) } != -1 {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        // SAFETY: the number is free, so nobody in this process owns what would be closed.
+    for (fd, &number) in descriptors.iter().zip(numbers) {
+        // SAFETY: what is there was kept free for this by the parent, and nobody in this process has taken it.
         Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) })?;
     }
     Ok(())

@@ -105,8 +105,6 @@ struct Principal {
     host: Host,
     rundir: Rundir,
     liveness: Liveness,
-    /// The watchdog is to look at the shared memory.
-    has_news: bool,
     /// Who is in the slots, and which jobs they have.
     core: Slots<Books>,
     /// To the watchdog, for what comes with descriptors.
@@ -141,6 +139,8 @@ struct Principal {
     reconcile_next: usize,
     /// Dead secondaries that could not be reaped yet.
     unreaped: Vec<(Pidfd, Obituary)>,
+    /// Secondaries that were started, but not told who they are: killed, and not reaped yet.
+    stillborn: Vec<Pidfd>,
     /// A stop has lasted too long: whoever is left was killed for that.
     kills_all: bool,
     /// Commands whose secondary has died, until they have ended, too.
@@ -200,19 +200,17 @@ impl Principal {
         let page = books.page().page();
         let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page)?;
         let door = Door::new(&config, sheet.parking_places, books.page().connections());
+        let resting = sheet.resting.iter().copied().chain(config.secondaries + 1..=sheet.slots);
         let mut principal = Self {
             types: offered(&sheet, sheet.succeeds),
             core: Slots::new(books, slots.len(), settings(&config), u64::from(std::process::id()))
                 .with_limits(config.request.iter().map(config::Request::session_limit))
-                .with_resting(
-                    sheet.resting.iter().copied().chain(config.secondaries + 1..=sheet.slots).map(index),
-                ),
+                .with_resting(resting.map(index)),
             host: host(&config),
             rundir: launch::rundir(&sheet),
             sheet,
             config,
             liveness,
-            has_news: false,
             watchdog_page,
             channel,
             leaving: Leaving::No,
@@ -232,6 +230,7 @@ impl Principal {
             reconcile_next: 0,
             families: Vec::new(),
             unreaped: Vec::new(),
+            stillborn: Vec::new(),
             kills_all: false,
             timers: Timers::default(),
         };
@@ -483,8 +482,6 @@ impl Role for Principal {
             self.work_off(reactor);
         }
         // Once, and last: woken before, the watchdog takes the core that a child is to start on.
-        if std::mem::take(&mut self.has_news) {
-            self.liveness.ring();
-        }
+        self.liveness.ring_if_due();
     }
 }

@@ -94,8 +94,9 @@ impl Principal {
         self.page().obituaries().push(&obituary);
     }
 
-    /// Reaps those whose tracers had to be told first.
+    /// Reaps those whose tracers had to be told first, and those who never were anybody.
     pub(super) fn reap_the_rest(&mut self) {
+        self.stillborn.retain(|pidfd| reap(pidfd).is_none());
         for (pidfd, obituary) in std::mem::take(&mut self.unreaped) {
             match reap(&pidfd) {
                 Some(exit) => self.publish(obituary, exit, false),

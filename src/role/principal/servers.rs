@@ -6,6 +6,7 @@ use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Admission;
@@ -150,7 +151,7 @@ impl Principal {
                     self.page().count_restart(number);
                 }
                 self.slots[slot].current = Some(server);
-                self.has_news = true;
+                self.liveness.ring_later();
             }
             Err(error) => {
                 if self.slots[slot].start_trouble.is_news(reactor.now()) {
@@ -162,7 +163,7 @@ impl Principal {
     }
 
     fn spawn(
-        &self,
+        &mut self,
         reactor: &mut Handle<Key>,
         slot: usize,
         incarnation: Incarnation,
@@ -175,11 +176,35 @@ impl Principal {
         let watchdog = self.liveness.watchdog();
         let nascent = Nascent::start(number, watchdog, self.watchdog_page.as_fd(), table.as_fd(), &listeners)
             .map_err(|error| error.to_string())?;
+        match self.equip(&nascent, slot, incarnation, kinds) {
+            Ok((page, mut tube, writer)) => {
+                let mut pidfd = nascent.pidfd;
+                watch_end(reactor, &mut pidfd, slot, incarnation);
+                watch_tube(reactor, &mut tube, slot, incarnation);
+                Ok(Server { incarnation, pidfd, page, tube, writer, killed: None })
+            }
+            Err(error) => {
+                let _ = nascent.pidfd.signal(Signal::KILL);
+                self.stillborn.push(nascent.pidfd);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the files of a secondary, and tells it who it is.
+    fn equip(
+        &self,
+        nascent: &Nascent,
+        slot: usize,
+        incarnation: Incarnation,
+        kinds: Vec<TypeIndex>,
+    ) -> Result<(SecondaryPage, Reader, Writer), String> {
+        let number = number(slot);
         self.make_files(slot).map_err(|error| error.to_string())?;
         let open = |path: PathBuf| {
             fifo::open_end(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))
         };
-        let mut tube = Reader::from(open(self.rundir.from_secondary(number))?);
+        let tube = Reader::from(open(self.rundir.from_secondary(number))?);
         let writer = Writer::from(open(self.rundir.to_secondary(number))?);
         let theirs = [
             open(self.rundir.secondary_orders(number))?,
@@ -191,10 +216,8 @@ impl Principal {
         let [orders, own_page, to_secondary, from_secondary] = theirs.each_ref().map(File::as_fd);
         let outfit = Outfit { orders, page: own_page, to_secondary, from_secondary };
         let sheet = self.sheet.for_secondary(number, incarnation, kinds);
-        let mut pidfd = nascent.tell(&sheet, outfit).map_err(|error| error.to_string())?;
-        watch_end(reactor, &mut pidfd, slot, incarnation);
-        watch_tube(reactor, &mut tube, slot, incarnation);
-        Ok(Server { incarnation, pidfd, page, tube, writer, killed: None })
+        nascent.tell(&sheet, outfit).map_err(|error| error.to_string())?;
+        Ok((page, tube, writer))
     }
 
     /// New files for a new incarnation: no stale byte survives in a FIFO.
@@ -342,7 +365,7 @@ impl Principal {
         let answered_at = answered_at(&page, incarnation);
         let deceased = Deceased { incarnation, pidfd, exit, answered_at, killed, recycled: false };
         self.enter_death(reactor, slot, deceased);
-        self.has_news = true;
+        self.liveness.ring_later();
         (page, tube, writer)
     }
 
@@ -409,7 +432,7 @@ impl Principal {
         if self.page().slot(number(slot)).start_time == 0 {
             // It could not be read when the process was started: the watchdog knows it by that.
             self.page().occupy(number(slot), incarnation, pid, record.start_time);
-            self.has_news = true;
+            self.liveness.ring_later();
         }
         match record.condition {
             Condition::Ready => self.core.handle_ready(reactor.now(), slot, incarnation),
