@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{REQUESTS, System, connect, now, pause, together};
+use common::{PATIENCE, REQUESTS, System, connect, now, pause, together};
 use nix::sys::signal::Signal;
 
 const CLIENTS: usize = 8;
@@ -89,10 +89,12 @@ fn exchange(port: SocketAddr, jeton: &str) -> bool {
         && answer == "hello"
 }
 
-/// Kills one secondary after the other until all clients are done.
+/// Kills one secondary after the other until all clients are done, but not for ever: a job that nobody has claimed
+/// has `claim_within` anew with each replacement, and would never expire where none lives so long.
 fn strike(system: &System, at_work: &AtomicUsize) -> usize {
     let mut strikes = 0;
-    while at_work.load(Ordering::SeqCst) > 0 {
+    let give_up_at = now() + PATIENCE / 3;
+    while at_work.load(Ordering::SeqCst) > 0 && now() < give_up_at {
         let until = now() + KILL_EVERY;
         while now() < until && at_work.load(Ordering::SeqCst) > 0 {
             pause();
