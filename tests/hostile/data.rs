@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use crate::common::{ask, job};
 use crate::control::Noise;
 use crate::honest::{HONEST, HOSTILE, connect_from};
-use crate::{Fortress, SLACK, descriptors, insist, rest, stuff};
+use crate::{Fortress, SLACK, descriptors, insist, most_of_the_descriptors, rest, stuff};
 
 /// More may not be undecided in one secondary.
 const MAX_UNDECIDED: usize = 1024;
@@ -170,6 +170,7 @@ fn half_open_connections_are_bounded_where_tracked_jobs_wait() {
 #[test]
 #[ignore = "twelve thousand half-open connections: ten times as many as may be undecided"]
 fn very_many_half_open_connections_are_bounded() {
+    let _most = most_of_the_descriptors();
     half_open(12_000);
 }
 

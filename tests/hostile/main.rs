@@ -19,6 +19,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::{PATIENCE, REQUESTS, System, eventually, now, pause};
@@ -27,6 +28,14 @@ use serde_json::Value;
 
 /// What servers may keep of an attack in all, beside what each of its connections costs.
 const SLACK: u64 = 16 << 20;
+
+/// To be kept by an attack that needs more than ten thousand descriptors at once. All tests here share one process and its limit,
+/// often twenty thousand.
+fn most_of_the_descriptors() -> MutexGuard<'static, ()> {
+    static MOST: Mutex<()> = Mutex::new(());
+    // Another that has failed keeps none.
+    MOST.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A loaded machine may stop the well-behaved client, or a server, for seconds: that is nobody's
 /// fault.

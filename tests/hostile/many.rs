@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpStream};
 
 use crate::common::recv;
 use crate::honest::{HONEST, connect_from};
-use crate::{Fortress, SLACK, rest};
+use crate::{Fortress, SLACK, most_of_the_descriptors, rest};
 
 /// What one that is silent may cost.
 const EACH: u64 = 2 << 10;
@@ -30,6 +30,7 @@ fn a_thousand_silent_connections_disturb_nobody() {
 #[test]
 #[ignore = "ten thousand connections need a descriptor each, and half a minute"]
 fn ten_thousand_silent_connections_disturb_nobody() {
+    let _most = most_of_the_descriptors();
     silent(10_000);
 }
 
