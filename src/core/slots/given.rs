@@ -53,6 +53,11 @@ impl GivenJobs {
         self.entries
     }
 
+    /// All entries at which a job was ever given.
+    pub(super) fn reached(&self) -> std::ops::Range<u32> {
+        0..u32::try_from(self.known.len()).unwrap_or(u32::MAX)
+    }
+
     /// What is at an entry; any number may be asked for.
     pub(super) fn get(&self, entry: u32) -> Given {
         self.known.get(entry as usize).copied().unwrap_or_default()
@@ -106,6 +111,7 @@ mod tests {
         assert_eq!(jobs.open().count(), 2);
         assert_eq!([1, 2, 7, 8, u32::MAX].map(|entry| jobs.get(entry).number), [0, 0, 17, 0, 0]);
         assert!(jobs.get_mut(8).is_none());
+        assert_eq!((jobs.reached(), GivenJobs::new(8).reached()), (0..8, 0..0));
         assert_eq!((jobs.entries(), jobs.known.capacity()), (8, room), "nothing was allocated");
     }
 }

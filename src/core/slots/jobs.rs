@@ -120,6 +120,13 @@ impl<B: Books> Slots<B> {
         }
     }
 
+    /// The same where a secondary has ended: what has become of its jobs. Its successor does not wait for more.
+    pub(super) fn look_at_what_was_given(&mut self, slot: usize) {
+        for entry in self.slots[slot].given.reached() {
+            self.look_at(slot, entry);
+        }
+    }
+
     /// The same from time to time: where no job is given a stretch of the table is enough, for nobody waits
     /// for what is put right there.
     pub fn look_through_in_turn(&mut self, slot: usize) {
@@ -166,10 +173,10 @@ impl<B: Books> Slots<B> {
     }
 
     /// An incarnation has died: what it had claimed has failed, and only that. To be entered by
-    /// [`Slots::look_through`].
+    /// [`Slots::look_at_what_was_given`].
     pub(super) fn fail_claims_of(&mut self, index: usize, incarnation: Incarnation) -> u32 {
         let mut failed = 0;
-        for entry in self.books.table(index).indices() {
+        for entry in self.slots[index].given.reached() {
             let (table, slot) = (self.books.table(index), &self.slots[index]);
             if let Ok(word) = table.state(entry)
                 && word.state == State::Claimed
@@ -301,7 +308,9 @@ impl<B: Books> Slots<B> {
     /// Whether any job of the slot waits to be claimed.
     pub(super) fn has_waiting(&self, slot: usize) -> bool {
         let table = self.books.table(slot);
-        table.indices().any(|entry| table.state(entry).is_ok_and(|word| word.state == State::Waiting))
+        self.slots[slot].given.open().any(|(entry, given)| {
+            table.state(entry).is_ok_and(|word| word.state == State::Waiting && word.number == given.number)
+        })
     }
 
     /// Enters an end in the books, frees the entry, and tells the client.

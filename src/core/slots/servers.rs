@@ -138,7 +138,7 @@ impl<B: Books> Slots<B> {
             return None;
         }
         let failed = self.fail_claims_of(slot, incarnation);
-        self.look_through(slot);
+        self.look_at_what_was_given(slot);
         if let Some(server) = server {
             self.books.set_occupied(slot, self.state_when_vacant(slot));
             self.update_availability(now, slot);
