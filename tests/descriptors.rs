@@ -99,14 +99,18 @@ fn everybody_holds(system: &System, (control, hosts): (usize, usize), strange: &
     let tables = ["secondary1.jobs", "secondary2.jobs", "watchdog.page"];
     let files =
         [&["lock", "orders.principal", "orders.1", "orders.2", "principal.page"], &tables[..]].concat();
-    let mut of_watchdog = vec![("socket", listeners + 1 + 1), ("anon_inode:[pidfd]", 4)];
+    // Both start others: this program, and what is their standard input.
+    let program = env!("CARGO_BIN_EXE_osps");
+    let mut of_watchdog =
+        vec![("socket", listeners + 1 + 1), ("anon_inode:[pidfd]", 4), (program, 1), ("/dev/null", 1)];
     of_watchdog.extend_from_slice(strange);
     holds(system, watchdog, &expected(&of_watchdog, &files));
     let tubes = ["dwtube1", "wdtube1", "dwtube2", "wdtube2"];
     let files = [&["orders.principal"], &tubes[..], &tables[..]].concat();
     // In reserve for looks for processes.
     let reserve = ("/dev/null", 4);
-    let of_principal = [("socket", listeners + 1), ("anon_inode:[pidfd]", 3), reserve];
+    let of_principal =
+        [("socket", listeners + 1), ("anon_inode:[pidfd]", 3), reserve, (program, 1), ("/dev/null", 1)];
     holds(system, principal, &expected(&of_principal, &files));
     for (pid, number) in secondaries.iter().zip(1..) {
         // Its page, for the next principal.
@@ -170,6 +174,23 @@ fn descriptors_that_the_watchdog_was_started_with_reach_no_server() {
     kill_and_wait(&system, 1..=2);
     kill_and_wait(&system, 0..=0);
     everybody_holds_what_it_should(&system, &[("/dev/zero", 18)]);
+}
+
+#[test]
+fn standard_descriptors_that_are_closed_are_no_sockets() {
+    let system = System::start_by("secondaries = 2", REQUESTS, |command| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec \"$@\" <&- >&- 2>&-", "sh"]);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell
+    });
+    system.all_ready();
+    kill_and_wait(&system, 1..=1);
+    for pid in system.pids() {
+        let open = open_in(pid);
+        let standard = [0, 1, 2].map(|number| open.get(&number).map(String::as_str));
+        assert_eq!(standard, [Some("/dev/null"); 3]);
+    }
 }
 
 #[test]

@@ -16,16 +16,15 @@ use std::ptr;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::process::{Resource, getpid, getppid, getrlimit};
 use thiserror::Error;
 
 use crate::os::process::Strings;
+use crate::os::process::dispositions::{self, ALL, SIGSET_BYTES};
 
 /// More than the child's few system calls need.
 const STACK_WORDS: usize = 8 * 1024;
-/// The size of the kernel's set of signals.
-pub(super) const SIGSET_BYTES: usize = 8;
 
 /// What a command is started with each time.
 #[derive(Debug)]
@@ -206,7 +205,9 @@ impl Birth<'_> {
             check("change to its directory", unsafe { libc::chdir(directory.as_ptr()) })?;
         }
         self.confine()?;
-        default_dispositions();
+        // A command expects the defaults.
+        let reset = dispositions::reset(ALL, &[Signal::SIGKILL, Signal::SIGSTOP], &[]);
+        reset.map_err(|error| ("reset its signals", Errno::from_raw(error.into_raw())))?;
         // SAFETY: as above.
         unsafe {
             let (none_blocked, null) = (0_u64, ptr::null_mut::<u64>());
@@ -290,19 +291,6 @@ fn set_limit((resource, soft, hard): (u32, u64, u64)) -> Result<(), Errno> {
     // SAFETY: a plain system call that reads `limit`.
     let set = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, null) };
     Errno::result(set).map(drop)
-}
-
-/// What is ignored stays so across `execve(2)`; a command expects the defaults, also of the two
-/// signals that the C library keeps to itself and refuses to touch.
-fn default_dispositions() {
-    // The kernel's `sigaction`, whatever its layout on this machine: SIG_DFL, no flags, no mask.
-    let default = [0_u64; 8];
-    for signal in 1..=64 {
-        let null = ptr::null_mut::<u64>();
-        // SAFETY: the disposition is "default": no code of ours runs in a handler. The child has a
-        // table of dispositions of its own (no CLONE_SIGHAND). SIGKILL and SIGSTOP are refused.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), null, SIGSET_BYTES) };
-    }
 }
 
 /// The child, on its own stack in our memory.

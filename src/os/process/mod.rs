@@ -7,11 +7,13 @@
 
 mod birth;
 mod command;
+mod cradle;
+mod dispositions;
 
 use std::ffi::{CStr, CString, OsString, c_char};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -19,7 +21,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{
@@ -28,8 +30,9 @@ use rustix::process::{
 };
 use rustix::thread::gettid;
 
-pub use birth::{spawn, tidy_up};
+pub use birth::spawn;
 pub use command::{Command, Identity, NotStarted, Plan};
+pub use cradle::tidy_up;
 
 /// Signals that a terminal sends to every process at once: the watchdog alone decides.
 const TERMINAL_SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
@@ -86,6 +89,23 @@ impl Strings {
         let own = self.pointers.len() - 1;
         self.pointers[..own].iter().chain(&others.pointers).copied().collect()
     }
+}
+
+/// What Rust's runtime does for a program whose `main` it calls: standard descriptors that are closed become
+/// `/dev/null`, for nothing else shall get their numbers; and to write where nobody reads any more is an error, not the end
+/// (SIGPIPE).
+///
+/// # Errors
+/// What `open(2)` and `sigaction(2)` say.
+pub fn begin() -> io::Result<()> {
+    for number in libc::STDIN_FILENO..=libc::STDERR_FILENO {
+        // SAFETY: it is only asked whether it is open.
+        if fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) }).is_err() {
+            // The lowest number that is free is this one (open(2)).
+            let _ = open("/dev/null", OFlags::RDWR, Mode::empty())?.into_raw_fd();
+        }
+    }
+    Ok(disposition(Signal::SIGPIPE, SigHandler::SigIgn)?)
 }
 
 /// Ignores what would end a process by default although nobody has a reason to send it. To be called
@@ -192,7 +212,7 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
             Ok(fd)
         }
         Err(error) => {
-            let _ = std::os::fd::IntoRawFd::into_raw_fd(fd);
+            let _ = fd.into_raw_fd();
             Err(error.into())
         }
     }
