@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    osps::cli::osps_client()
+    osps::cli::osps_client().into()
 }

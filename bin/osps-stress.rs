@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    osps::cli::osps_stress()
+    osps::cli::osps_stress().into()
 }

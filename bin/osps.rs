@@ -1,7 +1,4 @@
 //! `osps`: the watchdog, and by a role argument the principal and the secondaries.
+#![cfg_attr(all(target_env = "gnu", not(test)), no_main)]
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    osps::Server::new().run()
-}
+osps::main!(osps::Server::new());

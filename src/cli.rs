@@ -7,7 +7,6 @@ mod stress;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -141,7 +140,7 @@ fn format() -> impl TypedValueParser<Value = Format> {
 
 /// Runs `osps`, or a program of one's own that is `osps` with these handlers.
 #[must_use]
-pub fn osps(registry: &Registry) -> ExitCode {
+pub fn osps(registry: &Registry) -> Code {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // Roles come first and plain: a server that is being replaced should start at once.
     let text: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
@@ -164,7 +163,7 @@ pub fn osps(registry: &Registry) -> ExitCode {
     done.unwrap_or_else(|failure| fail(&who, &failure))
 }
 
-fn run(osps: Osps, registry: &Registry) -> Result<ExitCode, Failure> {
+fn run(osps: Osps, registry: &Registry) -> Result<Code, Failure> {
     if let Some(name) = registry.wrong_name() {
         let message =
             format!("this program cannot register a handler as {name:?}: the name is taken, or none");
@@ -321,25 +320,25 @@ fn program(arguments: &[OsString]) -> String {
 }
 
 /// Parses a command line; help and version are no errors, the rest is a usage error.
-fn parse<T: CommandFactory + FromArgMatches>(program: &str, arguments: &[OsString]) -> Result<T, ExitCode> {
+fn parse<T: CommandFactory + FromArgMatches>(program: &str, arguments: &[OsString]) -> Result<T, Code> {
     let command = T::command().bin_name(program);
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| T::from_arg_matches(&matches));
     parsed.map_err(|error| {
         let _ = error.print();
-        if error.use_stderr() { Code::Usage.into() } else { Code::Ok.into() }
+        if error.use_stderr() { Code::Usage } else { Code::Ok }
     })
 }
 
-fn print(text: &str) -> Result<ExitCode, Failure> {
+fn print(text: &str) -> Result<Code, Failure> {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => Ok(Code::Ok.into()),
+        Ok(()) => Ok(Code::Ok),
         // Whoever reads has seen enough (`osps status | head -1`).
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Code::Ok.into()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Code::Ok),
         Err(error) => Err(Failure::internal("write to standard output", &error)),
     }
 }
 
-fn fail(program: &str, failure: &Failure) -> ExitCode {
+fn fail(program: &str, failure: &Failure) -> Code {
     crate::os::log::last_words(program, failure);
-    failure.code.into()
+    failure.code
 }

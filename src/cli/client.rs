@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -70,7 +69,7 @@ pub(super) struct Arguments {
 
 /// Runs `osps-client`.
 #[must_use]
-pub fn osps_client() -> ExitCode {
+pub fn osps_client() -> Code {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match parse::<Arguments>("osps-client", &arguments) {
         Ok(arguments) => run(&arguments).unwrap_or_else(|failure| fail("osps-client", &failure)),
@@ -78,7 +77,7 @@ pub fn osps_client() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+fn run(arguments: &Arguments) -> Result<Code, Failure> {
     let at = match &arguments.at {
         Some(at) => at.clone(),
         None => configured_address(&arguments.common)?,
@@ -91,11 +90,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         client.observe(move |event| stderr.line(line_of(&event).as_bytes()));
     }
     match ask_and_exchange(arguments, &mut client) {
-        Ok(()) => Ok(Code::Ok.into()),
+        Ok(()) => Ok(Code::Ok),
         // Whoever reads has seen enough (`osps-client ... | head -1`).
         Err(ClientError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             let code = if arguments.follow { Code::Unavailable } else { Code::Ok };
-            Ok(code.into())
+            Ok(code)
         }
         Err(error) => Err(Failure::new(code_of(&error), error)),
     }

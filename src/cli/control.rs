@@ -3,7 +3,6 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::exit::{Code, Failure};
@@ -21,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// A [`Failure`] with the watchdog's reason, or why it could not be asked.
-pub fn ask(rundir: &Rundir, request: Request) -> Result<ExitCode, Failure> {
+pub fn ask(rundir: &Rundir, request: Request) -> Result<Code, Failure> {
     status::require_running(rundir)?;
     let path = rundir.control();
     let failed = |error: io::Error| cannot_ask(&path, &error);
@@ -48,7 +47,7 @@ pub fn ask(rundir: &Rundir, request: Request) -> Result<ExitCode, Failure> {
 ///
 /// # Errors
 /// A [`Failure`] where it could not be asked, or did not obey.
-pub fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
+pub fn stop(rundir: &Rundir) -> Result<Code, Failure> {
     status::require_running(rundir)?;
     let path = rundir.control();
     let said = ask_to_stop(&path).map_err(|error| cannot_hear(&path, &error))?;
@@ -62,7 +61,7 @@ pub fn stop(rundir: &Rundir) -> Result<ExitCode, Failure> {
         let message = "the watchdog ended before it had stopped the others";
         return Err(Failure::new(Code::Unavailable, message));
     }
-    Ok(Code::Ok.into())
+    Ok(Code::Ok)
 }
 
 /// Says `stop` and collects what the watchdog says until it ends, after all others.

@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -121,7 +120,7 @@ fn rate(text: &str) -> Result<f64, String> {
 
 /// Runs `osps-stress`.
 #[must_use]
-pub fn osps_stress() -> ExitCode {
+pub fn osps_stress() -> Code {
     let given: Vec<OsString> = std::env::args_os().collect();
     match parse::<Arguments>("osps-stress", &given) {
         Ok(arguments) => run(&arguments, &given).unwrap_or_else(|failure| fail("osps-stress", &failure)),
@@ -129,7 +128,7 @@ pub fn osps_stress() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments, given: &[OsString]) -> Result<ExitCode, Failure> {
+fn run(arguments: &Arguments, given: &[OsString]) -> Result<Code, Failure> {
     if let Some(files) = &arguments.compare {
         return compare(&files[0], &files[1]);
     }
@@ -155,7 +154,7 @@ fn run(arguments: &Arguments, given: &[OsString]) -> Result<ExitCode, Failure> {
     };
     let report = Report::new(&plan, &target, &record, watch.close(), took);
     show(arguments, &record, &report)?;
-    Ok(if report.is_clean() { Code::Ok.into() } else { Code::Unavailable.into() })
+    Ok(if report.is_clean() { Code::Ok } else { Code::Unavailable })
 }
 
 fn loop_failure(error: io::Error) -> Failure {
@@ -169,14 +168,14 @@ fn part_arguments(given: &[OsString], index: u16, start: Moment) -> Vec<OsString
 }
 
 /// Loads as one of several processes, and tells the one that adds up.
-fn run_part(arguments: &Arguments, plan: &Plan, target: &Target, part: &[u64]) -> Result<ExitCode, Failure> {
+fn run_part(arguments: &Arguments, plan: &Plan, target: &Target, part: &[u64]) -> Result<Code, Failure> {
     let plan = plan.part(usize::try_from(part[0]).unwrap_or(0), usize::from(arguments.processes));
     plan.claim_descriptors()?;
     let load = Load::new(&plan, target, Watch::for_parent(), Moment::from_nanos(part[1]));
     let (record, _, took) = load.run().map_err(loop_failure)?;
     let last = Last { record: Parcel::from(&record), took };
     write_line(&last).map_err(|error| Failure::internal("tell what became of the requests", &error))?;
-    Ok(Code::Ok.into())
+    Ok(Code::Ok)
 }
 
 fn target(arguments: &Arguments) -> Result<Target, Failure> {
@@ -317,7 +316,7 @@ fn cannot_write(file: &Path, error: &io::Error) -> Failure {
     Failure::new(Code::CannotCreate, format!("cannot write {}: {error}", file.display()))
 }
 
-fn compare(first: &Path, second: &Path) -> Result<ExitCode, Failure> {
+fn compare(first: &Path, second: &Path) -> Result<Code, Failure> {
     let read = |file: &Path| {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Failure::new(Code::Unavailable, format!("{} {what}: {error}", file.display()))

@@ -7,7 +7,6 @@
 
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::core::moment::Moment;
@@ -187,7 +186,7 @@ impl Drop for PrivateDir {
 ///
 /// # Errors
 /// A [`Failure`] where something did not go as it should.
-pub fn run(count: u64) -> Result<ExitCode, Failure> {
+pub fn run(count: u64) -> Result<Code, Failure> {
     if count == 0 {
         return Err(Failure::new(Code::Usage, "--count 0: must be at least 1"));
     }
@@ -235,7 +234,7 @@ fn start(dir: &PrivateDir, count: u64, reactor: &mut Handle<Key>) -> Result<Prin
     })
 }
 
-fn report(principal: &Principal) -> Result<ExitCode, Failure> {
+fn report(principal: &Principal) -> Result<Code, Failure> {
     let exchanges = principal.round_trips.len();
     let complete = u64::try_from(exchanges).is_ok_and(|exchanges| exchanges == principal.count);
     if let Some(trouble) = &principal.trouble {
@@ -265,14 +264,14 @@ fn report(principal: &Principal) -> Result<ExitCode, Failure> {
         at(100)
     );
     println!("secondary ended first (exit 0) and was reaped; the principal ends now");
-    Ok(Code::Ok.into())
+    Ok(Code::Ok)
 }
 
 /// Runs the secondary's side in the directory that the principal made.
 ///
 /// # Errors
 /// A [`Failure`] where it cannot start.
-pub fn run_secondary(dir: &Path) -> Result<ExitCode, Failure> {
+pub fn run_secondary(dir: &Path) -> Result<Code, Failure> {
     process::set_name(c"osps-secondary");
     let cannot = |what: &'static str| move |error: std::io::Error| Failure::internal(what, &error);
     let mut reactor = Reactor::new(&[Signal::TERM]).map_err(cannot("create the event loop"))?;
@@ -287,5 +286,5 @@ pub fn run_secondary(dir: &Path) -> Result<ExitCode, Failure> {
     writer.flush().map_err(cannot("write to wdtube1"))?;
     let mut secondary = Secondary { reader, writer, page };
     reactor.run(&mut secondary).map_err(cannot("run the event loop"))?;
-    Ok(Code::Ok.into())
+    Ok(Code::Ok)
 }

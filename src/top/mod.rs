@@ -18,7 +18,6 @@ mod words;
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -64,7 +63,7 @@ pub fn has_terminal() -> bool {
 ///
 /// # Errors
 /// As [`status::read`] where none runs at the start; what the terminal says.
-pub fn run(rundir: &Rundir, interval: Duration) -> Result<ExitCode, Failure> {
+pub fn run(rundir: &Rundir, interval: Duration) -> Result<Code, Failure> {
     let on_terminal = |error: io::Error| Failure::internal("show this in the terminal", &error);
     let mut model = Model::default();
     model.take(reading(clock::now(), Ok(status::read(rundir)?)));
@@ -85,7 +84,7 @@ pub fn run(rundir: &Rundir, interval: Duration) -> Result<ExitCode, Failure> {
         // Whoever has started it is to know.
         process::obey(signal).map_err(|error| Failure::internal("end by a signal", &error))?;
     }
-    Ok(Code::Ok.into())
+    Ok(Code::Ok)
 }
 
 /// What a look at the system has found, with the state letters of its processes.

@@ -3,7 +3,6 @@
 
 mod visitors;
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use mio::Interest;
@@ -79,7 +78,7 @@ struct Observer {
 ///
 /// # Errors
 /// A [`Failure`] where it cannot start.
-pub fn run() -> Result<ExitCode, Failure> {
+pub fn run() -> Result<Code, Failure> {
     let launched = launch::receive(TreeRole::Observer)?;
     process::set_name(c"osps-observer");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
@@ -87,7 +86,7 @@ pub fn run() -> Result<ExitCode, Failure> {
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     let mut observer = Observer::start(launched, reactor.handle())?;
     reactor.run(&mut observer).map_err(|error| Failure::internal("run the event loop", &error))?;
-    Ok(Code::Ok.into())
+    Ok(Code::Ok)
 }
 
 impl Observer {

@@ -21,7 +21,6 @@ use rustix::process::Signal;
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener as StdListener};
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 
 use mio::Interest;
 use slab::Slab;
@@ -152,7 +151,7 @@ struct Principal {
 ///
 /// # Errors
 /// A [`Failure`] where it cannot start.
-pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
+pub fn run(registry: &Registry) -> Result<Code, Failure> {
     let launched = launch::receive(TreeRole::Principal)?;
     process::set_name(c"osps-principal");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
@@ -164,12 +163,12 @@ pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
         // Whoever asked for it is told by the watchdog; the system goes on.
         Err(failure) if succeeds => {
             log::warn!("does not take over: {failure}");
-            return Ok(failure.code.into());
+            return Ok(failure.code);
         }
         Err(failure) => return Err(failure),
     };
     reactor.run(&mut principal).map_err(|error| Failure::internal("run the event loop", &error))?;
-    Ok(Code::Ok.into())
+    Ok(Code::Ok)
 }
 
 impl Principal {

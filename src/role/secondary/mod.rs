@@ -17,7 +17,6 @@ mod worker;
 use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::process::ExitCode;
 
 use memmap2::MmapMut;
 use mio::Interest;
@@ -153,7 +152,7 @@ struct Secondary {
 ///
 /// # Errors
 /// A [`Failure`] where it cannot start.
-pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
+pub fn run(registry: &Registry) -> Result<Code, Failure> {
     let launched = launch::receive(TreeRole::Secondary)?;
     #[cfg(debug_assertions)]
     let name = launched.sheet.name();
@@ -167,7 +166,7 @@ pub fn run(registry: &Registry) -> Result<ExitCode, Failure> {
     #[cfg(debug_assertions)]
     crate::page::fuse::light_by_environment(&name.to_string());
     reactor.run(&mut secondary).map_err(|error| Failure::internal("run the event loop", &error))?;
-    Ok(Code::Ok.into())
+    Ok(Code::Ok)
 }
 
 impl Secondary {

@@ -21,7 +21,6 @@ mod start;
 mod tasks;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use mio::net::UnixListener;
@@ -147,7 +146,7 @@ struct Watchdog {
 ///
 /// # Errors
 /// A [`Failure`] where it cannot start.
-pub fn run(config: Config, sources: Sources, passed: Passed) -> Result<ExitCode, Failure> {
+pub fn run(config: Config, sources: Sources, passed: Passed) -> Result<Code, Failure> {
     crate::os::log::init(Speaker { name: None, pid: std::process::id() }, config.logging());
     process::set_name(c"osps-watchdog");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
@@ -157,7 +156,7 @@ pub fn run(config: Config, sources: Sources, passed: Passed) -> Result<ExitCode,
     let mut watchdog = Watchdog::start(config, sources, passed, reactor.handle())?;
     reactor.run(&mut watchdog).map_err(|error| Failure::internal("run the event loop", &error))?;
     watchdog.finish();
-    Ok(watchdog.exit.into())
+    Ok(watchdog.exit)
 }
 
 impl Watchdog {
