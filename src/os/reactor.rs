@@ -145,7 +145,7 @@ impl<K: Copy> Handle<K> {
         self.now
     }
 
-    /// Before the loop runs, something was waited for: the time is another by now.
+    /// Before the loop runs, something was waited for, or took its time: it is another by now.
     pub fn has_waited(&mut self) {
         self.now = clock::now();
     }

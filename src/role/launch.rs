@@ -28,6 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -74,6 +75,9 @@ pub struct Sheet {
     pub slot: u16,
     /// Which process in that slot.
     pub incarnation: Incarnation,
+    /// Field 22 of its `/proc/<pid>/stat`; 0 where it is to be read there.
+    #[serde(default)]
+    pub start_time: u64,
     /// The configuration in force, which the file may no longer hold.
     pub config: Config,
     /// Slots, those included that were taken out of service: more than `config.secondaries`.
@@ -120,10 +124,16 @@ struct Layout {
 impl Sheet {
     /// A principal's sheet, for one of its secondaries. Ports are none of its business, and many.
     #[must_use]
-    pub fn for_secondary(&self, slot: u16, incarnation: Incarnation, kinds: Vec<TypeIndex>) -> Self {
+    pub fn for_secondary(
+        &self,
+        slot: u16,
+        incarnation: Incarnation,
+        start_time: u64,
+        kinds: Vec<TypeIndex>,
+    ) -> Self {
         let (role, parent, ports, succeeds) = (Role::Secondary, std::process::id(), Vec::new(), false);
         let config = self.config.clone().only_with(|kind| kinds.contains(&kind));
-        Self { role, config, slot, incarnation, parent, ports, succeeds, kinds, ..self.clone() }
+        Self { role, config, slot, incarnation, start_time, parent, ports, succeeds, kinds, ..self.clone() }
     }
 
     /// A principal's sheet, for an observer, which serves nobody.
@@ -199,12 +209,12 @@ pub fn spawn(
     process::spawn(program, &[sheet.role.as_str().to_owned()], &descriptors)
 }
 
-/// A secondary that executes its program, and waits until it is told who it is.
+/// A secondary that executes its program, and waits until it is [told](Self::tell) who it is.
 #[derive(Debug)]
+#[must_use]
 pub struct Nascent {
     socket: Channel,
-    /// The process. Whoever does not [tell](Self::tell) it anything has to kill and to reap it.
-    pub pidfd: Pidfd,
+    pidfd: Pidfd,
 }
 
 /// What a secondary is given that was made for it alone.
@@ -240,6 +250,26 @@ impl Nascent {
         let arguments = [Role::Secondary.as_str().to_owned(), slot.to_string()];
         let pidfd = process::spawn(None, &arguments, &descriptors)?;
         Ok(Self { socket, pidfd })
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pidfd.pid()
+    }
+
+    /// The process, once it was told.
+    #[must_use]
+    pub fn into_pidfd(self) -> Pidfd {
+        self.pidfd
+    }
+
+    /// Kills it, for it will not be told. It is to be reaped.
+    #[must_use]
+    pub fn give_up(self) -> Pidfd {
+        // It may have died already.
+        let _ = self.pidfd.signal(Signal::KILL);
+        self.pidfd
     }
 
     /// Tells it who it is. That it may have died is nothing new to whoever watches it.

@@ -11,6 +11,7 @@ use crate::os::reactor::{Handle, Progress};
 use crate::os::{proc, process};
 use crate::page::watchdog::{RecordIndex, Verdict, WatchdogPage};
 use crate::page::{Access, Page, record};
+use crate::role::launch::Sheet;
 use crate::wire::order::Order;
 
 /// A server's side of its supervision.
@@ -32,15 +33,20 @@ impl Liveness {
     /// # Errors
     /// A [`Failure`] that names what could not be opened.
     pub fn begin(
-        name: Name,
+        sheet: &Sheet,
         watchdog: Pidfd,
         watchdog_page: &std::fs::File,
         orders: Reader,
         page: &Page,
     ) -> Result<Self, Failure> {
         let pid = std::process::id();
-        let stat = proc::stat(pid).map_err(|error| Failure::internal("read /proc/self/stat", &error))?;
-        record::introduce(page, name.incarnation, pid, stat.start_time);
+        let start_time = match sheet.start_time {
+            0 => proc::stat(pid).map(|stat| stat.start_time),
+            known => Ok(known),
+        };
+        let start_time = start_time.map_err(|error| Failure::internal("read /proc/self/stat", &error))?;
+        let name = sheet.name();
+        record::introduce(page, name.incarnation, pid, start_time);
         let watchdog_page = WatchdogPage::attach(watchdog_page, Access::ReadOnly)
             .map_err(|error| Failure::internal("attach", &error))?;
         let liveness = Self { name, watchdog, watchdog_page, orders, record: None, ring_is_due: false };
@@ -66,6 +72,7 @@ impl Liveness {
             .map_err(|error| Failure::internal("watch the watchdog", &error))?;
         // A successor has begun with what was in force before.
         self.log_as_told();
+        reactor.has_waited();
         record::declare_ready(page, reactor.now());
         process::die_gently_with_parent()
             .map_err(|error| Failure::internal("ask for the parent-death signal", &error))?;

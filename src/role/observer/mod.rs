@@ -96,7 +96,7 @@ impl Observer {
         let orders = fifo::Reader::from(inheritance.take_file()?);
         let page = ObserverPage::attach(&inheritance.take_file()?, Access::ReadWrite)
             .map_err(|error| Failure::internal("attach", &error))?;
-        let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
+        let liveness = Liveness::begin(&sheet, watchdog, &watchdog_page, orders, page.page())?;
         let watch = |error| Failure::internal("watch a listener", &error);
         let addresses = sheet.config.observe.iter().flat_map(|observe| observe.addresses());
         let mut listeners = Vec::new();

@@ -36,14 +36,12 @@ use crate::handler::Registry;
 use crate::os::channel::Channel;
 use crate::os::fifo::READABLE;
 use crate::os::listener::{self, ACCEPTS_PER_TURN, Accepted, Listener, Scarcity};
-use crate::os::pidfd::Pidfd;
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
 use crate::os::reserve::Reserve;
 use crate::os::rundir::Rundir;
 use crate::page::Access;
 use crate::page::books::Books;
-use crate::page::obituary::Obituary;
 use crate::page::principal::PrincipalPage;
 use crate::role::launch::{self, Inheritance, Launched, Sheet};
 use crate::role::liveness::Liveness;
@@ -56,6 +54,7 @@ use clients::{Client, Waiting};
 use crowd::Door;
 use families::Family;
 use leaving::Leaving;
+use obituaries::Dead;
 use servers::Uninvited;
 use slot::Slot;
 use succession::Estate;
@@ -136,10 +135,7 @@ struct Principal {
     slots: Vec<Slot>,
     /// The slot that is reconciled next.
     reconcile_next: usize,
-    /// Dead secondaries that could not be reaped yet.
-    unreaped: Vec<(Pidfd, Obituary)>,
-    /// Secondaries that were started, but not told who they are: killed, and not reaped yet.
-    stillborn: Vec<Pidfd>,
+    dead: Dead,
     /// A stop has lasted too long: whoever is left was killed for that.
     kills_all: bool,
     /// Commands whose secondary has died, until they have ended, too.
@@ -197,7 +193,7 @@ impl Principal {
         let listeners = take_listeners(reactor, listeners)?;
         books.page().set_handed_over(0);
         let page = books.page().page();
-        let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page)?;
+        let liveness = Liveness::begin(&sheet, watchdog, &watchdog_page, orders, page)?;
         let door = Door::new(&config, sheet.parking_places, books.page().connections());
         let resting = sheet.resting.iter().copied().chain(config.secondaries + 1..=sheet.slots);
         let mut principal = Self {
@@ -228,8 +224,7 @@ impl Principal {
             slots,
             reconcile_next: 0,
             families: Vec::new(),
-            unreaped: Vec::new(),
-            stillborn: Vec::new(),
+            dead: Dead::default(),
             kills_all: false,
             timers: Timers::default(),
         };

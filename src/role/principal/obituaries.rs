@@ -30,6 +30,17 @@ pub struct Deceased {
     pub killed: Option<Condition>,
 }
 
+/// The dead with whom we are not done.
+#[derive(Debug, Default)]
+pub struct Dead {
+    /// For the log, as soon as no successor waits to be started.
+    untold: Vec<(Obituary, log::Level)>,
+    /// They could not be reaped yet.
+    unreaped: Vec<(Pidfd, Obituary)>,
+    /// Killed before they were told who they are, to be reaped.
+    pub stillborn: Vec<Pidfd>,
+}
+
 /// When a secondary answered last, if the page is its own.
 pub fn answered_at(page: &SecondaryPage, incarnation: Incarnation) -> Option<Moment> {
     let record = page.record();
@@ -69,11 +80,11 @@ impl Principal {
         };
         match exit {
             Some(exit) => self.publish(obituary, exit, loss.expected),
-            None => self.unreaped.push((pidfd, obituary)),
+            None => self.dead.unreaped.push((pidfd, obituary)),
         }
     }
 
-    fn publish(&self, mut obituary: Obituary, exit: Exit, expected: bool) {
+    fn publish(&mut self, mut obituary: Obituary, exit: Exit, expected: bool) {
         if exit == Exit::Unknown {
             // Another principal's: the watchdog reaps it and writes the obituary.
             let Obituary { name, pid, jobs, .. } = obituary;
@@ -87,20 +98,25 @@ impl Principal {
         }
         obituary.exit = Some(exit);
         let level = if expected && exit == Exit::Code(0) { log::Level::Info } else { log::Level::Warn };
-        obituary.tell(level);
-        if obituary.recycled {
-            return;
+        if !obituary.recycled {
+            self.page().obituaries().push(&obituary);
         }
-        self.page().obituaries().push(&obituary);
+        self.dead.untold.push((obituary, level));
+    }
+
+    /// Writes them to the log, which takes a while: after the start of a successor, before all else that is told of its
+    /// slot.
+    pub(super) fn tell_obituaries(&mut self) {
+        self.dead.untold.drain(..).for_each(|(obituary, level)| obituary.tell(level));
     }
 
     /// Reaps those whose tracers had to be told first, and those who never were anybody.
     pub(super) fn reap_the_rest(&mut self) {
-        self.stillborn.retain(|pidfd| reap(pidfd).is_none());
-        for (pidfd, obituary) in std::mem::take(&mut self.unreaped) {
+        self.dead.stillborn.retain(|pidfd| reap(pidfd).is_none());
+        for (pidfd, obituary) in std::mem::take(&mut self.dead.unreaped) {
             match reap(&pidfd) {
                 Some(exit) => self.publish(obituary, exit, false),
-                None => self.unreaped.push((pidfd, obituary)),
+                None => self.dead.unreaped.push((pidfd, obituary)),
             }
         }
     }

@@ -6,7 +6,6 @@ use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Admission;
@@ -23,7 +22,7 @@ use crate::page::record::Condition;
 use crate::page::secondary::SecondaryPage;
 use crate::page::{Access, PageError};
 use crate::role::access::AccessRecord;
-use crate::role::launch::{Nascent, Outfit};
+use crate::role::launch::{Nascent, Outfit, Sheet};
 use crate::role::principal::kills::Blocked;
 use crate::role::principal::obituaries::{Deceased, answered_at, reap};
 use crate::role::principal::slot::{Predecessor, Server, Slot};
@@ -60,6 +59,9 @@ impl Principal {
     /// Does what the core says.
     pub(super) fn carry_out(&mut self, reactor: &mut Handle<Key>) {
         while let Some(action) = self.core.poll_action() {
+            if !matches!(action, Action::Start { .. }) {
+                self.tell_obituaries();
+            }
             match action {
                 Action::Tell { slot, command } => {
                     if let Some(server) = self.slots[slot].current.as_mut() {
@@ -116,6 +118,7 @@ impl Principal {
                 }
             }
         }
+        self.tell_obituaries();
     }
 
     /// What the turn has produced.
@@ -144,8 +147,7 @@ impl Principal {
     fn start_secondary(&mut self, reactor: &mut Handle<Key>, slot: usize, incarnation: Incarnation) {
         let number = number(slot);
         match self.spawn(reactor, slot, incarnation) {
-            Ok(server) => {
-                let start_time = proc::stat(server.pidfd.pid()).map_or(0, |stat| stat.start_time);
+            Ok((server, start_time)) => {
                 self.page().occupy(number, incarnation, server.pidfd.pid(), start_time);
                 if incarnation > 1 {
                     self.page().count_restart(number);
@@ -154,6 +156,7 @@ impl Principal {
                 self.liveness.ring_later();
             }
             Err(error) => {
+                self.tell_obituaries();
                 if self.slots[slot].start_trouble.is_news(reactor.now()) {
                     log::error!("cannot start secondary {number}.{incarnation}: {error}");
                 }
@@ -167,7 +170,7 @@ impl Principal {
         reactor: &mut Handle<Key>,
         slot: usize,
         incarnation: Incarnation,
-    ) -> Result<Server, String> {
+    ) -> Result<(Server, u64), String> {
         let number = number(slot);
         let kinds = self.kinds_served(slot);
         let Slot { table, listeners, .. } = &self.slots[slot];
@@ -176,16 +179,19 @@ impl Principal {
         let watchdog = self.liveness.watchdog();
         let nascent = Nascent::start(number, watchdog, self.watchdog_page.as_fd(), table.as_fd(), &listeners)
             .map_err(|error| error.to_string())?;
-        match self.equip(&nascent, slot, incarnation, kinds) {
+        self.tell_obituaries();
+        // Field 22 of /proc/<pid>/stat.
+        let start_time = proc::stat(nascent.pid()).map_or(0, |stat| stat.start_time);
+        let sheet = self.sheet.for_secondary(number, incarnation, start_time, kinds);
+        match self.equip(&nascent, slot, &sheet) {
             Ok((page, mut tube, writer)) => {
-                let mut pidfd = nascent.pidfd;
+                let mut pidfd = nascent.into_pidfd();
                 watch_end(reactor, &mut pidfd, slot, incarnation);
                 watch_tube(reactor, &mut tube, slot, incarnation);
-                Ok(Server { incarnation, pidfd, page, tube, writer, killed: None })
+                Ok((Server { incarnation, pidfd, page, tube, writer, killed: None }, start_time))
             }
             Err(error) => {
-                let _ = nascent.pidfd.signal(Signal::KILL);
-                self.stillborn.push(nascent.pidfd);
+                self.dead.stillborn.push(nascent.give_up());
                 Err(error)
             }
         }
@@ -196,8 +202,7 @@ impl Principal {
         &self,
         nascent: &Nascent,
         slot: usize,
-        incarnation: Incarnation,
-        kinds: Vec<TypeIndex>,
+        sheet: &Sheet,
     ) -> Result<(SecondaryPage, Reader, Writer), String> {
         let number = number(slot);
         self.make_files(slot).map_err(|error| error.to_string())?;
@@ -215,8 +220,7 @@ impl Principal {
         let page = SecondaryPage::attach(&theirs[1], Access::ReadOnly).map_err(|error| error.to_string())?;
         let [orders, own_page, to_secondary, from_secondary] = theirs.each_ref().map(File::as_fd);
         let outfit = Outfit { orders, page: own_page, to_secondary, from_secondary };
-        let sheet = self.sheet.for_secondary(number, incarnation, kinds);
-        nascent.tell(&sheet, outfit).map_err(|error| error.to_string())?;
+        nascent.tell(sheet, outfit).map_err(|error| error.to_string())?;
         Ok((page, tube, writer))
     }
 
@@ -385,6 +389,7 @@ impl Principal {
         let answered_at = page.and_then(|page| answered_at(&page, incarnation));
         let deceased = Deceased { incarnation, pidfd, exit, answered_at, killed, recycled };
         self.enter_death(reactor, slot, deceased);
+        self.tell_obituaries();
         if let Err(error) = self.rundir.remove_secondary(number(slot), Some(incarnation)) {
             log::warn!("secondary {}: cannot remove its files: {error}", number(slot));
         }

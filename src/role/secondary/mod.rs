@@ -184,7 +184,7 @@ impl Secondary {
         let table = JobTable::attach(&inheritance.take_file()?, Access::ReadWrite).map_err(attach)?;
         let tube = fifo::Reader::from(inheritance.take_file()?);
         let to_principal = fifo::Writer::from(inheritance.take_file()?);
-        let liveness = Liveness::begin(sheet.name(), watchdog, &watchdog_page, orders, page.page())?;
+        let liveness = Liveness::begin(&sheet, watchdog, &watchdog_page, orders, page.page())?;
         let tree = liveness.watchdog_page().tree();
         let owner = Owner { tree, slot: sheet.slot, incarnation: sheet.incarnation };
         let crews = Crews::of(&sheet.config, sheet.open_files, reactor.now())?;

@@ -106,6 +106,7 @@ impl Watchdog {
     /// What a server is told that is started with that in force.
     pub(super) fn sheet(&self, name: Name, force: &Force, succeeds: bool) -> Sheet {
         Sheet {
+            start_time: 0,
             layout: LAYOUT_VERSION,
             succeeds,
             role: name.role,
