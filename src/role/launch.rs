@@ -360,16 +360,22 @@ fn read_sheet(role: Role) -> Result<Sheet, Failure> {
     let mut file = File::from(process::inherited(SHEET).map_err(|_| by_hand())?);
     // What fails for want of something is no reason to say that this server cannot start.
     file.read_to_end(&mut json).map_err(|error| Failure::internal("read the launch sheet", &error))?;
-    let Layout { layout, slot, incarnation, config } =
-        serde_json::from_slice(&json).map_err(|_| by_hand())?;
-    let name = Some(Name { role, slot, incarnation });
-    crate::os::log::init(Speaker { name, pid: std::process::id() }, config);
+    let sheet: Result<Sheet, _> = serde_json::from_slice(&json);
+    let (layout, name, logging) = match &sheet {
+        Ok(sheet) => (sheet.layout, sheet.name(), sheet.config.logging()),
+        Err(_) => {
+            let Layout { layout, slot, incarnation, config } =
+                serde_json::from_slice(&json).map_err(|_| by_hand())?;
+            (layout, Name { role, slot, incarnation }, config)
+        }
+    };
+    crate::os::log::init(Speaker { name: Some(name), pid: std::process::id() }, logging);
     if layout != LAYOUT_VERSION {
         let other =
             format!("its pages have layout {LAYOUT_VERSION}, those of the running system layout {layout}");
         return Err(Failure::new(Code::Config, other));
     }
-    serde_json::from_slice(&json).map_err(|error| Failure::internal("understand the launch sheet", &error))
+    sheet.map_err(|error| Failure::internal("understand the launch sheet", &error))
 }
 
 /// The runtime directory of a sheet.

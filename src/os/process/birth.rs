@@ -182,7 +182,7 @@ impl Birth {
         }
         self.take_descriptors().map_err(raw("take its descriptors"))?;
         // What a parent of ours may have ignored: a SIGCHLD that is ignored reaps children behind our back. The real-time
-        // signals are ignored by us, as they will be by it.
+        // signals stay ignored.
         dispositions::reset(STANDARD, &KEPT_SIGNALS, &TERMINAL_SIGNALS).map_err(raw("reset its signals"))?;
         let (arguments, environment) = (self.arguments.pointers.as_ptr(), self.environment.pointers.as_ptr());
         let (nothing, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);

@@ -36,7 +36,7 @@ pub use cradle::tidy_up;
 
 /// Signals that a terminal sends to every process at once: the watchdog alone decides.
 const TERMINAL_SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
-/// Signals that nobody here uses: of timers, I/O and power. SIGUSR1 and SIGUSR2 are among them until
+/// Signals that nobody here uses, beside the real-time ones: of timers, I/O and power. SIGUSR1 and SIGUSR2 are among them until
 /// a loop takes them over.
 const STRANGE_SIGNALS: [Signal; 8] = [
     Signal::SIGUSR1,
@@ -117,11 +117,15 @@ pub fn ignore_strangers() -> io::Result<()> {
     for signal in STRANGE_SIGNALS {
         disposition(signal, SigHandler::SigIgn)?;
     }
+    Ok(())
+}
+
+/// The same for the real-time signals. For the watchdog: its servers inherit that ([`spawn`]).
+pub fn ignore_real_time() {
     for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
         // SAFETY: the disposition is "ignore": no code of ours runs in a handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
-    Ok(())
 }
 
 /// Ignores a signal for the rest of this process's life.

@@ -150,6 +150,7 @@ pub fn run(config: Config, sources: Sources, passed: Passed) -> Result<Code, Fai
     crate::os::log::init(Speaker { name: None, pid: std::process::id() }, config.logging());
     process::set_name(c"osps-watchdog");
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
+    process::ignore_real_time();
     let mut reactor = Reactor::new(&[Signal::USR2, Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     process::become_subreaper().map_err(|error| Failure::internal("become a subreaper", &error))?;
