@@ -358,3 +358,27 @@ fn a_program_that_its_user_cannot_execute_is_named_by_check() {
         assert!(is_good || names_it, "{text}: {said}");
     }
 }
+
+#[test]
+#[ignore = "needs root: to the kernel a program of another user may be one that nobody else reads"]
+fn a_program_that_can_be_executed_but_not_read_is_reloaded_and_no_client_notices() {
+    let system = System::start_by(USER, &format!("{QUICK}{REQUESTS}{WHO}"), |command| {
+        let command = open_to_others(command);
+        let program = Path::new(command.get_args().nth(1).unwrap()).with_file_name("unreadable");
+        fs::copy(env!("CARGO_BIN_EXE_osps"), &program).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o111)).unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec \"$@\" >>stdout 2>>stderr", "sh"]).arg(program).args(command.get_args());
+        shell
+    });
+    system.all_ready();
+    let mut control = connect(system.address());
+    job(&mut control, "echo");
+    let principal = system.pid(0);
+    let output = system.tool(&["reload"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_ne!(system.pid(0), principal);
+    job(&mut control, "echo");
+    serves(&system);
+    assert!(!system.log().contains("ermission denied"), "{}", system.log());
+}

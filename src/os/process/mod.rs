@@ -25,8 +25,8 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{
-    Resource, Rlimit, geteuid, getpid, getppid, getrlimit, set_child_subreaper,
-    set_parent_process_death_signal, setrlimit,
+    DumpableBehavior, Resource, Rlimit, geteuid, getpid, getppid, getrlimit, set_child_subreaper,
+    set_dumpable_behavior, set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::gettid;
 
@@ -238,6 +238,13 @@ pub fn place(descriptors: Vec<OwnedFd>, numbers: &[RawFd]) -> io::Result<()> {
 pub fn set_name(name: &CStr) {
     // A missing name is no reason not to serve.
     let _ = rustix::thread::set_name(name);
+}
+
+/// Lets another process of this user take descriptors of this one (pidfd_getfd(2)): the next principal. By default the
+/// kernel does not, where the program may be executed but not read (PR_SET_DUMPABLE(2const)).
+pub fn let_successors_in() {
+    // Where that fails a new principal says what it cannot do.
+    let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
 }
 
 /// Makes orphaned grandchildren children of this process (PR_SET_CHILD_SUBREAPER).

@@ -157,6 +157,7 @@ pub fn run(registry: &Registry) -> Result<Code, Failure> {
     #[cfg(debug_assertions)]
     let name = launched.sheet.name();
     process::set_name(c"osps-secondary");
+    process::let_successors_in();
     process::ignore_strangers().map_err(|error| Failure::internal("ignore signals", &error))?;
     // What a command leaves behind comes to us, and ends with its job.
     process::become_subreaper().map_err(|error| Failure::internal("adopt orphans", &error))?;
