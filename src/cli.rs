@@ -5,7 +5,6 @@ mod control;
 mod stress;
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::config::{Config, ConfigError, DEFAULT_FILE, PassedAddresses, Registered};
 use crate::exit::{Code, Failure};
 use crate::handler::Registry;
+use crate::os::output;
 use crate::os::rundir::Rundir;
 use crate::role;
 use crate::role::watchdog::{Passed, Sources};
@@ -324,18 +324,16 @@ fn parse<T: CommandFactory + FromArgMatches>(program: &str, arguments: &[OsStrin
     let command = T::command().bin_name(program);
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| T::from_arg_matches(&matches));
     parsed.map_err(|error| {
-        let _ = error.print();
-        if error.use_stderr() { Code::Usage } else { Code::Ok }
+        let printed = error.print();
+        if error.use_stderr() {
+            return Code::Usage;
+        }
+        output::written(printed).map_or_else(|failure| fail(program, &failure), |()| Code::Ok)
     })
 }
 
 fn print(text: &str) -> Result<Code, Failure> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => Ok(Code::Ok),
-        // Whoever reads has seen enough (`osps status | head -1`).
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Code::Ok),
-        Err(error) => Err(Failure::internal("write to standard output", &error)),
-    }
+    output::print(text).map(|()| Code::Ok)
 }
 
 fn fail(program: &str, failure: &Failure) -> Code {

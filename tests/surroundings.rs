@@ -8,7 +8,7 @@ use std::io::{PipeWriter, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use common::{REQUESTS, System, eventually, osps, osps_client, request, say};
 use nix::libc::O_NONBLOCK;
@@ -372,4 +372,24 @@ fn a_file_that_others_write_to_as_well_keeps_every_line() {
     assert!(shell.status().unwrap().success());
     let errors = fs::read_to_string(dir.path().join("errors")).unwrap();
     assert_eq!(errors, "first\nosps: no osps is running in none\nlast\n");
+}
+
+#[test]
+fn a_standard_output_that_takes_nothing_is_an_error_and_one_that_nobody_reads_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], stdout: Stdio| {
+        let mut osps = Command::new(env!("CARGO_BIN_EXE_osps"));
+        let output = osps.args(arguments).env("TMPDIR", dir.path()).stdout(stdout).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for arguments in [&["--help"][..], &["help", "check"], &["check"], &["pingpong", "--count", "2"]] {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let (code, said) = run(arguments, full.into());
+        assert_eq!(code, Some(70), "{arguments:?}: {said}");
+        assert!(said.contains("cannot write to standard output: No space left"), "{arguments:?}: {said}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(run(arguments, writer.into()), (Some(0), String::new()), "{arguments:?}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "pingpong has left its directory");
 }

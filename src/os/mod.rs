@@ -15,6 +15,7 @@ pub mod landlock;
 pub mod listener;
 pub mod log;
 pub mod notify;
+pub mod output;
 pub mod pidfd;
 pub mod privileges;
 pub mod proc;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::core::moment::Moment;
 use crate::exit::{Code, Failure};
 use crate::os::fifo::{self, Reader, Writer};
+use crate::os::output::print;
 use crate::os::pidfd::{Exit, Pidfd};
 use crate::os::process;
 use crate::os::reactor::{Handle, Progress, Reactor, Ready, Role, SourceId};
@@ -194,8 +195,12 @@ pub fn run(count: u64) -> Result<Code, Failure> {
     let mut reactor = Reactor::new(&[Signal::TERM, Signal::INT])
         .map_err(|error| Failure::internal("create the event loop", &error))?;
     let mut principal = start(&dir, count, reactor.handle())?;
-    println!("principal pid {}: one segment, one FIFO pair in {}", std::process::id(), dir.0.display());
-    println!("secondary pid {}: started", principal.secondary.pid());
+    print(&format!(
+        "principal pid {}: one segment, one FIFO pair in {}\nsecondary pid {}: started\n",
+        std::process::id(),
+        dir.0.display(),
+        principal.secondary.pid()
+    ))?;
     reactor.run(&mut principal).map_err(|error| Failure::internal("run the event loop", &error))?;
     if principal.exit.is_none() {
         let _ = principal.secondary.signal(rustix::process::Signal::KILL);
@@ -250,20 +255,19 @@ fn report(principal: &Principal) -> Result<Code, Failure> {
     let mut sorted = principal.round_trips.clone();
     sorted.sort_unstable();
     let at = |percent: usize| sorted[(exchanges - 1) * percent / 100].as_nanos() as f64 / 1000.0;
-    println!(
-        "secondary saw {} pings, the last was number {}",
+    print(&format!(
+        "secondary saw {} pings, the last was number {}\n\
+         principal saw {exchanges} pongs, the last was number {}\n\
+         round trip in microseconds: min {:.1}, median {:.1}, 99% {:.1}, max {:.1}\n\
+         secondary ended first (exit 0) and was reaped; the principal ends now\n",
         principal.page.get(COUNT),
-        principal.page.get(SEEN)
-    );
-    println!("principal saw {exchanges} pongs, the last was number {}", principal.sent);
-    println!(
-        "round trip in microseconds: min {:.1}, median {:.1}, 99% {:.1}, max {:.1}",
+        principal.page.get(SEEN),
+        principal.sent,
         at(0),
         at(50),
         at(99),
         at(100)
-    );
-    println!("secondary ended first (exit 0) and was reaped; the principal ends now");
+    ))?;
     Ok(Code::Ok)
 }
 
