@@ -70,6 +70,25 @@ fn a_frozen_one_leaves_why_it_was_killed_and_in_which_state() {
 }
 
 #[test]
+fn one_that_is_killed_beside_a_stopped_principal_keeps_why_when_both_are_dead() {
+    let system = system();
+    let (_exchange, secondary) = exchange(&system);
+    let principal = system.pid(0);
+    system.signal(secondary, Signal::SIGSTOP);
+    system.until("it is suspect", |status| {
+        let servers = status["servers"].as_array().unwrap();
+        servers.iter().any(|server| server["pid"] == secondary && server["state"] == "suspect")
+    });
+    // It does not hear of the other's death, and dies a little later.
+    system.signal(principal, Signal::SIGSTOP);
+    for pid in [secondary, principal] {
+        let obituary = obituary(&system, pid);
+        assert_eq!(obituary["killed"], "stopped, no answer within kill_after", "{obituary}");
+        assert_eq!((&obituary["state"], &obituary["jobs"]), (&json!("T"), &json!(1)), "{obituary}");
+    }
+}
+
+#[test]
 fn a_principal_and_the_secondaries_that_outlive_it_leave_theirs_too() {
     let system = system();
     let (held, secondary) = exchange(&system);

@@ -35,6 +35,11 @@ impl Watchdog {
     /// A secondary has ended that its principal is to reap: should that die before it has, the
     /// zombie comes to us.
     pub(super) fn note_departed(&mut self, obituary: Obituary) {
+        let is = |departed: &Obituary| (departed.pid, departed.name) == (obituary.pid, obituary.name);
+        if self.departed.iter().any(is) {
+            // It was supervised until it died; who comes across it now knows nothing more of it.
+            return;
+        }
         self.departed.retain(|departed| departed.pid != obituary.pid);
         self.departed.truncate(DEPARTED_KEPT - 1);
         self.departed.push_front(obituary);
