@@ -16,7 +16,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// What became of an attempt to write there.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn written(result: std::io::Result<()>) -> Result<(), Failure> {
     match result {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
