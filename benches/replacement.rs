@@ -41,6 +41,9 @@ const SECONDARIES: u16 = 4;
 const BUSY_CLIENTS: usize = 4;
 /// Samples of the yardstick before each blow.
 const YARDSTICKS: usize = 4;
+/// Nothing happens for so long before a blow, and before each sample of the yardstick: who starts a process again and
+/// again finds all that it needs in the caches, and is another yardstick.
+const QUIET: Duration = Duration::from_millis(10);
 /// Longer than young by what the principal may be late in hearing of it.
 const HEALTHY: Duration = YOUNG.saturating_add(Duration::from_millis(100));
 
@@ -153,6 +156,7 @@ impl Range {
             return;
         }
         for _ in 0..YARDSTICKS {
+            wait_until(now() + QUIET);
             let start = now();
             assert!(Command::new("/bin/true").status().unwrap().success());
             self.yardstick.push(now().since(start));
@@ -173,7 +177,7 @@ impl Range {
         give_jobs_at(&mut control, "echo", address.port(), clients + 1);
         let clients: Vec<TcpStream> = (0..clients).map(|_| self.connect(address)).collect();
         while_busy(clients, || {
-            wait_until(now() + Duration::from_millis(10));
+            wait_until(now() + QUIET);
             let blow_at = now();
             blow.strike(before.pid);
             let mut waiting = self.connect(address);
