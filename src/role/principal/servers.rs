@@ -156,7 +156,6 @@ impl Principal {
                 self.liveness.ring_later();
             }
             Err(error) => {
-                self.tell_obituaries();
                 if self.slots[slot].start_trouble.is_news(reactor.now()) {
                     log::error!("cannot start secondary {number}.{incarnation}: {error}");
                 }
@@ -177,9 +176,9 @@ impl Principal {
         let listeners =
             kinds.iter().flat_map(|&kind| &listeners[kind]).map(TcpListener::as_fd).collect::<Vec<_>>();
         let watchdog = self.liveness.watchdog();
-        let nascent = Nascent::start(number, watchdog, self.watchdog_page.as_fd(), table.as_fd(), &listeners)
-            .map_err(|error| error.to_string())?;
+        let nascent = Nascent::start(number, watchdog, self.watchdog_page.as_fd(), table.as_fd(), &listeners);
         self.tell_obituaries();
+        let nascent = nascent.map_err(|error| error.to_string())?;
         // Field 22 of /proc/<pid>/stat.
         let start_time = proc::stat(nascent.pid()).map_or(0, |stat| stat.start_time);
         let sheet = self.sheet.for_secondary(number, incarnation, start_time, kinds);
@@ -389,7 +388,6 @@ impl Principal {
         let answered_at = page.and_then(|page| answered_at(&page, incarnation));
         let deceased = Deceased { incarnation, pidfd, exit, answered_at, killed, recycled };
         self.enter_death(reactor, slot, deceased);
-        self.tell_obituaries();
         if let Err(error) = self.rundir.remove_secondary(number(slot), Some(incarnation)) {
             log::warn!("secondary {}: cannot remove its files: {error}", number(slot));
         }
