@@ -1,6 +1,7 @@
 //! Reloads that cannot be: nothing changes, and whoever asked hears why.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -81,6 +82,16 @@ fn a_program_that_is_no_server_changes_nothing() {
         program.replace_by(Path::new("/bin/true"));
         let said = failed_reload(&system);
         assert!(said.contains("nothing was changed: the new principal ended: exit 0"), "{said}");
+    });
+    // The kernel says only "No such file or directory", which a script that is there does not explain.
+    let script = system.dir.path().join("script");
+    fs::write(&script, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    stays_as_it_was(&system, || {
+        program.replace_by(&script);
+        let said = failed_reload(&system);
+        assert!(said.contains("nothing was changed: the new principal ended: exit 71"), "{said}");
+        assert!(system.log().contains("cannot execute a script"), "{}", system.log());
     });
     // Nor does a death of the principal bring the other program into force.
     system.strike(system.pid(0), Signal::SIGKILL);

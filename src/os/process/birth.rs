@@ -172,6 +172,11 @@ impl Birth {
     fn execute(&self) -> Result<Infallible, Failed> {
         let os = |step| move |error: rustix::io::Errno| (step, Errno::from_raw(error.raw_os_error()));
         let raw = |step| move |error: syscalls::Errno| (step, Errno::from_raw(error.into_raw()));
+        // The program itself is there: we have it open.
+        let in_execution = |error| match error {
+            syscalls::Errno::ENOENT => raw("execute a script, or a program without its loader")(error),
+            error => raw("execute its program")(error),
+        };
         // First of all, for from here on the death of the parent leaves nobody behind. SIGKILL,
         // for SIGTERM is held back and a stopped process would not act on it; see
         // `die_gently_with_parent`.
@@ -197,8 +202,7 @@ impl Birth {
             }
         };
         // Where it succeeds it does not return.
-        Err(executed
-            .map_or_else(raw("execute its program"), |_| ("execute its program", Errno::UnknownErrno)))
+        Err(executed.map_or_else(in_execution, |_| ("execute its program", Errno::UnknownErrno)))
     }
 
     /// Closes the rest now, not only at exec: a child that is stopped in between shall
