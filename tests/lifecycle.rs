@@ -346,7 +346,10 @@ fn the_runtime_directory_is_private_and_holds_what_is_documented() {
         "wdtube1",
         "wdtube2",
     ];
-    assert_eq!(system.files(), expected);
+    let mut files = system.files();
+    // Those of servers to come are made one set after the other.
+    files.retain(|name| !name.starts_with(".spare"));
+    assert_eq!(files, expected);
     let mode = |path: std::path::PathBuf| path.metadata().unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(system.rundir()), 0o700);
     for name in expected {

@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use common::{REQUESTS, System, breaks, connect, eventually, job, now, recv, request, say};
@@ -222,8 +223,40 @@ fn a_secondary_that_is_told_to_end_drains_beside_its_successor() {
     drop(running);
     system.until("the predecessor has ended", |status| !drains(status, pid));
     assert_eq!(system.books_are_exact()["ledger"]["done"], 2);
-    let of_predecessor = |name: &String| name.matches('.').count() > 1;
+    let of_predecessor = |name: &String| !name.starts_with('.') && name.matches('.').count() > 1;
     eventually("its files are gone", || (!system.files().iter().any(of_predecessor)).then_some(()));
+}
+
+#[test]
+fn a_successor_has_files_that_were_made_beforehand() {
+    // Nobody but whom we kill dies, however loaded the machine is.
+    let times = "[watchdog]\nperiod = \"50ms\"\nsuspect_after = \"10s\"\nkill_after = \"10m\"\n";
+    let mut system = System::start(&patient(2), &format!("{REQUESTS}\n{times}"));
+    let inode = |name: &str| std::fs::metadata(system.rundir().join(name)).map(|found| found.ino());
+    let spares =
+        || ["page", "dwtube", "wdtube", "orders"].map(|kind| [1, 2].map(|set| format!(".spare{set}.{kind}")));
+    let all = || spares().map(|sets| sets.map(|name| inode(&name).ok()));
+    let beforehand = || {
+        eventually("files for two", || Some(all()).filter(|all| all.iter().flatten().all(Option::is_some)))
+    };
+    let made = beforehand();
+    let first = system.pid(1);
+    system.signal(first, Signal::SIGKILL);
+    replaced(&system, 1, first);
+    for (name, made) in ["secondary1.page", "dwtube1", "wdtube1", "orders.1"].iter().zip(made) {
+        assert!(made.contains(&inode(name).ok()), "{name}: {made:?}, {:?}", inode(name));
+    }
+    assert_eq!(say(&mut request(system.address(), "echo"), "new"), "new");
+    // Another principal finds what was made, and makes what it has used again.
+    let made = beforehand();
+    let principal = system.pid(0);
+    system.signal(principal, Signal::SIGKILL);
+    replaced(&system, 0, principal);
+    system.all_ready();
+    assert!(made[1].contains(&inode("dwtube1").ok()) && made[1].contains(&inode("dwtube2").ok()));
+    beforehand();
+    assert!(system.stop().success());
+    assert_eq!(system.files(), ["lock"]);
 }
 
 #[test]

@@ -167,6 +167,24 @@ impl Page {
         Ok(page)
     }
 
+    /// Makes a page of a file of zeros that nobody has mapped ([`Segment::create`]).
+    ///
+    /// # Errors
+    /// As [`Page::attach`].
+    fn make_of(path: &Path, kind: Kind, words: usize, dimensions: &[u64]) -> Result<Self, PageError> {
+        let segment = Source::Path(path).map(Access::ReadWrite).map_err(|source| PageError::Io {
+            what: "map",
+            path: path.to_owned(),
+            source,
+        })?;
+        let page = Self { words: segment };
+        if page.words.len() != words || (0..words).any(|word| page.get(word) != 0) {
+            return Err(PageError::Mismatch { path: path.to_owned(), what: "it is not empty".to_owned() });
+        }
+        page.write_header(kind, dimensions);
+        Ok(page)
+    }
+
     /// Writes the header; again, where somebody else may have written over it.
     fn write_header(&self, kind: Kind, dimensions: &[u64]) {
         for (index, &dimension) in dimensions.iter().enumerate() {

@@ -18,6 +18,7 @@ use crate::core::job::Incarnation;
 use crate::core::moment::Moment;
 use crate::core::name::Name;
 use crate::core::slots::Handling;
+use crate::os::segment::Segment;
 use crate::page::record::{AFTER_RECORD, Record};
 use crate::page::{Access, Kind, Page, PageError, Source, record};
 use crate::wire::tube::JobRef;
@@ -45,12 +46,31 @@ impl SecondaryPage {
     /// # Errors
     /// [`PageError::Io`].
     pub fn create(path: &Path, slot: u16, before: Counts) -> Result<Self, PageError> {
-        let page = Page::create(path, Kind::Secondary, WORDS, &[u64::from(slot)])?;
+        Ok(Self::going_on(Page::create(path, Kind::Secondary, WORDS, &[u64::from(slot)])?, before))
+    }
+
+    /// Makes a file that [`SecondaryPage::create_of`] can make such a page of.
+    ///
+    /// # Errors
+    /// What [`Segment::create`] says.
+    pub fn prepare(path: &Path) -> io::Result<()> {
+        Segment::create(path, WORDS).map(|_| ())
+    }
+
+    /// As [`SecondaryPage::create`], of a file that was prepared.
+    ///
+    /// # Errors
+    /// [`PageError`], also where it is not as it was prepared.
+    pub fn create_of(path: &Path, slot: u16, before: Counts) -> Result<Self, PageError> {
+        Ok(Self::going_on(Page::make_of(path, Kind::Secondary, WORDS, &[u64::from(slot)])?, before))
+    }
+
+    fn going_on(page: Page, before: Counts) -> Self {
         page.set(REJECTED, before.rejected);
         page.set(ADMITTED, before.admitted);
         page.set(MALFORMED, before.malformed);
         page.set(RECYCLED, before.recycled);
-        Ok(Self { page })
+        Self { page }
     }
 
     /// Maps an existing page.

@@ -34,6 +34,13 @@ fn logged(system: &System, text: &str) {
     eventually(text, || (lines(system, text) > 0).then_some(()));
 }
 
+/// Takes away what was made for secondaries to come: it needs no room any more.
+fn remove_spares(system: &System) {
+    for name in system.files().iter().filter(|name| name.starts_with(".spare")) {
+        let _ = std::fs::remove_file(system.rundir().join(name));
+    }
+}
+
 /// A whole exchange.
 fn echo(system: &System) {
     assert_eq!(say(&mut request(system.address(), "echo"), "x"), "x");

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::common::{REQUESTS, System, eventually};
 use crate::memory::{greedy, overfeed};
 use crate::room::{cannot_be_created, is_replaced_in_the_end};
-use crate::{PATIENT, echo, ends_well, logged, patient, replaced};
+use crate::{PATIENT, echo, ends_well, logged, patient, remove_spares, replaced};
 
 /// A small file system of its own, until it is dropped.
 struct Tmpfs(tempfile::TempDir);
@@ -58,9 +58,13 @@ fn a_secondary_is_replaced_when_the_file_system_has_room_again() {
     let system = tmpfs.system("secondaries = 2");
     system.all_ready();
     // Its block is free only when nobody has it open: the dead one leaves no room for its successor.
-    let _held = fs::File::open(system.rundir().join("secondary1.page")).unwrap();
+    let has_spares = || system.files().iter().filter(|name| name.starts_with(".spare")).count() == 8;
+    eventually("files for two successors", || has_spares().then_some(()));
+    let pages = ["secondary1.page", ".spare1.page", ".spare2.page"];
+    let _held = pages.map(|page| fs::File::open(system.rundir().join(page)).unwrap());
     let mut file = fs::File::create(system.rundir().join("filler")).unwrap();
     while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+    remove_spares(&system);
     system.signal(system.pid(1), Signal::SIGKILL);
     logged(&system, "cannot start secondary 1");
     is_replaced_in_the_end(system, || file.set_len(0).unwrap());

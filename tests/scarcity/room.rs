@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::common::{REQUESTS, System, eventually};
 use crate::limits::{Scarce, take};
-use crate::{echo, ends_well, lines, patient};
+use crate::{echo, ends_well, lines, patient, remove_spares};
 
 /// The secondary of slot 1 has died and there is no room for another; `room` makes some.
 pub fn is_replaced_in_the_end(system: System, room: impl FnOnce()) {
@@ -70,6 +70,7 @@ fn a_log_file_at_its_limit_ends_nobody() {
 fn a_secondary_is_replaced_when_there_is_room_for_its_page_again() {
     let system = patient(2);
     let scarce = take(system.pid(0), Resource::Fsize, 0);
+    remove_spares(&system);
     system.signal(system.pid(1), Signal::SIGKILL);
     system.until("no room", |status| System::server(status, 1)["state"] == "down");
     is_replaced_in_the_end(system, || scarce.ends());

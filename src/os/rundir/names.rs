@@ -8,6 +8,9 @@ use crate::os::rundir::{Rundir, RundirError, remove};
 /// What a dead watchdog's page is called while its run is cleaned up.
 pub(super) const OLD_PAGE: &str = "watchdog.old.page";
 
+/// What the names of files begin with that are nobody's yet.
+pub(super) const SPARE: &str = ".spare";
+
 /// Names that every run makes.
 const NAMES: [&str; 8] = [
     "watchdog.pid",
@@ -35,6 +38,7 @@ pub fn is_of_a_run(name: &str) -> bool {
         || numbered("wdtube", "")
         || numbered("orders.", "")
         || numbered("orders.principal.", "")
+        || [".page", ".dwtube", ".wdtube", ".orders"].iter().any(|suffix| numbered(SPARE, suffix))
 }
 
 impl Rundir {
@@ -97,8 +101,23 @@ mod tests {
             "secondary12.jobs",
             "dwtube1",
             "wdtube1.7",
+            ".spare1.page",
+            ".spare8.dwtube",
+            ".spare8.wdtube",
+            ".spare12.orders",
         ];
-        let others = ["lock", "notes.txt", "dwtube", "secondary.page", "secondaryx.page", "osps.toml"];
+        let others = [
+            "lock",
+            "notes.txt",
+            "dwtube",
+            "secondary.page",
+            "secondaryx.page",
+            "osps.toml",
+            ".spare",
+            ".spare.page",
+            ".spare1",
+            ".spare1.jobs",
+        ];
         for name in ours.iter().chain(&others) {
             fs::write(dir.path().join(name), "").unwrap();
         }

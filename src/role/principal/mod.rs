@@ -14,6 +14,7 @@ mod obituaries;
 mod retired;
 mod servers;
 mod slot;
+mod spares;
 mod succession;
 mod takeover;
 
@@ -57,6 +58,7 @@ use leaving::Leaving;
 use obituaries::Dead;
 use servers::Uninvited;
 use slot::Slot;
+use spares::Spares;
 use succession::Estate;
 
 /// What the reactor gives back with an event. Slots are counted from 0 in here.
@@ -136,6 +138,7 @@ struct Principal {
     /// The slot that is reconciled next.
     reconcile_next: usize,
     dead: Dead,
+    spares: Spares,
     /// A stop has lasted too long: whoever is left was killed for that.
     kills_all: bool,
     /// Commands whose secondary has died, until they have ended, too.
@@ -203,6 +206,7 @@ impl Principal {
                 .with_resting(resting.map(index)),
             host: host(&config),
             rundir: launch::rundir(&sheet),
+            spares: Spares::found(&launch::rundir(&sheet), slots.len()),
             sheet,
             config,
             liveness,

@@ -16,11 +16,10 @@ use crate::core::slots::Action;
 use crate::os::fifo::{self, Reader, Writer};
 use crate::os::pidfd::Pidfd;
 use crate::os::reactor::{Handle, Progress};
-use crate::os::rundir;
 use crate::os::{proc, process};
+use crate::page::Access;
 use crate::page::record::Condition;
 use crate::page::secondary::SecondaryPage;
-use crate::page::{Access, PageError};
 use crate::role::access::AccessRecord;
 use crate::role::launch::{Nascent, Outfit, Sheet};
 use crate::role::principal::kills::Blocked;
@@ -198,7 +197,7 @@ impl Principal {
 
     /// Makes the files of a secondary, and tells it who it is.
     fn equip(
-        &self,
+        &mut self,
         nascent: &Nascent,
         slot: usize,
         sheet: &Sheet,
@@ -221,24 +220,6 @@ impl Principal {
         let outfit = Outfit { orders, page: own_page, to_secondary, from_secondary };
         nascent.tell(sheet, outfit).map_err(|error| error.to_string())?;
         Ok((page, tube, writer))
-    }
-
-    /// New files for a new incarnation: no stale byte survives in a FIFO.
-    fn make_files(&self, slot: usize) -> Result<(), PageError> {
-        let number = number(slot);
-        let io = |what| move |source| PageError::Io { what, path: self.rundir.path().to_owned(), source };
-        self.rundir.restore().map_err(io("make again"))?;
-        self.rundir.remove_secondary(number, None).map_err(io("clean"))?;
-        self.core.books().tables()[slot].restore_header();
-        SecondaryPage::create(&self.rundir.secondary_page(number), number, self.slots[slot].counts)?;
-        for fifo in [
-            self.rundir.to_secondary(number),
-            self.rundir.from_secondary(number),
-            self.rundir.secondary_orders(number),
-        ] {
-            fifo::create(&fifo).map_err(io("create FIFOs in"))?;
-        }
-        Ok(())
     }
 
     /// The server of a slot drains: another needs its names.
@@ -411,6 +392,9 @@ impl Principal {
         self.read_verdicts(reactor);
         self.reap_the_rest();
         self.close_what_is_retired();
+        if !self.core.is_stopping() {
+            self.spares.make_one(&self.rundir);
+        }
         for _ in 0..self.slots.len().min(RECONCILED_AT_A_PROBE) {
             let slot = self.reconcile_next % self.slots.len();
             self.reconcile_next = slot + 1;
@@ -463,18 +447,6 @@ impl Principal {
         }
         for slot in &mut self.slots {
             slot.listeners.iter_mut().for_each(Vec::clear);
-        }
-    }
-
-    /// Removes what the last incarnations leave, when all have ended.
-    fn remove_files(&self) {
-        for number in (0..self.slots.len()).map(number) {
-            if let Err(error) = self.rundir.remove_secondary(number, None) {
-                log::warn!("secondary {number}: cannot remove its files: {error}");
-            }
-            if let Err(error) = rundir::remove(&self.rundir.jobs(number)) {
-                log::warn!("secondary {number}: cannot remove its job table: {error}");
-            }
         }
     }
 }
