@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use mio::Interest;
@@ -32,12 +31,6 @@ const READ_BUDGET: usize = 16 * 1024;
 /// What `mkfifo(3)` says, `AlreadyExists` included.
 pub fn create(path: &Path) -> io::Result<()> {
     Ok(mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR)?)
-}
-
-/// Whether there is a FIFO under that name.
-#[must_use]
-pub fn is_there(path: &Path) -> bool {
-    path.symlink_metadata().is_ok_and(|found| found.file_type().is_fifo())
 }
 
 /// Opens one end; which end it is, is a matter of use.

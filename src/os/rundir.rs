@@ -2,6 +2,7 @@
 
 mod names;
 mod owner;
+mod spares;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -349,30 +350,6 @@ impl Rundir {
         Ok(())
     }
 
-    /// `.spare<set>.page`: the page of a secondary to come.
-    #[must_use]
-    pub fn spare_page(&self, set: u16) -> PathBuf {
-        self.spare_file(set, PerIncarnation::Page)
-    }
-
-    /// `.spare<set>.dwtube`, `.spare<set>.wdtube` and `.spare<set>.orders`: its FIFOs.
-    #[must_use]
-    pub fn spare_fifos(&self, set: u16) -> [PathBuf; 3] {
-        [PerIncarnation::ToSecondary, PerIncarnation::FromSecondary, PerIncarnation::Orders]
-            .map(|kind| self.spare_file(set, kind))
-    }
-
-    /// Gives the files of a set the names of a secondary's. What stands there under these names is removed by that.
-    ///
-    /// # Errors
-    /// What `rename(2)` says: then some have been given their names, and the others have not.
-    pub fn give_spare(&self, set: u16, slot: u16) -> io::Result<()> {
-        for kind in PER_INCARNATION {
-            fs::rename(self.spare_file(set, kind), self.secondary_file(slot, kind, None))?;
-        }
-        Ok(())
-    }
-
     /// Puts the page of a dead watchdog out of sight of tools while its run is cleaned up.
     ///
     /// # Errors
@@ -407,15 +384,6 @@ impl Rundir {
             PerIncarnation::ToSecondary => format!("dwtube{slot}{incarnation}"),
             PerIncarnation::FromSecondary => format!("wdtube{slot}{incarnation}"),
             PerIncarnation::Orders => format!("orders.{slot}{incarnation}"),
-        })
-    }
-
-    fn spare_file(&self, set: u16, kind: PerIncarnation) -> PathBuf {
-        self.file(&match kind {
-            PerIncarnation::Page => format!("{SPARE}{set}.page"),
-            PerIncarnation::ToSecondary => format!("{SPARE}{set}.dwtube"),
-            PerIncarnation::FromSecondary => format!("{SPARE}{set}.wdtube"),
-            PerIncarnation::Orders => format!("{SPARE}{set}.orders"),
         })
     }
 

@@ -35,8 +35,7 @@ const PAUSE: u32 = 20;
 impl Spares {
     /// Those that another principal has left; as many are kept as there are slots.
     pub fn found(rundir: &Rundir, slots: usize) -> Self {
-        let is_there = |set| rundir.spare_fifos(set).iter().all(|fifo| fifo::is_there(fifo));
-        let ready = (0..slots.min(MOST)).map(|set| is_there(number(set))).collect();
+        let ready = (0..slots.min(MOST)).map(|set| rundir.has_spare(number(set))).collect();
         Self { ready, first: 0, pause: 0 }
     }
 
@@ -66,8 +65,8 @@ impl Spares {
     fn give(&mut self, rundir: &Rundir, slot: u16, before: Counts) -> Option<SecondaryPage> {
         while let Some(ready) = self.ready.iter().position(|&ready| ready) {
             self.ready[ready] = false;
-            if rundir.give_spare(number(ready), slot).is_ok()
-                && fifos(rundir, slot).iter().all(|fifo| fifo::is_there(fifo))
+            if rundir.has_spare(number(ready))
+                && rundir.give_spare(number(ready), slot).is_ok()
                 && let Ok(page) = SecondaryPage::create_of(&rundir.secondary_page(slot), slot, before)
             {
                 return Some(page);
@@ -101,7 +100,7 @@ fn fifos(rundir: &Rundir, slot: u16) -> [PathBuf; 3] {
 }
 
 impl Principal {
-    /// New files for a new incarnation: no stale byte survives in a FIFO.
+    /// New files for a new incarnation: what is left in the FIFOs of another is not read.
     pub(super) fn make_files(&mut self, slot: usize) -> Result<(), PageError> {
         let number = number(slot);
         let Self { core, slots, spares, rundir, .. } = self;
@@ -142,7 +141,7 @@ mod tests {
     use super::*;
     use crate::page::Access;
     use std::fs;
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
     fn rundir() -> (tempfile::TempDir, Rundir) {
         let dir = tempfile::tempdir().unwrap();
@@ -204,6 +203,24 @@ mod tests {
         fs::remove_file(&rundir.spare_fifos(1)[0]).unwrap();
         fs::write(&rundir.spare_fifos(1)[0], "no FIFO").unwrap();
         assert!(!Spares::found(&rundir, 5).ready[0] && spares.give(&rundir, 1, BEFORE).is_none());
+    }
+
+    #[test]
+    fn what_is_no_file_of_ours_never_gets_the_name_of_a_secondarys() {
+        let (dir, rundir) = rundir();
+        let mut spares = Spares::found(&rundir, 4);
+        (0..4).for_each(|_| spares.make_one(&rundir));
+        let [page, fifo] = [rundir.spare_page(1), rundir.spare_fifos(2)[2].clone()];
+        for path in [&page, &fifo] {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        }
+        fs::rename(rundir.spare_page(3), dir.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", rundir.spare_page(3)).unwrap();
+        fs::set_permissions(&rundir.spare_fifos(4)[0], fs::Permissions::from_mode(0o666)).unwrap();
+        // Nothing has its names: rename(2) would move anything there.
+        assert!(spares.give(&rundir, 1, BEFORE).is_none());
+        assert!(page.is_dir() && fifo.is_dir() && !rundir.secondary_page(1).exists());
     }
 
     #[test]
